@@ -1,0 +1,359 @@
+"""Build a stock timm network, write it as a model folder and open such a folder again.
+
+A model folder holds `model.safetensors` (timm's own key names) and `config.json` (timm's Hub layout plus one root key,
+`lesion`). timm, transformers' TimmWrapper and this package read it alike; nothing in it is executable.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.data import create_transform
+from torch import nn
+
+from modeling.labels import diagnosis_of
+
+CONFIG_SCHEMA = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+MAX_CLASSES = 1000
+MAX_SIZE_PX = 1024
+MAX_WEIGHTS_BYTES = 4 * 1024**3
+
+
+class ModelFolderError(ValueError):
+    """A model folder or repository that cannot be opened, with the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that holds a model, and where it came from.
+
+    Attributes:
+        path: The folder on this machine.
+        model_id: Hub repository id, or the name of the run for a local folder.
+        revision: Full commit hash on the Hub; None for a local folder.
+        from_cache: True if the Hub did not answer and an earlier download is used.
+    """
+
+    path: Path
+    model_id: str
+    revision: str | None
+    from_cache: bool = False
+
+
+def build_model(
+    backbone: str,
+    *,
+    num_classes: int,
+    size_px: int,
+    pretrained: bool,
+    init_from: str | Path | None = None,
+    drop_rate: float = 0.0,
+) -> nn.Module:
+    """Create a timm network with a new classifier, and set the preprocessing that it will be saved with.
+
+    Args:
+        backbone: Name of a timm convolutional network, such as "efficientnet_b0".
+        num_classes: Number of diagnoses, at least 2.
+        size_px: Side of the square input; images are squashed to it, so that no part of the picture is cut off.
+        pretrained: Start from timm's ImageNet weights, downloaded from the Hub.
+        init_from: A model folder to start from instead; a classifier for the same number of diagnoses is kept too.
+        drop_rate: Dropout before the classifier, in [0, 1).
+
+    Raises:
+        ModelFolderError: If the backbone is unknown, its weights cannot be had, or `init_from` does not fit.
+    """
+    if not timm.is_model(backbone):
+        raise ModelFolderError(f"timm has no network named {backbone!r}; timm.list_models('*efficientnet*') lists some.")
+    try:
+        model = timm.create_model(
+            backbone, num_classes=num_classes, pretrained=pretrained and init_from is None, drop_rate=drop_rate
+        )
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise ModelFolderError(
+            f"the ImageNet weights of {backbone} could not be downloaded ({type(error).__name__}: {error}). "
+            "Without the Hub, start from scratch with `--pretrained false` or from an earlier model with `--init_from FOLDER`."
+        ) from error
+    if init_from is not None:
+        _load_all_but_classifier(model, Path(init_from) / WEIGHTS_NAME)
+    model.pretrained_cfg = {
+        **model.pretrained_cfg,
+        "input_size": (3, size_px, size_px),
+        "interpolation": "bicubic",
+        # timm's own evaluation crop discards at least 23 % of the picture; a lesion may reach the edge.
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    return model
+
+
+def _load_all_but_classifier(model: nn.Module, weights: Path) -> None:
+    """Load every tensor whose shape fits; only the classifier may be left out."""
+    if not weights.is_file():
+        raise ModelFolderError(f"--init_from: no {WEIGHTS_NAME} in {weights.parent}; give a model folder.")
+    tensors, wanted = load_file(weights), model.state_dict()
+    fitting = {key: value for key, value in tensors.items() if key in wanted and wanted[key].shape == value.shape}
+    classifier = str(model.pretrained_cfg["classifier"])
+    left_out = [key for key in wanted if key not in fitting and not key.startswith(f"{classifier}.")]
+    unknown = [key for key in tensors if key not in wanted]
+    if left_out or unknown:
+        raise ModelFolderError(
+            f"--init_from: the weights in {weights.parent} are of another network: {len(left_out)} tensors missing or of "
+            f"another shape, {len(unknown)} unknown, for instance {(left_out + unknown)[:3]}; name its --backbone."
+        )
+    model.load_state_dict(fitting, strict=False)
+
+
+def eval_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image], torch.Tensor]:
+    """Return the preprocessing of evaluation and prediction: RGB image → pixel_values (3, S, S), as timm builds it."""
+    return create_transform(
+        input_size=tuple(pretrained_cfg["input_size"]),
+        interpolation=pretrained_cfg["interpolation"],
+        mean=tuple(pretrained_cfg["mean"]),
+        std=tuple(pretrained_cfg["std"]),
+        crop_pct=pretrained_cfg["crop_pct"],
+        crop_mode=pretrained_cfg["crop_mode"],
+        is_training=False,
+    )
+
+
+def save_model_folder(model: nn.Module, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
+    """Write `model.safetensors` and `config.json`, as timm, transformers and `load_model_folder` read them.
+
+    Args:
+        model: Network of `build_model`, calibration already folded into its classifier.
+        folder: Created if missing; files of the same name are replaced.
+        codes: Diagnosis codes in the order of the classifier's outputs.
+        lesion: Operating points, abstention rule and provenance; `schema` and `weights_sha256` are added here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    config = {
+        "architecture": model.pretrained_cfg["architecture"],
+        # `num_classes` stands here only: inside model_args transformers 5 raises a TypeError for it.
+        "num_classes": len(codes),
+        "num_features": model.num_features,
+        "label_names": list(codes),
+        "label_descriptions": {code: diagnosis_of(code).name for code in codes},
+        "pretrained_cfg": {
+            "custom_load": False,
+            **{
+                key: model.pretrained_cfg[key]
+                for key in (
+                    "input_size",
+                    "fixed_input_size",
+                    "interpolation",
+                    "crop_pct",
+                    "crop_mode",
+                    "mean",
+                    "std",
+                    "pool_size",
+                    "first_conv",
+                    "classifier",
+                )
+                if model.pretrained_cfg.get(key) is not None
+            },
+        },
+        "lesion": {"schema": CONFIG_SCHEMA, **lesion, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)},
+    }
+    write_json(folder / CONFIG_NAME, config)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strictly valid JSON (NaN is refused), with a final newline."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None) -> ModelFolder:
+    """Find a model folder on this machine, or download the two files it is loaded from out of a Hub repository.
+
+    Raises:
+        ModelFolderError: If it is neither a folder nor a reachable repository.
+    """
+    path = Path(repo_or_folder)
+    if path.is_dir():
+        if revision is not None:
+            raise ModelFolderError(f"{path} is a folder and has no revisions; leave `revision` out.")
+        # runs/demo/model is better known as "demo" than as "model".
+        name = path.resolve().parent.name if path.resolve().name == "model" else path.resolve().name
+        return ModelFolder(path, model_id=name, revision=None)
+    repo_id = str(repo_or_folder)
+    # Imported late: a local folder must open without the Hub client's start-up cost.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        commit, from_cache = HfApi().model_info(repo_id, revision=revision, timeout=15).sha, False
+    except HFValidationError:
+        raise ModelFolderError(
+            f"{repo_id!r} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
+        ) from None
+    except GatedRepoError:
+        raise ModelFolderError(f"{repo_id} is gated: accept its terms on the Hub and log in with `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise ModelFolderError(
+            f"the Hub has no model {repo_id!r} that you may read, and there is no such folder here; "
+            "check the name, and log in with `hf auth login` if it is private."
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelFolderError(f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit hash.") from None
+    except Exception as error:
+        # Whatever keeps the Hub from answering (no network, a fault on its side, offline mode), an earlier download serves.
+        commit, from_cache, reason = revision, True, f"{type(error).__name__}: {error}"
+    try:
+        folder = snapshot_download(
+            repo_id, revision=commit, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], local_files_only=from_cache
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        detail = reason if from_cache else f"{type(error).__name__}: {error}"
+        raise ModelFolderError(
+            f"{repo_id} could not be downloaded and no earlier download of it is on this machine ({detail}); "
+            "check the network and try again, or give a model folder."
+        ) from error
+    return ModelFolder(Path(folder), model_id=repo_id, revision=Path(folder).name, from_cache=from_cache)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check `config.json` of a model folder.
+
+    Raises:
+        ModelFolderError: If the folder was not written by this package, or the file is damaged.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ModelFolderError(f"{folder} has no {CONFIG_NAME}; give the folder `model` of a run or a Hub repository.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{path} is not valid JSON ({error}); download it again.") from error
+    problem = _config_problem(config)
+    if problem:
+        raise ModelFolderError(f"{path}: {problem}")
+    return config
+
+
+def _config_problem(config: Any) -> str | None:
+    """Return what is wrong with a configuration, in words, or None."""
+    if not isinstance(config, dict):
+        return "a JSON object was expected."
+    lesion = config.get("lesion")
+    if not isinstance(lesion, dict):
+        return "no entry 'lesion', so this package did not write it; load such a model with timm or transformers."
+    if lesion.get("schema") != CONFIG_SCHEMA:
+        return (
+            f"its schema is {lesion.get('schema')!r} and this version reads {CONFIG_SCHEMA}; "
+            "update skin-lesion-classifier or take an older revision of the model."
+        )
+    if config.get("model_args"):
+        return "it has model_args, which this package never writes; refused, since they reach the network's constructor."
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9_]+", architecture) or not timm.is_model(architecture):
+        return f"architecture {architecture!r} is no timm network of this installation."
+    names = config.get("label_names")
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) and name for name in names)
+        or len(set(names)) != len(names)
+        or not 2 <= len(names) <= MAX_CLASSES
+    ):
+        return f"label_names must be 2 to {MAX_CLASSES} different names."
+    if config.get("num_classes") != len(names):
+        return f"num_classes is {config.get('num_classes')!r}, but there are {len(names)} label_names."
+    pretrained_cfg = config.get("pretrained_cfg")
+    if not isinstance(pretrained_cfg, dict):
+        return "no entry 'pretrained_cfg', which holds the preprocessing."
+    size = pretrained_cfg.get("input_size")
+    if not (
+        isinstance(size, list)
+        and len(size) == 3
+        and all(type(side) is int for side in size)
+        and size[0] == 3
+        and all(16 <= side <= MAX_SIZE_PX for side in size[1:])
+    ):
+        return f"input_size must be [3, S, S] with S from 16 to {MAX_SIZE_PX}, got {size!r}."
+    for key in ("mean", "std"):
+        value = pretrained_cfg.get(key)
+        if not (isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) and 0 <= v < 10 for v in value)):
+            return f"{key} must be three numbers, got {value!r}."
+    if any(value == 0 for value in pretrained_cfg["std"]):
+        return "std must not be zero."
+    if pretrained_cfg.get("crop_mode") != "squash" or pretrained_cfg.get("crop_pct") != 1.0:
+        return "crop_mode must be 'squash' and crop_pct 1.0, as this package trains."
+    if pretrained_cfg.get("interpolation") not in ("bicubic", "bilinear"):
+        return f"interpolation {pretrained_cfg.get('interpolation')!r} is not bicubic or bilinear."
+    return None
+
+
+def load_model_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Open a model folder: its network in evaluation mode with frozen weights, and its configuration.
+
+    Raises:
+        ModelFolderError: If a file is missing, damaged, does not fit the network, or is not the one that was saved.
+    """
+    config = read_config(folder)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+        hint = f"; {pickles[0]} is a pickle, which can run code when it is opened, and is refused" if pickles else ""
+        raise ModelFolderError(f"{folder} has no {WEIGHTS_NAME}{hint}.")
+    if weights.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise ModelFolderError(f"{weights} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
+    model = timm.create_model(config["architecture"], num_classes=config["num_classes"], pretrained=False)
+    _check_weights_fit(weights, model)
+    expected = config["lesion"].get("weights_sha256")
+    if expected != file_sha256(weights):
+        raise ModelFolderError(
+            f"{weights} is not the file that {CONFIG_NAME} describes (weights_sha256 differs); download the folder again, "
+            "or save it anew if you changed the weights."
+        )
+    model.load_state_dict(load_file(weights))
+    # transformers names sizes and statistics by lists; timm's own code wants tuples.
+    model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
+    model.requires_grad_(False)
+    return model.eval(), config
+
+
+def _check_weights_fit(weights: Path, model: nn.Module) -> None:
+    """Compare the file's header with the network, before any tensor is read."""
+    wanted = {key: list(value.shape) for key, value in model.state_dict().items()}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFolderError(f"{weights} is no whole safetensors file ({error}); download it again.") from error
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        raise ModelFolderError(
+            f"{weights} does not fit the network: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown {extra[:3]}."
+        )
+    misshapen = [f"{key} {found[key]} instead of {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+    if misshapen:
+        raise ModelFolderError(f"{weights}: {len(misshapen)} tensors have another shape, first {misshapen[0]}.")
