@@ -1,0 +1,296 @@
+"""Turn raw logits into answers that can be trusted: calibrated probabilities, operating points, abstention.
+
+Everything here is fitted on val, never on test. Fitting needs scipy (the `train` extra); applying needs numpy alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling.labels import diagnosis_of
+
+WANTED_SENSITIVITIES = (0.90, 0.95)
+FALSE_ALARM_RATE = 0.05
+
+
+# ---- Calibration ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibrated logits are `logits / temperature + bias`; the bias has mean 0 and one value per diagnosis."""
+
+    temperature: float
+    bias: tuple[float, ...]
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrate raw logits (N, C)."""
+        return np.asarray(logits, dtype=np.float64) / self.temperature + np.asarray(self.bias)
+
+    def undo(self, logits: np.ndarray) -> np.ndarray:
+        """Return the raw logits (N, C) behind calibrated ones, to compare before with after."""
+        return (np.asarray(logits, dtype=np.float64) - np.asarray(self.bias)) * self.temperature
+
+
+def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Fit temperature and per-diagnosis bias on val by negative log-likelihood (bias-corrected temperature scaling).
+
+    The class-weighted loss shifts the model's prior away from that of the data; a temperature alone cannot undo that.
+    A weak prior (log T ~ N(0, 1), bias ~ N(0, 2²): less than one image's worth) keeps a perfectly separated val split
+    from driving the temperature to 0. The bias of a diagnosis without val images stays near 0.
+
+    Args:
+        logits: Raw logits of val, shape (N, C).
+        labels: True labels of val, shape (N,).
+
+    Raises:
+        ValueError: If there is no image, or a logit is not finite.
+
+    Source: Alexandari et al. (2020), arXiv:1901.06852; temperature alone is Guo et al. (2017), arXiv:1706.04599.
+    """
+    from scipy.optimize import minimize  # fitting is for training only; serving does not install scipy
+
+    logits = check_logits(logits)
+    n_images, n_classes = logits.shape
+    target = np.eye(n_classes)[labels]  # (N, C)
+    seen = target.sum(axis=0) > 0
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        inverse_temperature, bias = math.exp(-parameters[0]), parameters[1:] * seen
+        log_probs = log_softmax(logits * inverse_temperature + bias)
+        residual = np.exp(log_probs) - target  # (N, C): gradient of the likelihood by the calibrated logits
+        nll = -float((log_probs * target).sum())
+        gradient = np.concatenate(
+            [
+                [-float((residual * logits).sum()) * inverse_temperature + parameters[0]],
+                residual.sum(axis=0) * seen + parameters[1:] / 4,
+            ]
+        )
+        prior = 0.5 * parameters[0] ** 2 + 0.5 * float((parameters[1:] ** 2).sum()) / 4
+        return (nll + prior) / n_images, gradient / n_images
+
+    fitted = minimize(
+        loss,
+        np.zeros(1 + n_classes),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9},
+    ).x
+    bias = fitted[1:] - fitted[1:].mean()  # a common shift changes no probability
+    return Calibration(temperature=math.exp(fitted[0]), bias=tuple(float(value) for value in bias))
+
+
+@torch.no_grad()
+def fold_calibration(model: torch.nn.Module, calibration: Calibration) -> None:
+    """Write the calibration into the classifier of a timm model, in place, so that every loader is calibrated.
+
+    Raises:
+        ValueError: If the classifier is not one linear layer with a bias.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
+    if not isinstance(classifier, torch.nn.Linear) or classifier.bias is None:
+        raise ValueError(
+            f"the calibration folds into one linear layer with a bias, but the classifier is {classifier}; "
+            "choose a backbone whose classifier is such a layer"
+        )
+    weight = classifier.weight.double() / calibration.temperature
+    bias = classifier.bias.double() / calibration.temperature
+    classifier.weight.copy_(weight)
+    classifier.bias.copy_(bias + torch.tensor(calibration.bias, dtype=torch.float64, device=bias.device))
+
+
+def check_logits(logits: np.ndarray) -> np.ndarray:
+    """Return the logits as float64 (N, C).
+
+    Raises:
+        ValueError: If there are none, or some are not finite.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    if logits.ndim != 2 or len(logits) == 0:
+        raise ValueError(f"wanted logits of shape (N, C) with N > 0, got {logits.shape}: the split has no images")
+    broken = ~np.isfinite(logits).all(axis=1)
+    if broken.any():
+        raise ValueError(
+            f"{broken.sum()} of {len(logits)} images have logits that are not finite (first at position "
+            f"{int(np.flatnonzero(broken)[0])}): the weights are broken; train again with a lower learning rate, "
+            "or in full precision"
+        )
+    return logits
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities (N, C) of logits (N, C), without overflow."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, C) of logits (N, C)."""
+    return np.exp(log_softmax(np.asarray(logits, dtype=np.float64)))
+
+
+# ---- Operating points ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold on the summed probability of `codes`, with what it gave on val."""
+
+    name: str
+    codes: tuple[str, ...]
+    wanted_sensitivity: float
+    threshold: float
+    sensitivity: float
+    specificity: float
+    n_positive: int
+    n_negative: int
+
+    def reached(self, probs: np.ndarray, codes: Sequence[str]) -> np.ndarray:
+        """Tell for each row of probs (N, C), columns in the order of `codes`, whether it is above the threshold."""
+        return target_probability(probs, codes, self.codes) >= self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "codes": list(self.codes)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "OperatingPoint":
+        return cls(**{**values, "codes": tuple(values["codes"])})
+
+
+def fit_operating_points(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -> list[OperatingPoint]:
+    """Fit on val the thresholds for melanoma, and for malignant against benign, at the wanted sensitivities.
+
+    A target without images on one of its two sides has no operating point and is left out; the evaluation says so.
+
+    Args:
+        probs: Calibrated probabilities of val, shape (N, C).
+        labels: True labels of val, shape (N,), into `codes`.
+        codes: The model's diagnoses, in the order of the columns.
+    """
+    points = []
+    for target, target_codes in operating_targets(codes).items():
+        is_positive = np.isin(labels, [list(codes).index(code) for code in target_codes])
+        if is_positive.all() or not is_positive.any():
+            continue
+        scores = target_probability(probs, codes, target_codes)
+        for wanted in WANTED_SENSITIVITIES:
+            threshold = choose_threshold(scores, is_positive, min_sensitivity=wanted)
+            points.append(
+                OperatingPoint(
+                    name=f"{target}@{round(100 * wanted)}",
+                    codes=target_codes,
+                    wanted_sensitivity=wanted,
+                    threshold=threshold,
+                    sensitivity=float((scores[is_positive] >= threshold).mean()),
+                    specificity=float((scores[~is_positive] < threshold).mean()),
+                    n_positive=int(is_positive.sum()),
+                    n_negative=int((~is_positive).sum()),
+                )
+            )
+    return points
+
+
+def operating_targets(codes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what is to be caught, with the diagnoses whose probabilities are summed for it."""
+    malignant = tuple(code for code in codes if diagnosis_of(code).malignant)
+    targets: dict[str, tuple[str, ...]] = {"MEL": ("MEL",)} if "MEL" in codes else {}
+    if malignant and malignant != ("MEL",):
+        targets["malignant"] = malignant
+    return targets
+
+
+def target_probability(probs: np.ndarray, codes: Sequence[str], target_codes: Sequence[str]) -> np.ndarray:
+    """Sum the probabilities (N, C) of the target's diagnoses, shape (N,)."""
+    return np.asarray(probs)[:, [list(codes).index(code) for code in target_codes]].sum(axis=1)
+
+
+def choose_threshold(scores: np.ndarray, is_positive: np.ndarray, *, min_sensitivity: float) -> float:
+    """Return a threshold that still reaches the wanted sensitivity, and no more than needed.
+
+    It lies half-way between the last score that must be caught and the next one below, so that a rounding
+    difference between two machines does not move an image across it.
+
+    Args:
+        scores: Probability of the target, shape (N,).
+        is_positive: True where the image shows it, shape (N,).
+        min_sensitivity: Share of positives to catch, in (0, 1].
+
+    Raises:
+        ValueError: If no image is positive, so that sensitivity is undefined.
+
+    Source: Fawcett (2006), An introduction to ROC analysis, doi:10.1016/j.patrec.2005.10.010.
+    """
+    if not is_positive.any():
+        raise ValueError("no image is positive: sensitivity is undefined; fit on a split that shows the target")
+    positives = np.sort(scores[is_positive])[::-1]
+    n_caught = math.ceil(min_sensitivity * len(positives) - 1e-9)
+    lowest_caught = positives[n_caught - 1]
+    below = scores[scores < lowest_caught]
+    next_below = below.max() if len(below) else 0.0
+    return float((lowest_caught + next_below) / 2)
+
+
+# ---- Abstention ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AbstentionRule:
+    """Abstain where the image is unlike the training data: its score is above a threshold fitted on val.
+
+    The score is the energy of the calibrated logits (Liu et al. 2020, arXiv:2010.03759): higher is more unlike.
+    """
+
+    threshold: float
+    false_alarm_rate: float
+
+    @classmethod
+    def fit(
+        cls,
+        logits: np.ndarray,
+        features: np.ndarray,
+        labels: np.ndarray,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+    ) -> "AbstentionRule":
+        """Fit on val: `false_alarm_rate` of its images, all of known diagnoses, lie above the threshold.
+
+        Args:
+            logits: Calibrated logits of val, shape (N, C).
+            features: Penultimate features of val, shape (N, D).
+            labels: True labels of val, shape (N,).
+            false_alarm_rate: Share of ordinary images that may be refused, in (0, 1).
+        """
+        rule = cls(threshold=math.inf, false_alarm_rate=false_alarm_rate)
+        scores = rule.score(check_logits(logits), features)
+        return cls(threshold=float(np.quantile(scores, 1 - false_alarm_rate)), false_alarm_rate=false_alarm_rate)
+
+    def score(self, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return how unlike the training data each image is, shape (N,), from logits (N, C) and features (N, D)."""
+        logits = np.asarray(logits, dtype=np.float64)
+        highest = logits.max(axis=1)
+        return -(highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1)))
+
+    def abstains(self, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Tell for each image whether the model should not answer, shape (N,)."""
+        return self.score(logits, features) > self.threshold
+
+    def reasons(self, logits: np.ndarray, features: np.ndarray) -> list[str | None]:
+        """Say in words why each image is refused, or None where it is not; length N."""
+        scores = self.score(logits, features)
+        return [
+            f"The image is unlike those that this model was trained on (score {score:.2f}, limit {self.threshold:.2f}; "
+            f"about {self.false_alarm_rate:.0%} of ordinary images exceed it), so its probabilities should not be used."
+            if score > self.threshold
+            else None
+            for score in scores
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AbstentionRule":
+        return cls(**values)
