@@ -1,21 +1,28 @@
-"""One decoder for every image that enters: path, bytes, PIL image or array in; upright RGB out, or a sentence why not."""
+"""One decoder for every image that enters: path, bytes, PIL image or array in; upright RGB out, or words why not."""
 
 import io
 import os
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # Pillow knows some fifty formats, among them EPS, which starts Ghostscript. Only parsers on this list ever see a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
+# Together these bound one call to less than 1 GB of memory and some seconds; `tests/test_images.py` measures it.
 MAX_FILE_BYTES = 100_000_000
-MAX_PIXELS = 64_000_000  # a 50-megapixel phone fits; Pillow holds 4 bytes a pixel, so one copy is at most 256 MB
+MAX_PIXELS = 64_000_000  # a 50-megapixel phone fits; Pillow holds 4 bytes a pixel, so one copy takes 256 MB at most
 MIN_SIDE_PX = 8
 MAX_ASPECT_RATIO = 10  # models squash to a square: a longer strip shows no lesion any more
+MAX_JPEG_SCANS = 100  # progressive JPEGs have about 10; every scan goes over all pixels, so thousands take minutes
+MAX_JPEG_SEGMENTS = 5_000  # before the picture; an ICC profile or depth map of 4 MB takes 64
+MAX_READS = 100_000  # of Pillow, per file: millions of empty chunks would keep it busy for minutes
+MAX_TIFF_TAG_BYTES = 8_000_000  # as Python numbers they take up to 25 times as much
 
 
 class ImageError(ValueError):
@@ -23,9 +30,10 @@ class ImageError(ValueError):
 
 
 def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image.Image:
-    """Return the image as a person sees it: upright, RGB, 8 bits a channel.
+    """Return the image as a person sees it: upright, RGB, 8 bits a channel, without metadata.
 
     A plain RGB file gives exactly the pixels of `ImageOps.exif_transpose(Image.open(path)).convert("RGB")`.
+    Safe to call from several threads, but not with one and the same PIL image that is not loaded yet.
 
     Args:
         source: A path, the bytes of a file, a PIL image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4).
@@ -33,51 +41,47 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
         min_side_px: JPEGs may be decoded smaller, which is faster, as long as both sides keep this length.
 
     Raises:
-        ImageError: If the image cannot be read or is no sensible picture. No other exception is raised for bad input.
+        ImageError: If the image cannot be read or is no sensible picture. Bad input raises nothing else.
     """
     name = _name(source)
-    # Hostile files make Pillow raise OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error,
-    # zlib.error, OverflowError, MemoryError, RecursionError, DecompressionBombError and more. There is no list of them,
-    # and every one means the same here: this image cannot be read. So this one boundary translates all of them.
     try:
         if isinstance(source, np.ndarray):
-            return _checked_size(_from_array(source), name).convert("RGB")
-        if isinstance(source, Image.Image):
-            return _to_rgb(_upright(_checked_size(source, name)), name)
-        return _from_file(_read_bytes(source, name), name, min_side_px)
+            image = _from_array(source)
+        elif isinstance(source, Image.Image):
+            image = source
+        else:
+            image = _open(_read(source, name), name)
+        _check_size(image, name)
+        if min_side_px and not isinstance(source, Image.Image):
+            image.draft(None, (min_side_px, min_side_px))  # does something for JPEG only
+        image.load()
+        return _upright_rgb(image, name)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(f"{name} needs more memory than there is; make it smaller.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} has too many pixels; make it smaller. ({error})") from error
+    # Hostile files make Pillow raise OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
+    # AttributeError, struct.error, zlib.error, OverflowError, RecursionError and more. There is no list of them, and
+    # every one means the same here: this image cannot be read. So this one boundary translates them all.
     except Exception as error:
         raise ImageError(
-            f"{name} is damaged and cannot be decoded ({type(error).__name__}: {error}). "
-            "Send it again, or save it once more as JPEG or PNG."
+            f"{name} is damaged or incomplete ({error}). Send it again, or save it once more as JPEG or PNG."
         ) from error
 
 
-def _from_file(data: bytes, name: str, min_side_px: int | None) -> Image.Image:
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        raise ImageError(f"{name} is not a picture of a known format; send {', '.join(FORMATS)}.") from None
-    with image:
-        _checked_size(image, name)
-        if min_side_px is not None and image.format == "JPEG":
-            scale = min(image.size) // min_side_px
-            if scale > 1:
-                image.draft(None, (image.width // scale, image.height // scale))
-        image.load()
-        return _to_rgb(_upright(image), name)
-
-
-def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
+def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     if isinstance(source, bytes):
         data = source
     else:
-        path = Path(source)
-        if not path.is_file():
-            raise ImageError(f"{name} is not a file; check the path.")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        try:
+            if not Path(source).is_file():  # also keeps out devices and pipes, which may never end
+                raise ImageError(f"{name} is not a file; check the path (addresses of the web must be fetched first).")
+            with open(source, "rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise ImageError(f"{name} cannot be opened ({error.strerror}); check the path and its rights.") from error
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); send it again.")
     if len(data) > MAX_FILE_BYTES:
@@ -85,67 +89,193 @@ def _read_bytes(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     return data
 
 
-def _checked_size(image: Image.Image, name: str) -> Image.Image:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    """Read the header; the pixels wait for `load`."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        # The switch is global to the process: changing it here would race with whoever set it.
         raise ImageError(
-            f"{name} has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels; make it smaller."
+            f"{name} cannot be checked: this program set PIL.ImageFile.LOAD_TRUNCATED_IMAGES, so that incomplete "
+            "images would pass, grey where a part is missing. Set it to False."
         )
-    if min(width, height) < MIN_SIDE_PX:
-        raise ImageError(f"{name} has {width} x {height} pixels; both sides need at least {MIN_SIDE_PX} pixels.")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+    metadata: dict[str, bytes] = {}
+    if data.startswith(b"\xff\xd8"):
+        data, metadata = _split_jpeg(data, name)
+    file = _MeteredFile(data)
+    if data.startswith((b"II", b"MM")):
+        file.bytes_left = MAX_TIFF_TAG_BYTES
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} has {width} x {height} pixels, a strip longer than {MAX_ASPECT_RATIO}:1; crop it to the lesion."
-        )
+            f"{name} is not a picture, or its header is damaged (it starts with {data[:8]!r}). "
+            f"Send one of {', '.join(FORMATS)}."
+        ) from error
+    image.info.update(metadata)
+    if image.format == "TIFF":
+        # Loading a TIFF also expands the tables these tags point to, of any size; nothing here needs them.
+        for tag in (0x8769, 0x8825, 0xA005):  # Exif, GPS, Interoperability
+            image.getexif().pop(tag, None)
+        # The decoder's buffer holds one tile, which may be larger than the picture.
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(322, 0) * tags.get(323, 0) > MAX_PIXELS:  # TileWidth, TileLength
+            raise ImageError(f"{name} claims tiles of absurd size; save it once more as JPEG or PNG.")
+    file.bytes_left = 2 * len(data)  # from here on Pillow reads the pixels
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image) or image
-    except Exception:
-        return image
+class _MeteredFile(io.BytesIO):
+    """The bytes of a file, which stop a parser that reads far more, or more often, than a picture needs."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads_left = MAX_READS
+        self.bytes_left = 2 * len(data) + 1000
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.reads_left -= 1
+        self.bytes_left -= len(data)
+        if self.reads_left < 0 or self.bytes_left < 0:
+            raise OSError("its metadata is too large or too fragmented")
+        return data
+
+
+def _split_jpeg(data: bytes, name: str) -> tuple[bytes, dict[str, bytes]]:
+    """Return the JPEG without metadata, and the first Exif and XMP segments.
+
+    Pillow joins all Exif segments and reads every table in them when it opens a JPEG: a few crafted hundred kilobytes
+    fill the memory. We need one number of it, the orientation, so Pillow gets to see none.
+    """
+    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise ImageError(f"{name} has more than {MAX_JPEG_SCANS} scans; save it as an ordinary JPEG.")
+    metadata: dict[str, bytes] = {}
+    kept, position = [data[:2]], 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 4 > len(data):
+            raise ImageError(f"{name} is incomplete: it ends before the picture starts. Send it again.")
+        marker, length = data[position + 1], 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xDA:  # start of scan: the picture itself
+            return b"".join([*kept, data[position:]]), metadata
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # without content
+            position += 2
+            continue
+        segment = data[position : position + length]
+        if segment[4:].startswith(b"Exif\0\0"):
+            metadata.setdefault("exif", segment[4:])
+        elif segment[4:].startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            metadata.setdefault("xmp", segment[33:])
+        # Decoding depends on JFIF (APP0) and Adobe (APP14); the other APP segments and comments (0xFE) are metadata.
+        if not (0xE1 <= marker <= 0xEF or marker == 0xFE) or marker == 0xEE:
+            kept.append(segment)
+        position += length
+    raise ImageError(f"{name} has more than {MAX_JPEG_SEGMENTS} segments of metadata; save it once more.")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"An array image must have dtype uint8 (0 to 255), got {array.dtype}; "
+            "convert floats from 0 to 1 with (array * 255).round().astype(np.uint8)."
+        )
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ImageError(
+            "An array image must have the shape (height, width), (height, width, 3) or (height, width, 4), got "
+            f"{array.shape}; move channels from first to last with array.transpose(1, 2, 0)."
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    size = f"{name} has {width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{size}, more than {MAX_PIXELS // 10**6} megapixels; make it smaller.")
+    if min(width, height) < MIN_SIDE_PX:
+        raise ImageError(f"{size}; both sides need at least {MIN_SIDE_PX}. Send the photograph itself.")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(f"{size}, a strip longer than {MAX_ASPECT_RATIO}:1; crop it to the lesion.")
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    method = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(_orientation(image.info))
+    rgb = _to_rgb(image, name)
+    upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
+    upright.info = {}  # an orientation left behind would be applied a second time by the next reader
+    return upright
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     # Colour profiles are ignored: training, transformers and timm read files with a plain convert("RGB"), and a model
     # must see the same numbers here as there.
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image.convert("RGB")
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "LAB":
-        profile = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, *profile, outputMode="RGB")
+    if image.has_transparency_data:
+        # What lies under transparent pixels, often black, was never seen by the sender; viewers and web pages show
+        # transparency on white.
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(rgba, mask=rgba.getchannel("A"))
+        return rgb
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):  # convert("RGB") would cut at 255, which leaves white
+        to_8_bits = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+        return Image.fromarray(to_8_bits[np.asarray(image)]).convert("RGB")
     if image.mode in ("I", "F"):
         values = np.asarray(image)
         top = 65535 if image.mode == "I" else 1 if values.max() <= 1 else 255
-        if not (values.min() >= 0 and values.max() <= top):
-            raise ImageError(f"{name} has {image.mode} pixels outside 0 to {top}; save it with 8 bits a channel.")
-        return Image.fromarray((values / top * 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        # What lies under transparent pixels was never seen by the person who sends the picture (often it is black);
-        # viewers and web pages show them on white.
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        if not (values.min() >= 0 and values.max() <= top):  # also when some are NaN
+            raise ImageError(
+                f"{name} has 32-bit pixels from {values.min()} to {values.max()}, outside 0 to {top}; "
+                "save it with 8 bits a channel."
+            )
+        return Image.fromarray((values * (255 / top)).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "LAB":  # convert("RGB") does not know it
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
     return image.convert("RGB")
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8:
-        raise ImageError(
-            f"An array image must have dtype uint8 (0 to 255), got {array.dtype}; convert floats in 0 to 1 with "
-            "(array * 255).round().astype(np.uint8)."
-        )
-    if not is_image:
-        raise ImageError(
-            f"An array image must have the shape (height, width), (height, width, 3) or (height, width, 4), "
-            f"got {array.shape}; move the channels last with array.transpose(1, 2, 0)."
-        )
-    image = Image.fromarray(np.ascontiguousarray(array))
-    return _to_rgb(image, "The array")
+def _orientation(info: dict) -> int:
+    """Return the Exif orientation, 1 to 8; 1 where there is none or it is broken.
+
+    Pillow's own `getexif` reads all of the metadata into memory before it answers, see `_split_jpeg`.
+    TIFF files are turned by Pillow as they load.
+    """
+    exif = info.get("exif") or b""
+    if "Raw profile type exif" in info:  # PNGs of older ImageMagick: three lines of header, then hexadecimal
+        try:
+            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
+        except ValueError:
+            exif = b""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is not None:
+        try:
+            (start,) = struct.unpack_from(order + "L", exif, 4)
+            (count,) = struct.unpack_from(order + "H", exif, start)
+            for i in range(count):
+                tag, kind, number = struct.unpack_from(order + "HHL", exif, start + 2 + 12 * i)
+                if tag == 0x0112 and number == 1 and kind in (3, 4):  # SHORT or LONG
+                    return struct.unpack_from(order + "HL"[kind - 3], exif, start + 10 + 12 * i)[0]
+        except struct.error:
+            return 1  # it ends too early: broken metadata do not make the picture unreadable
+    for key in ("XML:com.adobe.xmp", "xmp"):
+        xmp = info.get(key) or b""
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp if isinstance(xmp, bytes) else xmp.encode())
+        if match:
+            return int(match[1])
+    return 1
 
 
 def _name(source: ImageInput) -> str:
@@ -153,4 +283,9 @@ def _name(source: ImageInput) -> str:
         return "The array"
     if isinstance(source, Image.Image | bytes):
         return "The image"
-    return repr(os.fspath(source))
+    if isinstance(source, str | os.PathLike):
+        return repr(os.fspath(source))
+    raise ImageError(
+        f"An image must be a path, bytes, a PIL image or a uint8 array, got {type(source).__name__}; "
+        "convert tensors with tensor.numpy(), file objects with file.read()."
+    )
