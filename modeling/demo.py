@@ -1,9 +1,9 @@
 """Embedded demo data: procedural drawings that look like dermoscopy, in the columns of the real data, without network.
 
-They are synthetic, and `source` says so. Diagnoses differ by the cues that dermatologists name (colours, border, network,
-vessels, cysts); skin tone, light, pose, hair, rulers, ink and dark corners vary alike over all diagnoses. So a model
-learns something here, and nothing downstream meets an artefact for the first time in real data, but what it learns
-says nothing about photographs of skin.
+They are synthetic, and `source` says so. Diagnoses differ by the cues that dermatologists name (colours, border,
+network, vessels, cysts); skin tone, light, pose, hair, rulers, ink and dark corners vary alike over all diagnoses.
+So a model can learn here, and nothing downstream meets an artefact for the first time in real data; but what it
+learns says nothing about photographs of skin.
 
 Source of the cues: Kittler et al. (2016), Standardization of terminology in dermoscopy, doi:10.1016/j.jaad.2015.12.038.
 """
@@ -179,12 +179,12 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
     # Skin: fine grain and faint furrows over slow changes of tone.
     picture = lesion.skin * (
         1
-        + 0.03 * _noise(rng, (height, width), 4)[..., None]
+        + 0.012 * _noise(rng, (height, width), unit / 40)[..., None]
         + 0.018 * _noise(rng, (height, width), unit / 2)[..., None]
     )
 
     # Pose: the canvas (side 2 in its own units) seen turned, mirrored, scaled and shifted.
-    angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.40, 0.56) * unit
+    angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.46, 0.70) * unit
     mirror = rng.choice([-1.0, 1.0])
     centre = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, size=2) * unit
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [[1.0], [mirror]]
@@ -202,7 +202,7 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
     # Light: exposure, colour balance and a slope across the field.
     slope = rng.uniform(0, 2 * np.pi)
     ramp = ((x / width - 0.5) * np.cos(slope) + (y / height - 0.5) * np.sin(slope)) * rng.uniform(0, 0.22)
-    picture = picture * rng.uniform(0.86, 1.12) * rng.normal(1, 0.025, size=3).clip(0.94, 1.06) * (1 + ramp)[..., None]
+    picture = picture * rng.uniform(0.86, 1.12) * rng.normal(1, 0.015, size=3).clip(0.96, 1.04) * (1 + ramp)[..., None]
     if rng.random() < 0.3:  # bubbles and reflections of the contact fluid
         for _ in range(int(rng.integers(1, 6))):
             spot = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height)) / (unit * rng.uniform(0.01, 0.035))
@@ -228,7 +228,7 @@ def _new_lesion(rng: np.random.Generator, code: str) -> _Lesion:
     if code not in _PAINTERS:
         raise ValueError(f"no drawing for diagnosis {code!r}; choose one of {', '.join(_PAINTERS)}.")
     tone = rng.beta(1.3, 2.6)  # 0 pale, 1 brown: most archives hold mostly pale skin
-    skin = (1 - tone) * np.array([232.0, 196, 176]) + tone * np.array([158.0, 112, 84]) + rng.normal(0, 5, size=3)
+    skin = (1 - tone) * np.array([232.0, 196, 176]) + tone * np.array([158.0, 112, 84]) + rng.normal(0, 3, size=3)
     canvas = _Canvas(rng, skin)
     _PAINTERS[code](canvas)
     # Pigment lies in the skin: on darker skin every colour comes out darker.
@@ -238,13 +238,13 @@ def _new_lesion(rng: np.random.Generator, code: str) -> _Lesion:
 
 @dataclass
 class _Canvas:
-    """The square on which a lesion is painted; x and y run from -1 to 1, the lesion's radius is about 0.6."""
+    """The square on which a lesion is painted; x and y run from -1 to 1, a lesion's radius is about 0.5."""
 
     rng: np.random.Generator
     skin: Array
     rgb: Array = field(init=False)
     alpha: Array = field(init=False)
-    inside: Array = field(init=False)  # (S, S), 1 on the rim, 0 in the centre
+    inside: Array = field(init=False)  # (S, S), distance from the centre: 1 on the border
 
     def __post_init__(self) -> None:
         axis = (np.arange(CANVAS_PX, dtype=np.float32) + 0.5) / CANVAS_PX * 2 - 1
@@ -259,8 +259,10 @@ class _Canvas:
         border = np.full_like(radius, rng.uniform(0.46, 0.62))
         for k, amplitude in waves.items():
             border *= 1 + amplitude * rng.uniform(0.6, 1.3) * np.cos(k * theta + rng.uniform(0, 2 * np.pi))
+        border *= min(1.0, 0.85 / (long * border.max()))  # the whole lesion is on the canvas
         self.inside = radius / border
-        self.alpha = opacity / (1 + np.exp(((self.inside - 1) / softness * 4).clip(-30, 30)))
+        fade = ((1 - np.maximum(abs(self.x), abs(self.y))) / 0.15).clip(0, 1)  # nothing ends at the canvas' edge
+        self.alpha = fade * opacity / (1 + np.exp(((self.inside - 1) / softness * 4).clip(-30, 30)))
 
     def fill(self, centre: Array, rim: Array, *, mottling: float = 6.0) -> None:
         """Paint a slope of colour from centre to rim, slightly mottled."""
@@ -350,21 +352,23 @@ def _paint_nv(canvas: _Canvas) -> None:
 def _paint_mel(canvas: _Canvas) -> None:
     """Melanoma: ragged and lopsided, several colours, blue-white veil, irregular dots and streaks."""
     rng = canvas.rng
-    waves = {1: 0.15, 2: 0.12, 3: 0.11, 4: 0.08, 5: 0.06, 7: 0.05, 9: 0.03}
-    canvas.outline(waves=waves, softness=rng.uniform(0.05, 0.16), opacity=0.97, stretch=0.3)
+    waves = {1: 0.16, 2: 0.10, 3: 0.10, 4: 0.05, 5: 0.06, 7: 0.04, 8: 0.03, 11: 0.025}
+    canvas.outline(waves=waves, softness=rng.uniform(0.10, 0.24), opacity=0.96, stretch=0.3)
     canvas.fill(np.array([88.0, 58, 46]), np.array([120.0, 80, 58]), mottling=8)
     lean = np.cos(np.arctan2(canvas.y, canvas.x) - rng.uniform(0, 2 * np.pi))  # one side differs from the other
-    for colour, threshold in (((38, 28, 30), 0.2), ((150, 98, 74), 0.8), ((84, 94, 118), 0.3)):
-        patch = canvas.noise(0.4) + 0.7 * lean * rng.choice([-1.0, 1.0])
-        canvas.paint(colour, 0.9 / (1 + np.exp(-(patch - threshold) * 5)))
+    colours = ((42, 30, 30), 0.2), ((152, 104, 78), 0.7), ((104, 108, 124), 0.6)  # black, tan, blue-white veil
+    for colour, threshold in colours:
+        patch = 0.7 * canvas.noise(0.45) + 0.35 * canvas.noise(0.12) + 0.7 * lean * rng.choice([-1.0, 1.0])
+        canvas.paint(colour, 0.85 / (1 + np.exp(-(patch - threshold) * 3)))
+    canvas.network((46, 32, 28), pitch=0.13, strength=0.5, where=1 / (1 + np.exp(-canvas.noise(0.5) * 4)))
     if rng.random() < 0.4:
         canvas.paint((196, 150, 142), 0.7 / (1 + np.exp(-(canvas.noise(0.35) - 1.4) * 6)))
     canvas.spots(int(rng.integers(6, 18)), (30, 22, 24), (0.015, 0.05), reach=(0.5, 1.0))
     streaks = []
     for _ in range(int(rng.integers(4, 12))):
         start = np.array(canvas.place((0.8, 0.95)))
-        streaks.append(np.stack([start, start * rng.uniform(1.15, 1.4)]))
-    canvas.strokes(streaks, (44, 32, 32), 0.03, strength=0.8)
+        streaks.append(np.stack([start, start * rng.uniform(1.08, 1.25)]))
+    canvas.strokes(streaks, (52, 38, 34), 0.03, strength=0.7)
 
 
 def _paint_bcc(canvas: _Canvas) -> None:
@@ -372,27 +376,27 @@ def _paint_bcc(canvas: _Canvas) -> None:
     rng = canvas.rng
     canvas.outline(waves={2: 0.08, 3: 0.06, 5: 0.03}, softness=rng.uniform(0.25, 0.5), opacity=rng.uniform(0.75, 0.92))
     pink = np.array([222.0, 150, 146]) + rng.normal(0, 7, size=3)
-    canvas.fill(pink + [10, 18, 16], pink, mottling=5)
-    canvas.spots(int(rng.integers(3, 9)), (104, 108, 132), (0.04, 0.11), reach=(0.2, 0.95), strength=0.75, edge=5)
+    canvas.fill(pink + np.array([10, 18, 16]), pink, mottling=5)
+    canvas.spots(int(rng.integers(3, 9)), (112, 112, 130), (0.04, 0.11), reach=(0.2, 0.95), strength=0.7, edge=4)
     lines: list[Array] = []
-    for _ in range(int(rng.integers(3, 6))):
+    for _ in range(int(rng.integers(2, 5))):
         start = canvas.place((0.55, 1.0))
-        lines += canvas.vessel(start, np.arctan2(-start[1], -start[0]) + rng.normal(0, 0.5), rng.uniform(0.5, 0.9), 3)
-    canvas.strokes(lines, (172, 36, 46), 0.022, strength=0.85)
+        lines += canvas.vessel(start, np.arctan2(-start[1], -start[0]) + rng.normal(0, 0.5), rng.uniform(0.4, 0.8), 3)
+    canvas.strokes(lines, (180, 52, 58), 0.018, strength=0.75)
     if rng.random() < 0.45:
         canvas.spots(1, (128, 44, 36), (0.07, 0.14), reach=(0.0, 0.5), strength=0.85)
     if rng.random() < 0.5:
-        canvas.paint((244, 226, 220), 0.6 * _ridges(canvas.noise(0.3), 0.05) * (canvas.inside < 0.9))
+        canvas.paint((244, 226, 220), 0.6 * _ridges(canvas.noise(0.3), 0.04) * (canvas.inside < 0.9))
 
 
 def _paint_bkl(canvas: _Canvas) -> None:
     """Benign keratosis: waxy yellow-brown with a sharp scalloped border, white cysts, dark pits and fissures."""
     rng = canvas.rng
-    waves = {2: 0.06, 3: 0.04, 9: 0.025, 13: 0.025, 17: 0.02}
-    canvas.outline(waves=waves, softness=rng.uniform(0.03, 0.08), opacity=rng.uniform(0.85, 0.97))
-    wax = np.array([186.0, 148, 92]) * rng.uniform(0.82, 1.1) + rng.normal(0, 5, size=3)
+    waves = {2: 0.06, 3: 0.05, 5: 0.03, 9: 0.015, 13: 0.015, 17: 0.012}
+    canvas.outline(waves=waves, softness=rng.uniform(0.06, 0.14), opacity=rng.uniform(0.82, 0.95))
+    wax = np.array([190.0, 148, 100]) * rng.uniform(0.82, 1.1) + rng.normal(0, 5, size=3)
     canvas.fill(wax, wax * 0.9, mottling=9)
-    canvas.paint((104, 76, 48), 0.75 * _ridges(canvas.noise(rng.uniform(0.2, 0.3)), 0.09))
+    canvas.paint((116, 84, 56), 0.65 * _ridges(canvas.noise(rng.uniform(0.2, 0.3)), 0.07))
     canvas.spots(int(rng.integers(8, 22)), (244, 234, 200), (0.018, 0.036))
     canvas.spots(int(rng.integers(3, 10)), (66, 44, 30), (0.025, 0.05))
 
@@ -421,8 +425,8 @@ def _paint_vasc(canvas: _Canvas) -> None:
     rng = canvas.rng
     canvas.outline(waves={2: 0.05, 5: 0.03}, softness=rng.uniform(0.06, 0.15), opacity=0.95)
     canvas.fill(np.array([168.0, 62, 72]), np.array([190.0, 88, 92]), mottling=6)
-    canvas.spots(int(rng.integers(14, 30)), (134, 22, 44), (0.06, 0.12), reach=(0.0, 0.95), edge=9)
-    canvas.spots(int(rng.integers(3, 9)), (74, 22, 62), (0.06, 0.12), reach=(0.0, 0.8), edge=9)
+    canvas.spots(int(rng.integers(14, 30)), (140, 30, 48), (0.06, 0.12), reach=(0.0, 0.95), edge=6)
+    canvas.spots(int(rng.integers(3, 9)), (84, 28, 62), (0.06, 0.12), reach=(0.0, 0.8), edge=6)
 
 
 def _paint_scc(canvas: _Canvas) -> None:

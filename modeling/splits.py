@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import datasets
 import imagehash
@@ -31,7 +31,7 @@ HASH_BLOCK_ROWS = 512
 HASH_SIDE_PX = 64
 
 Protocol = Literal["lesion", "original"]
-Table = datasets.Dataset | pd.DataFrame
+Table: TypeAlias = datasets.Dataset | pd.DataFrame
 
 
 class LeakageError(ValueError):
