@@ -75,7 +75,9 @@ def build_model(
         ModelFolderError: If the backbone is unknown, its weights cannot be had, or `init_from` does not fit.
     """
     if not timm.is_model(backbone):
-        raise ModelFolderError(f"timm has no network named {backbone!r}; timm.list_models('*efficientnet*') lists some.")
+        raise ModelFolderError(
+            f"timm has no network named {backbone!r}; timm.list_models('*efficientnet*') lists some."
+        )
     try:
         model = timm.create_model(
             backbone, num_classes=num_classes, pretrained=pretrained and init_from is None, drop_rate=drop_rate
@@ -216,14 +218,18 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
             f"{repo_id!r} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
         ) from None
     except GatedRepoError:
-        raise ModelFolderError(f"{repo_id} is gated: accept its terms on the Hub and log in with `hf auth login`.") from None
+        raise ModelFolderError(
+            f"{repo_id} is gated: accept its terms on the Hub and log in with `hf auth login`."
+        ) from None
     except RepositoryNotFoundError:
         raise ModelFolderError(
             f"the Hub has no model {repo_id!r} that you may read, and there is no such folder here; "
             "check the name, and log in with `hf auth login` if it is private."
         ) from None
     except RevisionNotFoundError:
-        raise ModelFolderError(f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit hash.") from None
+        raise ModelFolderError(
+            f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit hash."
+        ) from None
     except Exception as error:
         # Whatever keeps the Hub from answering (no network, a fault on its side, offline mode), an earlier download serves.
         commit, from_cache, reason = revision, True, f"{type(error).__name__}: {error}"
@@ -272,9 +278,15 @@ def _config_problem(config: Any) -> str | None:
             "update skin-lesion-classifier or take an older revision of the model."
         )
     if config.get("model_args"):
-        return "it has model_args, which this package never writes; refused, since they reach the network's constructor."
+        return (
+            "it has model_args, which this package never writes; refused, since they reach the network's constructor."
+        )
     architecture = config.get("architecture")
-    if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9_]+", architecture) or not timm.is_model(architecture):
+    if (
+        not isinstance(architecture, str)
+        or not re.fullmatch(r"[a-z0-9_]+", architecture)
+        or not timm.is_model(architecture)
+    ):
         return f"architecture {architecture!r} is no timm network of this installation."
     names = config.get("label_names")
     if (
@@ -300,7 +312,11 @@ def _config_problem(config: Any) -> str | None:
         return f"input_size must be [3, S, S] with S from 16 to {MAX_SIZE_PX}, got {size!r}."
     for key in ("mean", "std"):
         value = pretrained_cfg.get(key)
-        if not (isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) and 0 <= v < 10 for v in value)):
+        if not (
+            isinstance(value, list)
+            and len(value) == 3
+            and all(isinstance(v, int | float) and 0 <= v < 10 for v in value)
+        ):
             return f"{key} must be three numbers, got {value!r}."
     if any(value == 0 for value in pretrained_cfg["std"]):
         return "std must not be zero."

@@ -1,6 +1,6 @@
 """LesionClassifier: the one public face of a trained model. Image in, answer out; stateless and safe under threads.
 
-    python -m modeling.predictor MODEL IMAGES… --output out.csv
+python -m modeling.predictor MODEL IMAGES… --output out.csv
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,11 +11,10 @@ from typing import Any, Self, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from modeling import __version__
-from modeling.calibration import AbstentionRule, OperatingPoint
+from modeling.calibration import AbstentionRule, OperatingPoint, softmax
 from modeling.explain import Explanation, class_evidence
 from modeling.images import ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
@@ -115,9 +114,7 @@ class LesionClassifier:
     def predict(self, images: ImageInput, *, tta: bool = False) -> Prediction: ...
     @overload
     def predict(self, images: Sequence[ImageInput], *, tta: bool = False) -> list[Prediction]: ...
-    def predict(
-        self, images: ImageInput | Sequence[ImageInput], *, tta: bool = False
-    ) -> Prediction | list[Prediction]:
+    def predict(self, images: ImageInput | Sequence[ImageInput], *, tta: bool = False) -> Prediction | list[Prediction]:
         """Classify one image, or a list of images in batches.
 
         Args:
@@ -206,9 +203,3 @@ def dihedral_view(pixel_values: torch.Tensor, turns: int, flip: bool) -> torch.T
     """Turn (B, 3, S, S) by `turns` quarter turns, then mirror it."""
     turned = torch.rot90(pixel_values, turns, dims=(2, 3))
     return turned.flip(3) if flip else turned
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities (N, C) of logits (N, C), in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)

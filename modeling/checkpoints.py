@@ -1,0 +1,117 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is written beside its final name, flushed to the disk, sealed with a manifest of sizes and hashes, and only
+then renamed. One that does not agree with its manifest is passed over with a warning. The last two are kept.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from modeling.model import file_sha256, write_json
+
+logger = get_logger(__name__)
+
+MANIFEST = "manifest.json"
+KEPT = 2
+
+
+def write_whole(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
+    """Let `write` fill a folder under a temporary name, then put it in its place in one step.
+
+    All processes call this; `write` runs on every one of them with the same temporary folder.
+    """
+    temporary = folder.with_name(f".{folder.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    write(temporary)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        seal(temporary)
+        replaced = folder.with_name(f".{folder.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a finished folder and flush every file of it to the disk."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    write_json(
+        folder / MANIFEST,
+        {file.relative_to(folder).as_posix(): [file.stat().st_size, file_sha256(file)] for file in files},
+    )
+    for path in [*files, folder / MANIFEST, folder]:
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder out of the system's buffers, so that a power cut cannot take it back."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def problem_with(folder: Path) -> str | None:
+    """Return why a checkpoint cannot be trusted, in words, or None if it is whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, (size, sha256) in manifest.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size or file_sha256(file) != sha256:
+                return f"{name} is damaged"
+    except FileNotFoundError:
+        return "it was never finished"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error})"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one run: `step-NNNNNNNN` to resume from, and `best`."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+
+    @property
+    def best(self) -> Path:
+        """The weights that scored best on val so far."""
+        return self.folder / "best"
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Write the checkpoint of an optimiser step, and delete those older than the last two."""
+        folder = self.folder / f"step-{step:08d}"
+        write_whole(folder, write, self.accelerator)
+        if self.accelerator.is_main_process:
+            for old in self._all()[:-KEPT]:
+                shutil.rmtree(old)
+        return folder
+
+    def latest(self) -> Path | None:
+        """Return the newest whole checkpoint; warn about each newer one that is passed over."""
+        for folder in reversed(self._all()):
+            problem = problem_with(folder)
+            if problem is None:
+                return folder
+            logger.warning(f"passing over checkpoint {folder.name}: {problem}.")
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))

@@ -1,0 +1,601 @@
+"""Fine-tune a timm network on dermoscopic images and leave a model folder that others can load.
+
+accelerate launch train.py --dataset demo          # embedded drawings: minutes on a CPU, no network
+accelerate launch train.py                         # ISIC 2019, official download
+accelerate launch train.py --data_dir DIR          # ISIC 2019, a local copy in the official layout
+accelerate launch train.py --dataset user/name     # any image classification data set on the Hub
+
+The file reads in the order of the run: options → data → splits → model → training → evaluation → publishing.
+A research demonstration, not a medical device.
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import timm.optim
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import DataLoaderConfiguration
+from datasets import Dataset
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import HfArgumentParser, get_constant_schedule, get_cosine_schedule_with_warmup
+
+from modeling import __version__
+from modeling.checkpoints import Checkpoints
+from modeling.data import fingerprint, load_data, select_diagnoses
+from modeling.evaluation import Outputs, run_model
+from modeling.labels import ORIGINAL_CODES, SYNTHETIC_NOTICE
+from modeling.loading import LesionDataset, augmentation, default_num_workers, plain_transform, resized_images
+from modeling.loading import TRAIN_MARGIN
+from modeling.metrics import LesionMetrics
+from modeling.model import build_model, write_json
+from modeling.splits import leakage, leave_one_source_out, make_splits, read_splits, splits_hash, write_splits
+from modeling.training import CheckpointInterval, Interrupted, Trainer, TrainingError
+
+logger = get_logger(__name__)
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+def option(default: Any, text: str) -> Any:
+    """Describe an option: its default and, in its help, what it does and why the default is what it is."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainOptions:
+    """Everything that a run can be told; `--config file.yaml` reads the same names from a file."""
+
+    # data
+    dataset: str = option(
+        "isic2019", "isic2019, demo (embedded drawings), or the id of any image classification data set on the Hub."
+    )
+    data_dir: str | None = option(
+        None, "Local copy of ISIC 2019 in the official layout. Default: download it (9.1 GB)."
+    )
+    diagnoses: list[str] = option(
+        list(ORIGINAL_CODES),
+        "Codes to tell apart, or: all. Default: the original system's four, so that scores compare; a Hub data set of other labels uses all.",
+    )
+    protocol: str = option(
+        "lesion",
+        "lesion: no lesion is in two splits, so scores can be trusted. original: the original's image split, which leaks; for comparison only.",
+    )
+    splits: str | None = option(None, "Reuse this splits.csv. Default: make new ones from --seed.")
+    test_source: str | None = option(
+        None, "Leave one source out: test on all images of this source (BCN, HAM, MSK) and train on the others."
+    )
+    skip_bad_images: bool = option(
+        False,
+        "Leave unusable images out and list them in skipped.csv. Default: stop and name them, so that none is dropped silently.",
+    )
+    image_cache_gb: float = option(
+        30.0, "Bound on the cache of resized images on disk; decoding is most of an epoch's cost. 0: no cache."
+    )
+    num_workers: int | None = option(
+        None, "Loader processes for each training process. Default: its share of the cores less one."
+    )
+    # model
+    backbone: str = option(
+        "efficientnet_b0",
+        "Any convolutional network of timm with one linear classifier; B0 is small enough for a free Space.",
+    )
+    pretrained: bool | None = option(
+        None,
+        "Start from ImageNet weights, which need the Hub. Default: yes, but not for the demo, which needs no network.",
+    )
+    init_from: str | None = option(
+        None, "Start from the weights of this model folder instead; the way on without the Hub."
+    )
+    image_size: int | None = option(
+        None,
+        "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 64 for the demo, for speed.",
+    )
+    drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.")
+    # training
+    recipe: str = option(
+        "default",
+        "default: this project's. original: no augmentation, Adam 1e-4, batch 32, 15 epochs, plain loss, best by accuracy.",
+    )
+    epochs: int | None = option(
+        None, "At most so many. Default: 30 (demo 24, original 15); early stopping may end before."
+    )
+    batch_size: int | None = option(
+        None, "Images per process and batch. Default: 32, which fits 4 GB of GPU memory at 224 px."
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches per optimiser step; raise it when a larger batch does not fit."
+    )
+    learning_rate: float | None = option(
+        None, "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the original's recipe."
+    )
+    weight_decay: float = option(0.05, "Of AdamW; not applied to biases and normalisation.")
+    warmup_epochs: float = option(
+        1.0, "Linear warm-up before the cosine: a new classifier's first gradients are large."
+    )
+    class_weight_power: float | None = option(
+        None,
+        "Loss weight of a diagnosis is its frequency to the minus this. Default: 0.5, between ignoring rare diagnoses (0) and drowning in them (1); original: 0.",
+    )
+    ema_decay: float | None = option(
+        None,
+        "Moving average of the weights, which is what is scored and kept. Default: 0.999 with warm-up; original: none (0).",
+    )
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm, against rare spikes.")
+    patience: int = option(10, "Stop after so many epochs without a better score on val.")
+    mixed_precision: str = option(
+        "auto", "auto: bf16 on a GPU that has it, else no (or what accelerate is configured to). Also: no, bf16, fp16."
+    )
+    compile: bool = option(
+        False, "torch.compile the network; pays in long runs on a recent GPU, costs minutes at the start."
+    )
+    deterministic: bool = option(
+        False, "Only deterministic kernels on the GPU: the same bits again, slower. On a CPU runs repeat anyway."
+    )
+    sync_batchnorm: bool = option(False, "Share batch statistics between processes: for small batches per process.")
+    max_bad_steps: int = option(
+        20, "Give up after so many steps whose gradient is not finite; each is skipped and reported."
+    )
+    seed: int = option(42, "Of splits, weights, order and augmentation; 42 is the original's.")
+    # run
+    output_dir: str | None = option(None, "Run folder. Default: runs/<dataset>.")
+    resume: str | None = option(
+        None, "auto: go on from the newest whole checkpoint of the run folder, or start if there is none."
+    )
+    checkpoint_every: str = option(
+        "10min", "Such as 10min, 500steps or 1epoch; each epoch ends with a checkpoint anyway."
+    )
+    report_to: list[str] = option(
+        [], "Trackers: tensorboard, wandb, trackio, all. Default: none, log.jsonl has everything."
+    )
+    # publishing
+    push_to_hub: bool = option(
+        False, "Push the model folder at the end; the right to do so is checked before training starts."
+    )
+    hub_model_id: str | None = option(None, "Repository to push to, such as me/skin-lesion-b0.")
+    hub_private: bool = option(False, "Make it a private repository.")
+
+
+# What may differ when a run is resumed, since it cannot change the result.
+FREE_TO_CHANGE = {
+    "data_dir", "image_cache_gb", "num_workers", "output_dir", "resume", "checkpoint_every", "report_to",
+    "push_to_hub", "hub_model_id", "hub_private",
+}  # fmt: skip
+
+
+def parse_options(arguments: list[str]) -> TrainOptions:
+    """Read the command line, after the file named by --config if there is one, and fill in what depends on the rest.
+
+    Raises:
+        ValueError: If options contradict each other.
+    """
+    if "--config" in arguments:
+        at = arguments.index("--config")
+        path, arguments = arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        from_file: list[str] = []
+        for name, value in content.items():
+            from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        arguments = from_file + arguments
+    parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    return fill_defaults(options)
+
+
+def fill_defaults(options: TrainOptions) -> TrainOptions:
+    """Replace every None that stands for "it depends", so that train_config.json shows what was used."""
+    demo, original = options.dataset == "demo", options.recipe == "original"
+    if options.recipe not in ("default", "original"):
+        raise ValueError(f"--recipe must be default or original, got {options.recipe!r}.")
+    if options.protocol not in ("lesion", "original"):
+        raise ValueError(f"--protocol must be lesion or original, got {options.protocol!r}.")
+    if options.push_to_hub and not options.hub_model_id:
+        raise ValueError("--push_to_hub needs --hub_model_id, such as me/skin-lesion-b0.")
+    if options.resume not in (None, "auto"):
+        raise ValueError(f"--resume must be auto, got {options.resume!r}; it finds the newest checkpoint by itself.")
+    CheckpointInterval.parse(options.checkpoint_every)
+    pretrained = not demo if options.pretrained is None else options.pretrained
+    warm_start = pretrained or options.init_from is not None
+    defaults = {
+        "pretrained": pretrained,
+        "image_size": 64 if demo else 224,
+        "epochs": 15 if original else 24 if demo else 30,
+        "batch_size": 32,
+        "learning_rate": 1e-4 if original else 5e-4 if warm_start else 2e-3,
+        "class_weight_power": 0.0 if original else 0.5,
+        "ema_decay": 0.0 if original else 0.999,
+        "output_dir": f"runs/{options.dataset.replace('/', '--')}",
+    }
+    return dataclasses.replace(
+        options, **{name: value for name, value in defaults.items() if getattr(options, name) is None}
+    )
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it; return the exit status."""
+    try:
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+        train(options)
+    except Interrupted as stopped:
+        print(f"\n{stopped} Go on with the same command and --resume auto.", file=sys.stderr)
+        return 130
+    except (ValueError, TrainingError, OSError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(
+            f"\nerror: the GPU's memory is full ({error}). Halve --batch_size and double --gradient_accumulation_steps: "
+            "the result stays about the same.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def train(options: TrainOptions) -> None:
+    """Train, evaluate and publish one model."""
+    accelerator = make_accelerator(options)
+    run_dir = Path(str(options.output_dir))
+    resuming = prepare_run_folder(run_dir, options, accelerator)
+    if options.push_to_hub and accelerator.is_main_process:
+        from modeling.publish import check_can_push
+
+        check_can_push(str(options.hub_model_id))
+
+    # Data. One process reads first; the others then find its cache.
+    with accelerator.local_main_process_first():
+        everything = load_data(
+            options.dataset,
+            data_dir=options.data_dir,
+            skip_bad_images=options.skip_bad_images,
+            skipped_csv=run_dir / "skipped.csv",
+        )
+    chosen = select_diagnoses(everything, diagnoses_of(options, everything))
+    codes: list[str] = chosen.features["label"].names
+    data_fingerprint = fingerprint(everything)
+
+    # Splits: a file, so that they can be audited and used again.
+    splits = splits_of(options, chosen, codes)
+    config = describe_run(options, accelerator, codes, data_fingerprint, splits)
+    if accelerator.is_main_process:
+        start_run_folder(run_dir, config, splits, resuming=resuming)
+    accelerator.wait_for_everyone()
+    announce(accelerator, options, splits, codes)
+
+    # Model, batches, optimiser.
+    torch.manual_seed(options.seed)
+    model = build_model(
+        options.backbone,
+        num_classes=len(codes),
+        size_px=int(options.image_size or 0),
+        pretrained=bool(options.pretrained),
+        init_from=options.init_from,
+        drop_rate=options.drop_rate,
+    ).to(memory_format=torch.channels_last)  # 2.4 times faster than the default layout on a CPU
+    parts = split_datasets(options, chosen, splits, data_fingerprint, model.pretrained_cfg, accelerator)
+    loaders = make_loaders(options, parts, accelerator)
+    trainer = make_trainer(options, accelerator, model, loaders, codes, run_dir)
+
+    # Training.
+    if resuming and trainer.resume():
+        accelerator.print(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
+    accelerator.init_trackers("skin-lesion-classifier", config={k: str(v) for k, v in config["options"].items()})
+    trainer.run()
+    trainer.load_best()
+
+    # Evaluation: val chooses thresholds, test is touched here for the first time.
+    outputs = {
+        split: run_model(trainer.evaluated_model, loaders[split], accelerator, image_ids=parts[split].image_ids)
+        for split in ("val", "test")
+    }
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        finish(options, run_dir, config, trainer, outputs, everything, splits, codes)
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    """Set up devices, processes, precision and trackers."""
+    precision: str | None = options.mixed_precision
+    if precision == "auto":
+        # None leaves the choice to `accelerate config` and `accelerate launch --mixed_precision`.
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True)
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        log_with=options.report_to or None,
+        project_dir=options.output_dir,
+        # Without the seedable sampler a resumed epoch would see other batches.
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
+    )
+
+
+def prepare_run_folder(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> bool:
+    """Return whether to resume; refuse to write over another run."""
+    started = (run_dir / "train_config.json").exists()
+    accelerator.wait_for_everyone()
+    if started and options.resume is None:
+        raise ValueError(
+            f"{run_dir} already holds a run. Continue it with --resume auto, give another --output_dir, or delete the folder."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return started
+
+
+def diagnoses_of(options: TrainOptions, dataset: Dataset) -> list[str]:
+    """Return the codes to tell apart: a Hub data set without the default four is used whole."""
+    names = dataset.features["label"].names
+    if options.diagnoses == list(ORIGINAL_CODES) and not set(ORIGINAL_CODES) <= set(names):
+        return ["all"]
+    return options.diagnoses
+
+
+def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str]) -> pd.DataFrame:
+    """Make the splits, or read those that --splits names; each diagnosis must be in each of them."""
+    if options.splits:
+        splits = read_splits(options.splits, dataset)
+    else:
+        splits = make_splits(dataset, protocol=options.protocol, diagnoses=codes, seed=options.seed)  # type: ignore[arg-type]
+    if options.test_source:
+        splits = leave_one_source_out(splits, options.test_source)
+    counts = pd.crosstab(splits["label"], splits["split"]).reindex(
+        index=codes, columns=["train", "val", "test"], fill_value=0
+    )
+    empty = [f"{code} in {split}" for code in codes for split in ("train", "val") if counts.loc[code, split] == 0]
+    if empty:
+        raise ValueError(
+            f"no image of {', '.join(empty)}: the model could not be trained or chosen. Add images, or leave the diagnosis out "
+            "with --diagnoses."
+        )
+    return splits
+
+
+def describe_run(
+    options: TrainOptions, accelerator: Accelerator, codes: list[str], data_fingerprint: str, splits: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the content of train_config.json: all that is needed to do the run again. It holds no dates and no paths
+    but those that the user gave."""
+    fixed = {
+        "options": {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_TO_CHANGE},
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "codes": codes,
+        "data_fingerprint": data_fingerprint,
+        "splits_sha256": splits_hash(splits),
+        "package_version": __version__,
+    }
+    return {
+        "run_id": hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12],
+        **fixed,
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: version(name)
+                for name in ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "pillow")
+            },
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def start_run_folder(run_dir: Path, config: dict[str, Any], splits: pd.DataFrame, *, resuming: bool) -> None:
+    """Write what describes the run; when resuming, check that it is still the same run.
+
+    Raises:
+        ValueError: If something that changes the result differs from the run that is to be resumed.
+    """
+    path = run_dir / "train_config.json"
+    if resuming:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differences = [
+            f"{name}: {before['options'].get(name)!r} before, {value!r} now"
+            for name, value in config["options"].items()
+            if before["options"].get(name) != value
+        ] + [
+            f"{name}: {before.get(name)!r} before, {config[name]!r} now"
+            for name in (
+                "num_processes",
+                "mixed_precision",
+                "codes",
+                "data_fingerprint",
+                "splits_sha256",
+                "package_version",
+                "versions",
+            )
+            if before.get(name) != config[name]
+        ]
+        if differences:
+            raise ValueError(
+                f"{run_dir} cannot be resumed with other settings, since the result would change:\n  "
+                + "\n  ".join(differences)
+                + "\nGive the same settings, or start anew with another --output_dir."
+            )
+        return
+    write_splits(splits, run_dir / "splits.csv")
+    write_json(path, config)
+
+
+def announce(accelerator: Accelerator, options: TrainOptions, splits: pd.DataFrame, codes: list[str]) -> None:
+    """Say what is about to be trained on what."""
+    counts = pd.crosstab(splits["label"], splits["split"], margins=True, margins_name="all")
+    accelerator.print(
+        counts.reindex(index=[*codes, "all"], columns=["train", "val", "test", "all"], fill_value=0).to_string()
+    )
+    share = leakage(splits)["overall"]
+    accelerator.print(
+        f"{options.backbone}, {options.image_size} px, {accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"precision {accelerator.mixed_precision}; {100 * share:.1f} % of the test images show a lesion that is also in train"
+    )
+    if options.dataset == "demo":
+        accelerator.print(SYNTHETIC_NOTICE)
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split, ready for a DataLoader, with the ids of its images by position."""
+
+    images: LesionDataset
+    image_ids: list[str]
+
+
+def split_datasets(
+    options: TrainOptions,
+    dataset: Dataset,
+    splits: pd.DataFrame,
+    data_fingerprint: str,
+    pretrained_cfg: dict[str, Any],
+    accelerator: Accelerator,
+) -> dict[str, SplitData]:
+    """Decode and resize the images of each split; train is augmented unless the recipe is the original's."""
+    position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
+    size_px = int(options.image_size or 0)
+    augmented = options.recipe != "original"
+    parts = {}
+    for split in ("train", "val", "test"):
+        image_ids = splits.loc[splits["split"] == split, "image_id"].tolist()
+        rows = dataset.select([position[image_id] for image_id in image_ids])
+        augment = split == "train" and augmented
+        images = resized_images(
+            rows,
+            fingerprint=data_fingerprint,
+            size_px=round(size_px * TRAIN_MARGIN) if augment else size_px,
+            exact=not augment,
+            cache_gb=options.image_cache_gb,
+            show_progress=accelerator.is_main_process,
+        )
+        transform = (
+            augmentation(size_px, pretrained_cfg["mean"], pretrained_cfg["std"])
+            if augment
+            else plain_transform(pretrained_cfg)
+        )
+        parts[split] = SplitData(
+            LesionDataset(images, rows["label"], transform=transform, seed=options.seed if augment else None), image_ids
+        )
+    return parts
+
+
+def make_loaders(options: TrainOptions, parts: dict[str, SplitData], accelerator: Accelerator) -> dict[str, Any]:
+    """Make the prepared loaders: train shuffled, without its incomplete last batch; val and test in order."""
+    workers = default_num_workers(accelerator.num_processes) if options.num_workers is None else options.num_workers
+    batch_size = int(options.batch_size or 0)
+    loaders = {}
+    for split, part in parts.items():
+        training = split == "train"
+        loaders[split] = DataLoader(
+            part.images,
+            batch_size=batch_size,
+            shuffle=training,
+            # A last batch of one or two images would spoil the statistics of batch normalisation.
+            drop_last=training and len(part.images) >= batch_size * accelerator.num_processes,
+            num_workers=workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+    return {split: accelerator.prepare(loader) for split, loader in loaders.items()}
+
+
+def make_trainer(
+    options: TrainOptions,
+    accelerator: Accelerator,
+    model: nn.Module,
+    loaders: dict[str, Any],
+    codes: list[str],
+    run_dir: Path,
+) -> Trainer:
+    """Put optimiser, schedule, weight average and loss together, by the recipe."""
+    original = options.recipe == "original"
+    if options.sync_batchnorm and accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(accelerator.device)
+    learning_rate = float(options.learning_rate or 0)
+    if original:
+        optimizer: Any = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    else:
+        optimizer = timm.optim.create_optimizer_v2(
+            model, opt="adamw", lr=learning_rate, weight_decay=options.weight_decay, fused=True
+        )
+    ema = ModelEmaV3(model, decay=float(options.ema_decay), use_warmup=True) if options.ema_decay else None
+    steps_per_epoch = -(-len(loaders["train"]) // options.gradient_accumulation_steps)
+    if original:
+        scheduler = get_constant_schedule(optimizer)
+    else:
+        scheduler = get_cosine_schedule_with_warmup(
+            optimizer,
+            num_warmup_steps=round(options.warmup_epochs * steps_per_epoch),
+            num_training_steps=int(options.epochs or 0) * steps_per_epoch,
+        )
+    metric = LesionMetrics(codes, keep_in_memory=True)
+
+    def score(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        values = metric.compute(predictions=probs, references=labels)
+        return {name: values[name] for name in ("balanced_accuracy", "accuracy", "macro_f1")}
+
+    labels = np.asarray(loaders["train"].dataset.labels)
+    if options.compile:
+        model = torch.compile(model)  # type: ignore[assignment]
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    return Trainer(
+        accelerator=accelerator,
+        model=prepared_model,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        ema=ema,
+        train_loader=loaders["train"],
+        val_loader=loaders["val"],
+        class_weights=class_weights(labels, len(codes), float(options.class_weight_power or 0)),
+        score=score,
+        selection="accuracy" if original else "balanced_accuracy",
+        epochs=int(options.epochs or 0),
+        patience=int(options.epochs or 0) if original else options.patience,
+        max_grad_norm=float("inf") if original else options.max_grad_norm,
+        max_bad_steps=options.max_bad_steps,
+        checkpoint_every=CheckpointInterval.parse(options.checkpoint_every),
+        seed=options.seed,
+        checkpoints=Checkpoints(run_dir / "checkpoints", accelerator),
+        log_path=run_dir / "log.jsonl",
+    )
+
+
+def class_weights(labels: np.ndarray, num_classes: int, power: float) -> torch.Tensor:
+    """Return weights (C,) that fall with a diagnosis' frequency to the power, with mean 1 over the images (N,)."""
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = counts.astype(float) ** -power
+    return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32)
+
+
+def finish(
+    options: TrainOptions,
+    run_dir: Path,
+    config: dict[str, Any],
+    trainer: Trainer,
+    outputs: dict[str, Outputs],
+    everything: datasets.Dataset,
+    splits: pd.DataFrame,
+    codes: list[str],
+) -> None:
+    """Calibrate, write the model folder, score it, render its card and, if asked to, push it."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
