@@ -1,0 +1,213 @@
+"""From the photos of one lesion to the answer that page, report and programs show: one forward pass a photo, no more."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import render
+from modeling.calibration import OperatingPoint
+from modeling.explain import Explanation
+from modeling.images import ImageError, decode_image
+from modeling.labels import diagnosis_of
+from modeling.predictor import LesionClassifier, Prediction
+
+MAX_PHOTOS = 8
+DIGITS = 6  # of a probability: beyond them two machines differ
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One uploaded file: where it lies on this machine, and the name that the visitor gave it."""
+
+    path: str
+    name: str
+
+    def decode(self) -> Image.Image:
+        """Return the upright RGB picture.
+
+        Raises:
+            ImageError: With the visitor's file name in place of this machine's path.
+        """
+        try:
+            return decode_image(self.path)
+        except ImageError as error:
+            raise ImageError(str(error).replace(repr(self.path), self.name).replace(self.path, self.name)) from error
+
+
+def classify_photo(classifier: LesionClassifier, photo: Photo) -> dict[str, Any]:
+    """Return the prediction for one photo, with every diagnosis' name and the operating points in words."""
+    return prediction_fields(classifier, classifier.predict(photo.decode()))
+
+
+def explain_photo(
+    classifier: LesionClassifier, photo: Photo, diagnosis: str | None
+) -> tuple[dict[str, Any], Image.Image]:
+    """Return the prediction for one photo with the evidence of all diagnoses, and the photo with one heat map over it.
+
+    Args:
+        classifier: The loaded model.
+        photo: What was sent.
+        diagnosis: Code whose heat map is drawn; the most probable one if None.
+
+    Raises:
+        ImageError: If the photo cannot be read.
+        ValueError: If the model has no such diagnosis.
+    """
+    if diagnosis is not None and diagnosis not in classifier.codes:
+        raise ValueError(f"this model has no diagnosis {diagnosis!r}; it has {', '.join(classifier.codes)}.")
+    picture = photo.decode()
+    explanation = classifier.explain(picture)
+    shown = diagnosis or explanation.prediction.diagnosis
+    answer = {
+        **prediction_fields(classifier, explanation.prediction),
+        "image_size_px": {"width": picture.width, "height": picture.height},
+        "heat_map_of": shown,
+        "has_evidence": {code: explanation.has_evidence(code) for code in classifier.codes},
+        "evidence": {
+            code: np.round(grid, 4).tolist()
+            for code, grid in zip(classifier.codes, explanation.evidence.astype(float), strict=True)
+        },
+        "evidence_note": "Signed evidence in units of the logit on the network's grid, stretched over the whole photo: "
+        "where the score came from, not why.",
+    }
+    return answer, render.overlay(picture, explanation, shown)
+
+
+def answer_lesion(classifier: LesionClassifier, photos: Sequence[Photo]) -> dict[str, Any]:
+    """Return everything that the page shows for the photos of one lesion.
+
+    Raises:
+        ImageError: If a photo cannot be read, or there are too many.
+    """
+    if len(photos) > MAX_PHOTOS:
+        raise ImageError(f"{len(photos)} photos came; at most {MAX_PHOTOS} of one lesion are averaged. Remove some.")
+    pictures = [photo.decode() for photo in photos]
+    explanations = [classifier.explain(picture) for picture in pictures]
+    predictions = [explanation.prediction for explanation in explanations]
+    lesion = lesion_fields(classifier, predictions)
+    contrast = (lesion["differential"][0]["code"], lesion["differential"][1]["code"])
+    return {
+        **lesion,
+        "contrast": contrast,
+        "photos": [
+            photo_fields(classifier, *parts, contrast) for parts in zip(photos, pictures, explanations, strict=True)
+        ],
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "license": classifier.lesion.get("license"),
+        "provenance": classifier.provenance,
+        "notice": classifier.notice,
+    }
+
+
+def lesion_fields(classifier: LesionClassifier, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Average the predictions for several photos of one lesion.
+
+    Photos that the model abstains on are left out of the average, unless it abstains on all of them.
+    """
+    used = [prediction for prediction in predictions if not prediction.abstained] or list(predictions)
+    mean = np.mean([[prediction.probabilities[code] for code in classifier.codes] for prediction in used], axis=0)
+    abstained = all(prediction.abstained for prediction in predictions)
+    return {
+        "differential": differential(dict(zip(classifier.codes, mean.tolist(), strict=True))),
+        "abstained": abstained,
+        "reason": predictions[0].reason if abstained else None,
+        "n_photos": len(predictions),
+        "left_out": [number for number, p in enumerate(predictions, 1) if p.abstained and not abstained],
+        "operating_points": [
+            operating_fields(point, bool(point.reached(mean[None], classifier.codes)[0]))
+            for point in classifier.operating_points
+        ],
+    }
+
+
+def photo_fields(
+    classifier: LesionClassifier,
+    photo: Photo,
+    picture: Image.Image,
+    explanation: Explanation,
+    contrast: tuple[str, str],
+) -> dict[str, Any]:
+    """Return the pictures and numbers of one photo for the page."""
+    maps, map_size = render.grey_maps(explanation, contrast)
+    prediction = explanation.prediction
+    return {
+        "name": photo.name,
+        "width": picture.width,
+        "height": picture.height,
+        "picture": render.display_photo(picture),
+        "model_input": render.model_input(picture, classifier.size_px),
+        "model_input_px": classifier.size_px,
+        "maps": maps,
+        "map_size": map_size,
+        "codes": list(explanation.codes),
+        "strength": {code: strength(explanation, code) for code in explanation.codes},
+        "probabilities": {code: round(value, DIGITS) for code, value in prediction.probabilities.items()},
+        "abstained": prediction.abstained,
+        "reason": prediction.reason,
+    }
+
+
+def strength(explanation: Explanation, code: str) -> float:
+    """Return the strongest evidence for a diagnosis as a share of the strongest for any, in [0, 1]."""
+    peak = float(explanation.evidence[explanation.codes.index(code)].max())
+    return max(peak, 0.0) / explanation.scale if explanation.scale > 0 else 0.0
+
+
+def prediction_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction for programs: `Prediction.to_dict`, rounded, with names and words added."""
+    return {
+        **prediction.to_dict(),
+        "probability": round(prediction.probability, DIGITS),
+        "probabilities": {code: round(value, DIGITS) for code, value in prediction.probabilities.items()},
+        "differential": differential(prediction.probabilities),
+        "operating_points_in_words": {
+            point.name: operating_sentence(point, prediction.operating_points[point.name])
+            for point in classifier.operating_points
+        },
+        "notice": classifier.notice,
+    }
+
+
+def differential(probabilities: dict[str, float]) -> list[dict[str, Any]]:
+    """Return all diagnoses with full names, most probable first."""
+    ranking = sorted(probabilities, key=lambda code: -probabilities[code])
+    return [
+        {
+            "code": code,
+            "name": diagnosis_of(code).name,
+            "behaviour": diagnosis_of(code).behaviour,
+            "malignant": diagnosis_of(code).malignant,
+            "probability": round(probabilities[code], DIGITS),
+        }
+        for code in ranking
+    ]
+
+
+def operating_fields(point: OperatingPoint, reached: bool) -> dict[str, Any]:
+    """Return one operating point with its answer, as a flag and in words."""
+    return {"name": point.name, "reached": reached, "sentence": operating_sentence(point, reached)}
+
+
+def operating_sentence(point: OperatingPoint, reached: bool) -> str:
+    """Say what lying above or below an operating point means, with the counts of the validation split."""
+    target = "melanomas" if point.codes == ("MEL",) else "malignant and pre-malignant lesions"
+    caught = round(point.sensitivity * point.n_positive)
+    threshold = f"the threshold that caught {percent(point.sensitivity)} of {target} in validation"
+    if reached:
+        return (
+            f"Above {threshold} ({caught} of {point.n_positive}). "
+            f"{percent(1 - point.specificity)} of the other lesions there were above it too."
+        )
+    missed = point.n_positive - caught
+    return f"Below {threshold} ({caught} of {point.n_positive}). It missed {missed}: this is no all-clear."
+
+
+def percent(share: float) -> str:
+    """Write a share as people read it: 95 %, 4.2 %, 99.6 %."""
+    value = 100 * share
+    digits = 0 if value in (0, 100) or 10 <= value <= 99 else 1
+    return f"{value:.{digits}f} %"
