@@ -2,7 +2,6 @@
 
     python -m modeling.publish model RUN/model --repo_id me/name
     python -m modeling.publish space --model_id me/name --space_id me/space
-    python -m modeling.publish card RUN/model
     python -m modeling.publish export RUN/model
 
 Everything is checked on this machine first and then sent as one commit, so a repository never shows half a model. What
@@ -26,7 +25,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, SpaceCard, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelInfo,
+    SpaceCard,
+    SpaceInfo,
+    get_token,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import _http as hub_http
 from huggingface_hub.utils import validate_repo_id
@@ -111,11 +119,7 @@ def push_model(
     with _explained(repo_id, token, retry, untouched=folder), _bounded_client():
         api = HfApi(token=token)
         repo_id = _with_namespace(api, repo_id)
-        _persist(lambda: api.create_repo(repo_id, private=True if private else None, exist_ok=True))
-        if private and not _persist(lambda: api.model_info(repo_id)).private:
-            raise PublishError(
-                f"{repo_id} exists and is public: make it private in its settings, or leave out --private."
-            )
+        _ensure_repo(api, repo_id, "model", private=private)
         return _commit(
             api,
             repo_id,
@@ -164,21 +168,9 @@ def push_space(
         variables = {"MODEL_ID": model_id, "MODEL_REVISION": str(model.sha)}
         files = space_files(model_id, str(model.sha))
         _check_no_token(files, token)
-        _persist(
-            lambda: api.create_repo(
-                space_id,
-                repo_type="space",
-                space_sdk="gradio",
-                # A first build already knows its model.
-                space_variables=[{"key": key, "value": value} for key, value in variables.items()],
-                private=True if private else None,
-                exist_ok=True,
-            )
-        )
-        if private and not _persist(lambda: api.space_info(space_id)).private:
-            raise PublishError(
-                f"{space_id} exists and is public: make it private in its settings, or leave out --private."
-            )
+        # A first build already knows its model.
+        at_creation = [{"key": key, "value": value} for key, value in variables.items()]
+        _ensure_repo(api, space_id, "space", private=private, space_sdk="gradio", space_variables=at_creation)
         pushed = _commit(
             api,
             space_id,
@@ -289,7 +281,9 @@ def space_files(model_id: str, model_revision: str) -> dict[str, Path | bytes]:
             f"{space} has no {', '.join(missing)}: run this from a clone of the repository, "
             "installed with `pip install -e`."
         )
-    files: dict[str, Path | bytes] = {file.relative_to(space).as_posix(): file for file in _files_of(space)}
+    # gradio writes .pyi files beside its components while it runs.
+    page = [file for file in _files_of(space) if file.suffix != ".pyi"]
+    files: dict[str, Path | bytes] = {file.relative_to(space).as_posix(): file for file in page}
     files |= {f"modeling/{file.name}": file for file in sorted((ROOT / "modeling").glob("*.py"))}
     header = SpaceCard((space / "README.md").read_text(encoding="utf-8"))
     header.data["models"] = [model_id]
@@ -314,7 +308,8 @@ def _commit(
         nonlocal sent
         head, there = _remote_files(api, repo_id, repo_type)
         operations = _operations(files, there, replaced)
-        _check_tag(api, repo_id, repo_type, tag, head=None if operations else head)
+        if tag:
+            _check_tag(api, repo_id, repo_type, tag, head=None if operations else head)
         if not operations:
             return head
         additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
@@ -335,14 +330,34 @@ def _commit(
         raise PublishError(f"{repo_id} took the commit but not all of it (its .gitignore?): {names}.")
     url = f"{api.endpoint}/{'spaces/' if repo_type == 'space' else ''}{repo_id}"
     if tag:
-        _persist(lambda: api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type, exist_ok=True))
+        _persist(lambda: _put_tag(api, repo_id, repo_type, tag, revision))
     return Published(url, revision, changed=sent)
+
+
+def _info(api: HfApi, repo_id: str, repo_type: str) -> ModelInfo | SpaceInfo:
+    ask = api.space_info if repo_type == "space" else api.model_info
+    return ask(repo_id, files_metadata=True)
+
+
+def _ensure_repo(api: HfApi, repo_id: str, repo_type: str, *, private: bool, **at_creation: Any) -> None:
+    """Create a repository that is not there."""
+
+    def attempt() -> ModelInfo | SpaceInfo | None:
+        try:
+            return _info(api, repo_id, repo_type)
+        except RepositoryNotFoundError:
+            # Where nothing is said, an organisation's own default holds.
+            api.create_repo(repo_id, repo_type=repo_type, private=True if private else None, **at_creation)
+            return None
+
+    found = _persist(attempt)
+    if private and found is not None and not found.private:
+        raise PublishError(f"{repo_id} exists and is public: make it private in its settings, or leave out --private.")
 
 
 def _remote_files(api: HfApi, repo_id: str, repo_type: str) -> tuple[str, dict[str, str]]:
     """Return the newest commit and the hash of each file in it: SHA-256 of a large file, git's own of a small one."""
-    ask = api.space_info if repo_type == "space" else api.model_info
-    info = ask(repo_id, files_metadata=True)
+    info = _info(api, repo_id, repo_type)
     hashes = {file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id) for file in info.siblings or []}
     return str(info.sha), hashes
 
@@ -361,16 +376,24 @@ def _operations(
     return operations + [CommitOperationDelete(path, is_folder=False) for path in stale]
 
 
-def _check_tag(api: HfApi, repo_id: str, repo_type: str, tag: str | None, *, head: str | None) -> None:
+def _check_tag(api: HfApi, repo_id: str, repo_type: str, tag: str, *, head: str | None) -> None:
     """Refuse a tag that names another revision than `head`; None stands for a commit still to be made."""
-    if tag is None:
-        return
-    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
-    if tag in tags and tags[tag] != head:
+    names = _tags(api, repo_id, repo_type).get(tag, head)
+    if names != head:
         raise PublishError(
-            f"tag {tag!r} of {repo_id} already names revision {tags[tag][:12]}, and a published revision is never "
+            f"tag {tag!r} of {repo_id} already names revision {str(names)[:12]}, and a published revision is never "
             "moved: choose another --revision_tag."
         )
+
+
+def _put_tag(api: HfApi, repo_id: str, repo_type: str, tag: str, revision: str) -> None:
+    """Tag a revision, unless an attempt whose answer was lost has done so."""
+    if _tags(api, repo_id, repo_type).get(tag) != revision:
+        api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type)
+
+
+def _tags(api: HfApi, repo_id: str, repo_type: str) -> dict[str, str]:
+    return {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
 
 
 # The Hub under load, and what is said when it fails.
@@ -470,8 +493,9 @@ def _explained(
         raise PublishError(reason) from None
     kept = f" {untouched} is untouched." if untouched is not None else ""
     raise PublishError(
-        f"{repo_id} was not updated: {reason}\nA push is one commit, so nothing half-done is visible.{kept} "
-        f"To try again (what the Hub has is not sent twice):\n  {_command(*retry)}"
+        f"The push to {repo_id} did not finish: {reason}\n"
+        f"A push is one commit, so {repo_id} shows all of it or nothing.{kept} To try again (what the Hub has is not "
+        f"sent twice):\n  {_command(*retry)}"
     ) from None
 
 
@@ -585,11 +609,6 @@ def _parser() -> argparse.ArgumentParser:
     space.add_argument("--model_revision", help="branch, tag or commit of the model; default: its newest commit")
     space.add_argument("--private", action="store_true", help="make a new Space private")
 
-    card = commands.add_parser(
-        "card", help="write README.md of a model folder anew, from its metrics.json and config.json"
-    )
-    card.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
-
     export = commands.add_parser("export", help="write the model as ONNX beside its weights")
     export.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
     export.add_argument("--int8", action="store_true", help="also write a version with 8-bit weights")
@@ -613,9 +632,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pushed = push_space(
                 options.model_id, options.space_id, model_revision=options.model_revision, private=options.private
             )
-        elif options.command == "card":
-            print(write_card(options.folder))
-            return 0
         else:
             from modeling.export import export_onnx  # needs the extra `export`
 

@@ -191,9 +191,9 @@ class HubServer:
             folder = files
             files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         repo = self.repos[kind, repo_id] = Repo(repo_id, kind, private, "gradio" if kind == "space" else None)
-        repo.add_commit(
-            "Add files", {**repo.head.files, **{k: Blob(v, _is_large(k, v[:512])) for k, v in files.items()}}
-        )
+        blobs = {path: Blob(data, _is_large(path, data[:512])) for path, data in files.items()}
+        repo.lfs |= {blob.sha256: blob.data for blob in blobs.values() if blob.lfs}
+        repo.add_commit("Add files", {**repo.head.files, **blobs})
         return repo
 
     def fail(
