@@ -89,6 +89,9 @@ def build_model(
             f"the ImageNet weights of {backbone} could not be downloaded ({type(error).__name__}: {error}). "
             "Without the Hub, start from scratch with `--pretrained false` or from an earlier model with `--init_from FOLDER`."
         ) from error
+    # timm starts this layer for 1,000 classes; with a handful its first logits are of size 6 and the first epochs are lost.
+    nn.init.normal_(model.get_classifier().weight, std=0.01)
+    nn.init.zeros_(model.get_classifier().bias)
     if init_from is not None:
         _load_all_but_classifier(model, Path(init_from) / WEIGHTS_NAME)
     model.pretrained_cfg = {

@@ -1,0 +1,94 @@
+"""modeling/explain.py: the head-only Grad-CAM agrees with pytorch-grad-cam on the whole model."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from modeling.explain import class_evidence
+from modeling.labels import ORIGINAL_CODES
+from modeling.model import build_model, save_model_folder
+from modeling.predictor import LesionClassifier
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """At 160 px the tiny network has maps of 5x5; its classifier is drawn wide enough that some evidence is positive."""
+    torch.manual_seed(0)
+    model = build_model("test_efficientnet", num_classes=4, size_px=160, pretrained=False)
+    torch.nn.init.normal_(model.get_classifier().weight, std=0.5)
+    folder = tmp_path_factory.mktemp("explain") / "model"
+    save_model_folder(model, folder, codes=ORIGINAL_CODES, lesion={})
+    return LesionClassifier.from_pretrained(folder, device="cpu")
+
+
+def test_maps_agree_with_pytorch_grad_cam_on_the_whole_model(classifier, lesion_image):
+    explanation = classifier.explain(lesion_image)
+    pixel_values = classifier.preprocess(lesion_image)[None].requires_grad_(True)
+    for index in range(len(classifier.codes)):
+        with GradCAM(model=classifier.model, target_layers=[classifier.model.bn2]) as cam:
+            stock = cam(input_tensor=pixel_values, targets=[ClassifierOutputTarget(index)])[0]  # (S, S), own maximum 1
+        ours = np.maximum(explanation.evidence[index], 0)
+        assert ours.max() > 0
+        ours = np.asarray(Image.fromarray(ours / ours.max()).resize((160, 160), Image.Resampling.BILINEAR))
+        # The library enlarges with OpenCV's bilinear filter, whose borders differ by a little.
+        assert np.corrcoef(ours.ravel(), stock.ravel())[0, 1] > 0.98
+
+
+def test_mean_of_a_map_is_the_logit_without_its_bias(classifier, lesion_image):
+    outputs = classifier.forward(classifier.preprocess(lesion_image)[None])
+    evidence = class_evidence(classifier.model, outputs.feature_maps, 4)
+    bias = classifier.model.get_classifier().bias.numpy()
+    np.testing.assert_allclose(evidence.mean(axis=(1, 2)), outputs.logits[0] - bias, atol=1e-5)
+
+
+def test_maps_have_the_size_of_the_image_and_share_one_scale(classifier, lesion_image):
+    explanation = classifier.explain(lesion_image.resize((201, 77)))
+    assert explanation.maps.shape == (4, 77, 201)
+    assert explanation.maps.min() >= 0
+    assert 0.8 <= explanation.maps.max() <= 1
+    strongest = int(explanation.evidence.max(axis=(1, 2)).argmax())
+    assert explanation.maps.max(axis=(1, 2)).argmax() == strongest
+
+
+def test_contrast_changes_sign_when_the_diagnoses_change_places(classifier, lesion_image):
+    explanation = classifier.explain(lesion_image)
+    forward = explanation.contrast("MEL", "NV")
+    np.testing.assert_allclose(forward, -explanation.contrast("NV", "MEL"), atol=1e-6)
+    assert np.abs(forward).max() <= 1
+
+
+def test_an_unknown_diagnosis_is_refused_by_name(classifier, lesion_image):
+    with pytest.raises(ValueError, match="no diagnosis 'XYZ'; it has BCC, BKL, MEL, NV"):
+        classifier.explain(lesion_image).heat_map("XYZ")
+
+
+def test_a_map_follows_what_is_in_the_picture(classifier, lesion_image):
+    other = Image.new("RGB", lesion_image.size, (120, 160, 200))
+    assert not np.allclose(classifier.explain(lesion_image).evidence, classifier.explain(other).evidence, atol=1e-3)
+
+
+def test_eight_threads_get_the_maps_of_one(classifier, lesion_image):
+    images = [lesion_image.rotate(15 * turn) for turn in range(24)]
+    alone = [classifier.explain(image).evidence for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda image: classifier.explain(image).evidence, images))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_explaining_leaves_no_gradient_and_no_hook_on_the_model(classifier, lesion_image):
+    classifier.explain(lesion_image)
+    assert all(parameter.grad is None for parameter in classifier.model.parameters())
+    assert not any(module._forward_hooks for module in classifier.model.modules())
+
+
+def test_a_network_without_a_feature_map_is_refused():
+    model = build_model("test_vit", num_classes=4, size_px=160, pretrained=False).eval()
+    features = model.forward_features(torch.zeros(1, 3, 160, 160))
+    with pytest.raises(ValueError, match="needs a feature map"):
+        class_evidence(model, features, 4)
