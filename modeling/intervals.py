@@ -1,0 +1,168 @@
+"""95 % intervals by the bootstrap, resampling lesions and not images.
+
+Photos of one lesion are alike, so resampling images would count the same evidence several times and give intervals
+that are too narrow (Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x). All resamples are drawn at once as a
+matrix of how often each lesion was drawn; every metric is then a function of weighted sums.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+N_RESAMPLES = 2000
+LEVEL = 0.95
+SEED = 0
+# A resample may lack a diagnosis altogether; an interval from the few that have it would be too narrow.
+MIN_SHARE_ESTIMABLE = 0.95
+
+# A number of metrics.json: {"value", "low", "high"}, and "reason" where one of them is None.
+Estimate = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How often each lesion was drawn in each of R resamples.
+
+    Attributes:
+        lesion_index: Which lesion each image shows, shape (N,), in 0 … L-1.
+        draws: How often each lesion was drawn, float32 (R, L).
+    """
+
+    lesion_index: np.ndarray
+    draws: np.ndarray
+
+    @property
+    def n_lesions(self) -> int:
+        return self.draws.shape[1]
+
+    def totals(self, values: np.ndarray) -> np.ndarray:
+        """Sum values (N,) or (N, K) of the images over each resample: (R,) or (R, K)."""
+        values = np.asarray(values, dtype=np.float64)
+        columns = values.reshape(len(values), -1)
+        by_lesion = np.stack(
+            [np.bincount(self.lesion_index, weights=column, minlength=self.n_lesions) for column in columns.T], axis=1
+        )
+        return (self.draws.astype(np.float64) @ by_lesion).reshape((len(self.draws), *values.shape[1:]))
+
+    def of(self, chosen: np.ndarray) -> "Resampling":
+        """Return a resampling of the lesions that some images show (boolean (N,)), drawn afresh among themselves."""
+        return resample_lesions(self.lesion_index[chosen], n_resamples=len(self.draws))
+
+
+def resample_lesions(lesion_ids: Sequence[Any] | np.ndarray, *, n_resamples: int = N_RESAMPLES) -> Resampling:
+    """Draw lesions with replacement, as many as there are, with a fixed seed.
+
+    Args:
+        lesion_ids: Lesion of each image, shape (N,).
+        n_resamples: How many times.
+
+    Raises:
+        ValueError: If there is no image.
+    """
+    if len(lesion_ids) == 0:
+        raise ValueError("there is no image to resample: the split or group is empty")
+    lesions, lesion_index = np.unique(np.asarray(lesion_ids), return_inverse=True)
+    n_lesions = len(lesions)
+    draws = np.random.default_rng(SEED).multinomial(n_lesions, np.full(n_lesions, 1 / n_lesions), size=n_resamples)
+    return Resampling(lesion_index=lesion_index, draws=draws.astype(np.float32))
+
+
+def estimate(value: float | None, resampled: np.ndarray, n_lesions: int, *, reason: str = "") -> Estimate:
+    """Return a value with the percentile interval of its resamples.
+
+    Args:
+        value: Of the whole split; None or NaN where it is undefined.
+        resampled: The same number of every resample, shape (R,), NaN where it is undefined.
+        n_lesions: Lesions that the number rests on.
+        reason: Why the value is undefined, in words.
+    """
+    if value is None or not np.isfinite(value):
+        return not_estimable(reason or "undefined on these images")
+    if n_lesions < 2:
+        return {"value": float(value), "low": None, "high": None, "reason": "it rests on one lesion: no interval"}
+    finite = resampled[np.isfinite(resampled)]
+    if len(finite) < MIN_SHARE_ESTIMABLE * len(resampled):
+        share = 1 - len(finite) / len(resampled)
+        return {
+            "value": float(value),
+            "low": None,
+            "high": None,
+            "reason": f"it rests on so few lesions that {share:.0%} of the resamples lack them: no interval",
+        }
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(finite, [tail, 100 - tail])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def estimate_share(hits: np.ndarray, counted: np.ndarray, resampling: Resampling, *, reason: str) -> Estimate:
+    """Return the share of hits among the images that count, with its interval.
+
+    Where every lesion agrees (0 % or 100 %) no resample can differ, and the bootstrap would claim certainty; then the
+    open end is the exact binomial bound for that many lesions (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
+
+    Args:
+        hits: True where the image is a hit, shape (N,).
+        counted: True where the image counts, shape (N,).
+        resampling: Of the lesions of these N images.
+        reason: What to say if no image counts.
+    """
+    counted = np.asarray(counted, dtype=bool)
+    if not counted.any():
+        return not_estimable(reason)
+    hits = np.asarray(hits, dtype=bool) & counted
+    totals = resampling.totals(np.stack([hits, counted], axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = totals[:, 0] / totals[:, 1]
+    n_lesions = len(np.unique(resampling.lesion_index[counted]))
+    return with_exact_bound(estimate(hits.sum() / counted.sum(), resampled, n_lesions), n_lesions)
+
+
+def with_exact_bound(share: Estimate, n_lesions: int) -> Estimate:
+    """Replace the empty interval of a share of exactly 0 or 1 by the exact binomial bound for `n_lesions`."""
+    bound = ((1 - LEVEL) / 2) ** (1 / max(n_lesions, 1))
+    if share["low"] is None or share["value"] not in (0.0, 1.0):
+        return share
+    return {**share, "low": bound} if share["value"] == 1.0 else {**share, "high": 1 - bound}
+
+
+def not_estimable(reason: str) -> Estimate:
+    """Say that a number is undefined, and why."""
+    return {"value": None, "low": None, "high": None, "reason": reason}
+
+
+def resampled_ranking(
+    scores: np.ndarray, is_positive: np.ndarray, resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return AUROC and average precision of every resample, each of shape (R,); NaN where one side is missing.
+
+    Args:
+        scores: Higher means more likely positive, shape (N,).
+        is_positive: Shape (N,).
+        resampling: Of the lesions of these N images.
+    """
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf) != 0)  # where a group of tied scores begins
+    tied = len(starts) < len(scores)
+    lesions, positive = resampling.lesion_index[order], is_positive[order].astype(np.float32)
+    aurocs, average_precisions = [], []
+    for draws in np.array_split(resampling.draws, max(1, len(resampling.draws) * len(scores) // 2_000_000)):
+        weights = draws[:, lesions]  # (r, N), best score first
+        true_positives = weights * positive
+        false_positives = weights - true_positives
+        if tied:
+            true_positives = np.add.reduceat(true_positives, starts, axis=1)
+            false_positives = np.add.reduceat(false_positives, starts, axis=1)
+        # Sums of whole numbers below 2^24 are exact in float32.
+        hits = np.cumsum(true_positives, axis=1)
+        alarms = np.cumsum(false_positives, axis=1)
+        n_positive, n_negative = hits[:, -1].astype(np.float64), alarms[:, -1].astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # A negative is beaten by all positives above it, and by half of those tied with it.
+            beaten = np.einsum("rg,rg->r", false_positives, hits - true_positives / 2, dtype=np.float64)
+            aurocs.append(beaten / (n_positive * n_negative))
+            precision = np.divide(hits, hits + alarms, out=np.zeros_like(hits), where=hits > 0)
+            ap = np.einsum("rg,rg->r", true_positives, precision, dtype=np.float64) / n_positive
+            average_precisions.append(np.where(n_negative > 0, ap, np.nan))
+    return np.concatenate(aurocs), np.concatenate(average_precisions)
