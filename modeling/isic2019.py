@@ -339,7 +339,7 @@ def describe(problems: Sequence[Problem], *, shown: int = 5) -> str:
         detail = f" ({of_kind[0].image_id}: {of_kind[0].detail})" if of_kind[0].detail else ""
         lines.append(f"  {len(of_kind)} × {kind}: {names}{more}{detail}")
     lines.append(
-        "Copy or download the broken files again and correct the CSVs, "
+        "Copy or download the broken files again, correct the CSVs (those of a partial copy list just its images), "
         "or pass --skip_bad_images to leave these out and list them in skipped.csv."
     )
     return "\n".join(lines)
