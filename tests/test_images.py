@@ -263,7 +263,7 @@ def test_real_originals_decode_exactly_as_with_plain_pillow(real_data):
         assert min(small.size) >= min(224, min(full.size))
         resized = full.resize((224, 224), Image.Resampling.BICUBIC)
         difference = np.abs(np.asarray(small.resize((224, 224), Image.Resampling.BICUBIC)).astype(int) - resized)
-        assert difference.mean() < 3, path.name  # of 255; most on fine ruler marks, median 0.5
+        assert difference.mean() < 3, path.name  # of 255; most on fine ruler marks, median 0.6
 
 
 # ---- random damage ----
