@@ -1,0 +1,181 @@
+"""modeling/loading.py: the cache holds what decoding gives, and augmentation repeats itself."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling.images import ImageError, decode_image
+from modeling.loading import CacheError, LesionDataset, augmentation, mixed_seed, resized_images
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Twelve JPEGs of 400x300, each of its own colours."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(12):
+        coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        paths.append(str(tmp_path / f"{number:02d}.jpg"))
+        coarse.resize((400, 300), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
+    return as_dataset(paths)
+
+
+def as_dataset(paths):
+    ids = [os.path.basename(path) for path in paths]
+    return datasets.Dataset.from_dict({"image": paths, "image_id": ids}).cast_column("image", datasets.Image())
+
+
+def load(data, cache_dir, **changes):
+    options = {"fingerprint": "f", "size_px": 32, "exact": True, "cache_gb": 1.0, "show_progress": False}
+    return resized_images(data, cache_dir=cache_dir, **{**options, **changes})
+
+
+def test_cached_pixels_are_those_of_a_full_decode(photographs, tmp_path):
+    cached, direct = load(photographs, tmp_path / "c"), load(photographs, tmp_path / "c", cache_gb=0)
+    assert cached.pixels is not None
+    assert direct.pixels is None
+    for index, path in enumerate(row["path"] for row in photographs.cast_column("image", datasets.Image(decode=False))["image"]):
+        expected = np.asarray(decode_image(path).resize((32, 32), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(cached[index], expected)
+        np.testing.assert_array_equal(direct[index], expected)
+
+
+def test_reduced_decoding_stays_close_to_the_full_one(photographs, tmp_path):
+    exact, reduced = load(photographs, tmp_path / "c"), load(photographs, tmp_path / "c", exact=False)
+    difference = np.abs(np.stack(list(exact)).astype(int) - np.stack(list(reduced)).astype(int))
+    assert 0 < difference.mean() < 2
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": "g"}, {"size_px": 33}, {"exact": False}])
+def test_other_data_or_sizes_get_a_cache_of_their_own(photographs, tmp_path, change):
+    load(photographs, tmp_path / "c")
+    load(photographs, tmp_path / "c", **change)
+    assert len(list((tmp_path / "c").glob("*.pixels"))) == 2
+
+
+def test_the_same_cache_is_not_built_twice(photographs, tmp_path):
+    load(photographs, tmp_path / "c")
+    (file,) = (tmp_path / "c").glob("*.pixels")
+    inode = file.stat().st_ino
+    load(photographs, tmp_path / "c")
+    assert file.stat().st_ino == inode
+
+
+def test_the_oldest_cache_makes_room_for_a_new_one(photographs, tmp_path):
+    size = 12 * 32 * 32 * 3
+    for number in range(4):
+        load(photographs, tmp_path / "c", fingerprint=str(number), cache_gb=2.5 * size / 1e9)
+        time.sleep(0.02)
+    assert len(list((tmp_path / "c").glob("*.pixels"))) == 2
+
+
+def test_a_cache_that_cannot_fit_says_what_to_change(photographs, tmp_path):
+    with pytest.raises(CacheError, match="--image_cache_gb"):
+        load(photographs, tmp_path / "c", cache_gb=1e-6)
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    path = tmp_path / "ISIC_0000007.jpg"
+    path.write_bytes(b"not an image at all")
+    with pytest.raises(ImageError, match="ISIC_0000007"):
+        load(as_dataset([str(path)]), tmp_path / "c")
+
+
+def build_and_die(data, cache_dir):
+    """Decode some images, then be killed in the middle of the build."""
+    import modeling.loading as loading
+
+    read, done = loading._read, []
+
+    def read_some(*args, **kwargs):
+        if len(done) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(0)
+        return read(*args, **kwargs)
+
+    loading._read = read_some
+    load(data, cache_dir)
+
+
+def test_a_killed_build_goes_on_where_it_stopped(photographs, tmp_path, monkeypatch):
+    process = multiprocessing.get_context("fork").Process(target=build_and_die, args=(photographs, tmp_path / "c"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not list((tmp_path / "c").glob("*.pixels"))
+    import modeling.loading as loading
+
+    calls = []
+    read = loading._read
+    monkeypatch.setattr(loading, "_read", lambda *args, **kwargs: (calls.append(0), read(*args, **kwargs))[1])
+    finished = load(photographs, tmp_path / "c")
+    assert 0 < len(calls) <= 12 - 5 + torch.get_num_threads()
+    np.testing.assert_array_equal(np.stack(list(finished)), np.stack(list(load(photographs, tmp_path / "d"))))
+
+
+def build_in_process(data, cache_dir, queue):
+    queue.put(np.stack(list(load(data, cache_dir))).sum())
+
+
+def test_processes_that_ask_at_once_share_one_build(photographs, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=build_in_process, args=(photographs, tmp_path / "c", queue)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    sums = {queue.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(sums) == 1
+    assert len(list((tmp_path / "c").glob("*.pixels"))) == 1
+
+
+@pytest.fixture
+def augmented(photographs, tmp_path):
+    transform = augmentation(24, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return LesionDataset(load(photographs, tmp_path / "c"), [0] * 12, transform=transform, seed=1)
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone(augmented):
+    first = augmented[3]["pixel_values"]
+    state = torch.get_rng_state()
+    assert torch.equal(augmented[3]["pixel_values"], first)
+    assert torch.equal(torch.get_rng_state(), state)
+    augmented.set_epoch(1)
+    assert not torch.equal(augmented[3]["pixel_values"], first)
+    augmented.set_epoch(0)
+    augmented.seed = 2
+    assert not torch.equal(augmented[3]["pixel_values"], first)
+
+
+def test_augmentation_is_the_same_in_worker_processes(augmented):
+    batches = [
+        torch.cat([batch["pixel_values"] for batch in torch.utils.data.DataLoader(augmented, 4, num_workers=workers)])
+        for workers in (0, 2)
+    ]
+    assert torch.equal(*batches)
+
+
+def test_augmentation_leaves_no_corner_of_the_symmetries_out(augmented):
+    """A picture that is red on its left side is red on each side now and then."""
+    pixels = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    pixels[0, :, :16] = 255
+    sides = set()
+    for number in range(40):
+        torch.manual_seed(number)
+        red = augmented.transform(pixels)[0]
+        means = [red[:, :8].mean(), red[:, -8:].mean(), red[:8].mean(), red[-8:].mean()]
+        sides.add(int(np.argmax(means)))
+    assert sides == {0, 1, 2, 3}
+
+
+def test_seeds_of_neighbours_differ():
+    seeds = {mixed_seed(0, epoch, index) for epoch in range(20) for index in range(50)}
+    assert len(seeds) == 1000
