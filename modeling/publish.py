@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -265,7 +266,7 @@ def check_model_folder(folder: Path, *, token: str | None = None) -> None:
     if not problems:
         try:
             ModelCard((folder / CARD_NAME).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, yaml.YAMLError) as error:
             problems.append(f"the metadata of {CARD_NAME} is not valid: {error}")
     if problems:
         raise PublishError(f"{folder} cannot be published:\n" + "\n".join(f"  - {problem}" for problem in problems))

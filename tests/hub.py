@@ -498,11 +498,12 @@ def _auth_check(request: _Handler, kind: str, repo_id: str, write: str | None) -
 
 def _preupload(request: _Handler, kind: str, repo_id: str, revision: str) -> Answer:
     head = _commit_of(request.writable(kind, repo_id), revision)
+    ignored = head.files[".gitignore"].data.decode().split() if ".gitignore" in head.files else []
     files = []
     for file in json.loads(request.body)["files"]:
         path, blob = file["path"], head.files.get(file["path"])
         mode = "lfs" if _is_large(path, base64.b64decode(file["sample"])) or file["size"] > 10_000_000 else "regular"
-        entry = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+        entry = {"path": path, "uploadMode": mode, "shouldIgnore": path in ignored}
         if blob is not None:
             entry["oid"] = blob.sha256 if blob.lfs else blob.git_oid
         files.append(entry)
