@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import platform
-import shutil
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -36,12 +35,19 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, get_constant_schedule, get_cosine_schedule_with_warmup
 
 from modeling import __version__
-from modeling.checkpoints import Checkpoints
+from modeling.checkpoints import CheckpointError, Checkpoints
 from modeling.data import fingerprint, load_data, select_diagnoses
 from modeling.evaluation import Outputs, run_model
 from modeling.labels import ORIGINAL_CODES, SYNTHETIC_NOTICE
-from modeling.loading import LesionDataset, augmentation, default_num_workers, plain_transform, resized_images
-from modeling.loading import TRAIN_MARGIN
+from modeling.loading import (
+    TRAIN_MARGIN,
+    CacheError,
+    LesionDataset,
+    augmentation,
+    default_num_workers,
+    plain_transform,
+    resized_images,
+)
 from modeling.metrics import LesionMetrics
 from modeling.model import build_model, write_json
 from modeling.splits import leakage, leave_one_source_out, make_splits, read_splits, splits_hash, write_splits
@@ -73,11 +79,13 @@ class TrainOptions:
     )
     diagnoses: list[str] = option(
         list(ORIGINAL_CODES),
-        "Codes to tell apart, or: all. Default: the original system's four, so that scores compare; a Hub data set of other labels uses all.",
+        "Codes to tell apart, or: all. Default: the original system's four, so that scores compare; a Hub data "
+        "set of other labels uses all.",
     )
     protocol: str = option(
         "lesion",
-        "lesion: no lesion is in two splits, so scores can be trusted. original: the original's image split, which leaks; for comparison only.",
+        "lesion: no lesion is in two splits, so scores can be trusted. original: the original's image split, "
+        "which leaks; for comparison only.",
     )
     splits: str | None = option(None, "Reuse this splits.csv. Default: make new ones from --seed.")
     test_source: str | None = option(
@@ -85,7 +93,8 @@ class TrainOptions:
     )
     skip_bad_images: bool = option(
         False,
-        "Leave unusable images out and list them in skipped.csv. Default: stop and name them, so that none is dropped silently.",
+        "Leave unusable images out and list them in skipped.csv. Default: stop and name them, so that none is "
+        "dropped silently.",
     )
     image_cache_gb: float = option(
         30.0, "Bound on the cache of resized images on disk; decoding is most of an epoch's cost. 0: no cache."
@@ -107,13 +116,15 @@ class TrainOptions:
     )
     image_size: int | None = option(
         None,
-        "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 64 for the demo, for speed.",
+        "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 64 for the demo, "
+        "for speed.",
     )
     drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.")
     # training
     recipe: str = option(
         "default",
-        "default: this project's. original: no augmentation, Adam 1e-4, batch 32, 15 epochs, plain loss, best by accuracy.",
+        "default: this project's. original: no augmentation, Adam 1e-4, batch 32, 15 epochs, plain loss, best by "
+        "accuracy.",
     )
     epochs: int | None = option(
         None, "At most so many. Default: 30 (demo 24, original 15); early stopping may end before."
@@ -133,11 +144,13 @@ class TrainOptions:
     )
     class_weight_power: float | None = option(
         None,
-        "Loss weight of a diagnosis is its frequency to the minus this. Default: 0.5, between ignoring rare diagnoses (0) and drowning in them (1); original: 0.",
+        "Loss weight of a diagnosis is its frequency to the minus this. Default: 0.5, between ignoring rare "
+        "diagnoses (0) and drowning in them (1); original: 0.",
     )
     ema_decay: float | None = option(
         None,
-        "Moving average of the weights, which is what is scored and kept. Default: 0.999 with warm-up; original: none (0).",
+        "Moving average of the weights, which is what is scored and kept. Default: 0.999 with warm-up; original: "
+        "none (0).",
     )
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm, against rare spikes.")
     patience: int = option(10, "Stop after so many epochs without a better score on val.")
@@ -195,7 +208,7 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         for name, value in content.items():
             from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         arguments = from_file + arguments
-    parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)
+    parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)  # type: ignore[arg-type]
     (options,) = parser.parse_args_into_dataclasses(arguments)
     return fill_defaults(options)
 
@@ -214,7 +227,7 @@ def fill_defaults(options: TrainOptions) -> TrainOptions:
     CheckpointInterval.parse(options.checkpoint_every)
     pretrained = not demo if options.pretrained is None else options.pretrained
     warm_start = pretrained or options.init_from is not None
-    defaults = {
+    defaults: dict[str, Any] = {
         "pretrained": pretrained,
         "image_size": 64 if demo else 224,
         "epochs": 15 if original else 24 if demo else 30,
@@ -240,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stopped:
         print(f"\n{stopped} Go on with the same command and --resume auto.", file=sys.stderr)
         return 130
-    except (ValueError, TrainingError, OSError) as error:
+    except (ValueError, TrainingError, CheckpointError, CacheError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
@@ -375,8 +388,7 @@ def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str]) -> pd.D
 def describe_run(
     options: TrainOptions, accelerator: Accelerator, codes: list[str], data_fingerprint: str, splits: pd.DataFrame
 ) -> dict[str, Any]:
-    """Return the content of train_config.json: all that is needed to do the run again. It holds no dates and no paths
-    but those that the user gave."""
+    """Return the content of train_config.json: all that is needed to do the run again, without dates and paths."""
     fixed = {
         "options": {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_TO_CHANGE},
         "num_processes": accelerator.num_processes,
@@ -445,8 +457,9 @@ def announce(accelerator: Accelerator, options: TrainOptions, splits: pd.DataFra
     )
     share = leakage(splits)["overall"]
     accelerator.print(
-        f"{options.backbone}, {options.image_size} px, {accelerator.num_processes} process(es) on {accelerator.device.type}, "
-        f"precision {accelerator.mixed_precision}; {100 * share:.1f} % of the test images show a lesion that is also in train"
+        f"{options.backbone}, {options.image_size} px, {accelerator.num_processes} process(es) on "
+        f"{accelerator.device.type}, precision {accelerator.mixed_precision}; "
+        f"{100 * share:.1f} % of the test images show a lesion that is also in train"
     )
     if options.dataset == "demo":
         accelerator.print(SYNTHETIC_NOTICE)

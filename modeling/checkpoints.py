@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from safetensors import SafetensorError
 
 from modeling.model import file_sha256, write_json
 
@@ -22,19 +24,21 @@ MANIFEST = "manifest.json"
 KEPT = 2
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; what was there before is untouched."""
+
+
 def write_whole(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
     """Let `write` fill a folder under a temporary name, then put it in its place in one step.
 
     All processes call this; `write` runs on every one of them with the same temporary folder.
+
+    Raises:
+        CheckpointError: On all processes, if one of them could not write.
     """
     temporary = folder.with_name(f".{folder.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    write(temporary)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+
+    def put_in_place() -> None:
         seal(temporary)
         replaced = folder.with_name(f".{folder.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -43,7 +47,36 @@ def write_whole(folder: Path, write: Callable[[Path], None], accelerator: Accele
         temporary.rename(folder)
         flush(folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    accelerator.wait_for_everyone()
+
+    def start() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    try:
+        _together(accelerator, start, folder, main_only=True)
+        _together(accelerator, lambda: write(temporary), folder)
+        _together(accelerator, put_in_place, folder, main_only=True)
+    except CheckpointError:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _together(accelerator: Accelerator, action: Callable[[], None], folder: Path, *, main_only: bool = False) -> None:
+    """Do something on all processes (or the first) and fail on all of them if it failed on one: none is left waiting."""
+    error: Exception | None = None
+    if accelerator.is_main_process or not main_only:
+        try:
+            action()
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as caught:  # torch and safetensors wrap a full disk in their own
+            error = caught
+    failed = accelerator.gather(torch.tensor([error is not None], device=accelerator.device))
+    if bool(failed.any()):
+        raise CheckpointError(f"{folder} could not be written: {error or 'another process failed'}") from error
 
 
 def seal(folder: Path) -> None:

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from modeling.model import TimmModel
+
 if TYPE_CHECKING:
     from modeling.predictor import Prediction
 
@@ -81,16 +83,16 @@ def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class _Head(nn.Module):
     """What follows the feature map, with a module that pytorch-grad-cam can tap."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: TimmModel) -> None:
         super().__init__()
         self.tap = nn.Identity()
-        self.model = model
+        self.model: TimmModel = model
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.model.forward_head(self.tap(features))
 
 
-def class_evidence(model: nn.Module, features: torch.Tensor, num_classes: int) -> np.ndarray:
+def class_evidence(model: TimmModel, features: torch.Tensor, num_classes: int) -> np.ndarray:
     """Return the signed Grad-CAM of every diagnosis for one image.
 
     Args:

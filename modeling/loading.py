@@ -98,8 +98,17 @@ def _make_room(cache_dir: Path, *, needed: int, bound: int) -> None:
 def _build(
     source: Dataset, partial: Path, path: Path, shape: tuple[int, ...], *, exact: bool, show_progress: bool
 ) -> None:
-    """Fill the partial file, row by row in any order, and rename it when it is whole."""
+    """Fill the partial file and rename it when it is whole."""
     done_path = partial.with_suffix(".done")
+    _fill(source, partial, done_path, shape, exact=exact, show_progress=show_progress)
+    partial.rename(path)
+    done_path.unlink()
+
+
+def _fill(
+    source: Dataset, partial: Path, done_path: Path, shape: tuple[int, ...], *, exact: bool, show_progress: bool
+) -> None:
+    """Decode what is not marked as done into the partial file, row by row in any order."""
     fresh = not (partial.exists() and done_path.exists())
     pixels = np.memmap(partial, dtype=np.uint8, mode="w+" if fresh else "r+", shape=shape)
     done = np.memmap(done_path, dtype=np.bool_, mode="w+" if fresh else "r+", shape=shape[:1])
@@ -118,9 +127,6 @@ def _build(
         for _ in pool.map(fill, todo.tolist()):
             bar.update()
     pixels.flush()
-    del pixels, done
-    partial.rename(path)
-    done_path.unlink()
 
 
 def _read(source: Dataset, index: int, size_px: int, *, exact: bool) -> np.ndarray:

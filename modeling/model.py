@@ -31,6 +31,10 @@ MAX_SIZE_PX = 1024
 MAX_WEIGHTS_BYTES = 4 * 1024**3
 
 
+# An nn.Module with timm's own methods (forward_features, get_classifier, …), which no type describes.
+TimmModel = Any
+
+
 class ModelFolderError(ValueError):
     """A model folder or repository that cannot be opened, with the reason and what to do."""
 
@@ -60,7 +64,7 @@ def build_model(
     pretrained: bool,
     init_from: str | Path | None = None,
     drop_rate: float = 0.0,
-) -> nn.Module:
+) -> TimmModel:
     """Create a timm network with a new classifier, and set the preprocessing that it will be saved with.
 
     Args:
@@ -79,7 +83,7 @@ def build_model(
             f"timm has no network named {backbone!r}; timm.list_models('*efficientnet*') lists some."
         )
     try:
-        model = timm.create_model(
+        model: TimmModel = timm.create_model(
             backbone, num_classes=num_classes, pretrained=pretrained and init_from is None, drop_rate=drop_rate
         )
     except (OSError, RuntimeError) as error:
@@ -105,7 +109,7 @@ def build_model(
     return model
 
 
-def _load_all_but_classifier(model: nn.Module, weights: Path) -> None:
+def _load_all_but_classifier(model: TimmModel, weights: Path) -> None:
     """Load every tensor whose shape fits; only the classifier may be left out."""
     if not weights.is_file():
         raise ModelFolderError(f"--init_from: no {WEIGHTS_NAME} in {weights.parent}; give a model folder.")
@@ -135,7 +139,7 @@ def eval_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image],
     )
 
 
-def save_model_folder(model: nn.Module, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
+def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
     """Write `model.safetensors` and `config.json`, as timm, transformers and `load_model_folder` read them.
 
     Args:
@@ -207,8 +211,8 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -330,7 +334,7 @@ def _config_problem(config: Any) -> str | None:
     return None
 
 
-def load_model_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model_folder(folder: Path) -> tuple[TimmModel, dict[str, Any]]:
     """Open a model folder: its network in evaluation mode with frozen weights, and its configuration.
 
     Raises:
@@ -344,7 +348,7 @@ def load_model_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise ModelFolderError(f"{folder} has no {WEIGHTS_NAME}{hint}.")
     if weights.stat().st_size > MAX_WEIGHTS_BYTES:
         raise ModelFolderError(f"{weights} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
-    model = timm.create_model(config["architecture"], num_classes=config["num_classes"], pretrained=False)
+    model: TimmModel = timm.create_model(config["architecture"], num_classes=config["num_classes"], pretrained=False)
     _check_weights_fit(weights, model)
     expected = config["lesion"].get("weights_sha256")
     if expected != file_sha256(weights):
@@ -359,7 +363,7 @@ def load_model_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), config
 
 
-def _check_weights_fit(weights: Path, model: nn.Module) -> None:
+def _check_weights_fit(weights: Path, model: TimmModel) -> None:
     """Compare the file's header with the network, before any tensor is read."""
     wanted = {key: list(value.shape) for key, value in model.state_dict().items()}
     try:

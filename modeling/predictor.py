@@ -3,7 +3,7 @@
 python -m modeling.predictor MODEL IMAGES… --output out.csv
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +11,13 @@ from typing import Any, Self, overload
 
 import numpy as np
 import torch
-from torch import nn
 
 from modeling import __version__
 from modeling.calibration import AbstentionRule, OperatingPoint, softmax
 from modeling.explain import Explanation, class_evidence
 from modeling.images import ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.model import ModelFolder, eval_transform, load_model_folder, resolve_model_folder
+from modeling.model import ModelFolder, TimmModel, eval_transform, load_model_folder, resolve_model_folder
 
 BATCH_SIZE = 32
 # The eight symmetries of a square: a lesion has no upright side.
@@ -69,8 +68,8 @@ class ModelOutputs:
 class LesionClassifier:
     """A trained model with its preprocessing, operating points and abstention rule. Make it with `from_pretrained`."""
 
-    def __init__(self, model: nn.Module, config: dict[str, Any], source: ModelFolder, device: torch.device) -> None:
-        self.model = model.to(device)
+    def __init__(self, model: TimmModel, config: dict[str, Any], source: ModelFolder, device: torch.device) -> None:
+        self.model: TimmModel = model.to(device)
         self.device = device
         self.source = source
         self.model_id = source.model_id
@@ -113,8 +112,8 @@ class LesionClassifier:
     @overload
     def predict(self, images: ImageInput, *, tta: bool = False) -> Prediction: ...
     @overload
-    def predict(self, images: Sequence[ImageInput], *, tta: bool = False) -> list[Prediction]: ...
-    def predict(self, images: ImageInput | Sequence[ImageInput], *, tta: bool = False) -> Prediction | list[Prediction]:
+    def predict(self, images: list[ImageInput], *, tta: bool = False) -> list[Prediction]: ...
+    def predict(self, images: ImageInput | list[ImageInput], *, tta: bool = False) -> Prediction | list[Prediction]:
         """Classify one image, or a list of images in batches.
 
         Args:
@@ -124,8 +123,8 @@ class LesionClassifier:
         Raises:
             ImageError: If an image cannot be read; the message says what was wrong and what to do.
         """
-        single = not isinstance(images, list | tuple)
-        items: Sequence[ImageInput] = [images] if single else images  # type: ignore[list-item,assignment]
+        single = not isinstance(images, list)
+        items = images if isinstance(images, list) else [images]
         predictions: list[Prediction] = []
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             # Decoding releases the interpreter lock, so the next batch is read while this one is computed.

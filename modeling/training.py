@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from modeling.checkpoints import Checkpoints, write_whole
+from modeling.checkpoints import CheckpointError, Checkpoints, write_whole
 from modeling.evaluation import run_model
 from modeling.loading import mixed_seed
 from modeling.model import WEIGHTS_NAME, write_json
@@ -38,7 +38,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on; what it reached so far is kept. The message says why and what to do."""
 
 
-class Interrupted(Exception):  # noqa: N818 (a request, not an error)
+class Interrupted(Exception):
     """The run was asked to stop (SIGTERM, Ctrl-C); a checkpoint has been written."""
 
 
@@ -279,7 +279,8 @@ class Trainer:
         if request != CONTINUE:
             folder = self.save()
             if request == STOP:
-                raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; wrote {folder}.")
+                written = f"wrote {folder}" if folder else "no checkpoint could be written, an older one remains"
+                raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; {written}.")
 
     def finish_epoch(self, started: float) -> None:
         """Score val, keep the weights if they are the best so far, log, and write a checkpoint."""
@@ -344,11 +345,14 @@ class Trainer:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write a checkpoint of everything; a full disk is reported and does not end the run."""
-        folder = self.checkpoints.save(self.progress.step, self._write_state)
+    def save(self) -> Path | None:
+        """Write a checkpoint of everything. One that cannot be written is reported and does not end the run."""
         self.saved_at = (time.monotonic(), self.progress.step)
-        return folder
+        try:
+            return self.checkpoints.save(self.progress.step, self._write_state)
+        except CheckpointError as error:
+            logger.warning(f"{error}; training goes on and tries again later. Is the disk full?")
+            return None
 
     def _write_state(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder))
@@ -379,4 +383,4 @@ class Trainer:
     def load_best(self) -> None:
         """Put the best weights into the network that is evaluated."""
         weights = load_file(self.checkpoints.best / WEIGHTS_NAME)
-        self.evaluated_model.load_state_dict({key: value for key, value in weights.items()})
+        self.evaluated_model.load_state_dict(dict(weights.items()))

@@ -25,7 +25,9 @@ def real_data() -> Path:
     """The folder that holds isic2019/, isic2019_csv/ and originals/."""
     folder = os.environ.get("LESION_TEST_DATA")
     if not folder:
-        pytest.skip("needs real ISIC 2019 data: set LESION_TEST_DATA to the folder that holds isic2019/ and isic2019_csv/")
+        pytest.skip(
+            "needs real ISIC 2019 data: set LESION_TEST_DATA to the folder that holds isic2019/ and isic2019_csv/"
+        )
     path = Path(folder).resolve()
     if not (path / "isic2019").is_dir():
         pytest.fail(f"LESION_TEST_DATA={folder} holds no folder isic2019")

@@ -41,7 +41,9 @@ def test_cached_pixels_are_those_of_a_full_decode(photographs, tmp_path):
     cached, direct = load(photographs, tmp_path / "c"), load(photographs, tmp_path / "c", cache_gb=0)
     assert cached.pixels is not None
     assert direct.pixels is None
-    for index, path in enumerate(row["path"] for row in photographs.cast_column("image", datasets.Image(decode=False))["image"]):
+    for index, path in enumerate(
+        row["path"] for row in photographs.cast_column("image", datasets.Image(decode=False))["image"]
+    ):
         expected = np.asarray(decode_image(path).resize((32, 32), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(cached[index], expected)
         np.testing.assert_array_equal(direct[index], expected)

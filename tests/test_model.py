@@ -105,7 +105,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(folder, change, wor
         load_model_folder(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"hello world, no tensors here"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 8, b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"hello world, no tensors here"]
+)
 def test_a_damaged_weights_file_is_refused(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelFolderError, match="no whole safetensors file"):
