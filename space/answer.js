@@ -1,9 +1,5 @@
-// Draws the answer inside a shadow root, so that neither gradio's styles nor its re-rendering reach in.
-// Everything from the server or the visitor enters as text, never as markup. `element`, `props` and `watch` are gradio's.
+// Draws the answer of one lesion; shared.js stands above this.
 
-const root = element.querySelector(".lesion-host").attachShadow({ mode: "open" });
-root.append(el("style", {}, props.style), el("div", { id: "content" }));
-const content = root.getElementById("content");
 const tables = Object.fromEntries(Object.entries(props.colours).map(([name, hex]) => [name, hexToBytes(hex)]));
 const view = { photo: 0, map: null, opacity: 0.6, split: 0.5 };
 
@@ -19,18 +15,19 @@ function draw() {
   content.append(
     el("p", { class: "sr-only", role: "status" }, summary(answer)),
     ...warnings(answer),
-    el("div", { class: "columns" }, el("div", {}, differentialCard(answer), takeAwayCard(answer)), pictureCard(answer)),
+    el("div", { class: "cards" }, differentialCard(answer), pictureCard(answer), takeAwayCard(answer)),
   );
+  // On a phone the answer lies below the upload field: bring it into view.
+  if (element.getBoundingClientRect().top > 0.6 * window.innerHeight) {
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    element.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
+  }
 }
 
 function welcome() {
   return el("div", { class: "card empty" }, el("h2", {}, "The answer appears here"),
     el("p", {}, "Add one photo of a lesion taken through a dermatoscope, or several photos of the same lesion. ",
       "You get the probability of every diagnosis, what it means at a tested threshold, and where in the photo it came from."));
-}
-
-function failure(sentence) {
-  return el("div", { class: "card alert", role: "alert" }, el("h2", {}, "This could not be read"), el("p", {}, sentence));
 }
 
 function summary(answer) {
@@ -56,26 +53,30 @@ function warnings(answer) {
 function differentialCard(answer) {
   const rows = answer.differential.map((row) =>
     el("tr", {},
-      el("th", { scope: "row" }, el("span", { class: "name" }, row.name), " ", el("span", { class: "code" }, row.code), behaviourBadge(row)),
+      el("th", { scope: "row" }, el("span", { class: "name" }, row.name), " ", el("span", { class: "code" }, row.code), " ", behaviourBadge(row)),
       el("td", { class: "bar-cell", "aria-hidden": "true" },
         el("div", { class: "bar" }, el("div", { class: row.malignant ? "fill malignant" : "fill", style: `width:${100 * row.probability}%` }))),
       el("td", { class: "number" }, percent(row.probability))));
   const several = answer.n_photos > 1 ? `Mean of ${answer.n_photos - answer.left_out.length} photos of one lesion. ` : "";
-  const card = el("section", { class: answer.abstained ? "card muted" : "card", "aria-labelledby": "h-diff" },
-    el("h2", { id: "h-diff" }, "Differential diagnosis"),
-    el("table", { class: "differential" },
+  const points = el("div", { class: "thresholds" }, el("h3", {}, "At tested thresholds"));
+  const card = el("section", { class: answer.abstained ? "card muted split" : "card split", "aria-labelledby": "h-diff" },
+    el("div", {}, el("h2", { id: "h-diff" }, "Differential diagnosis"), el("table", { class: "differential" },
       el("caption", {}, `${several}Calibrated probabilities, most probable first.`),
       el("thead", { class: "sr-only" }, el("tr", {}, el("th", {}, "Diagnosis"), el("th", {}, "Bar"), el("th", {}, "Probability"))),
-      el("tbody", {}, ...rows)));
+      el("tbody", {}, ...rows))), points);
   if (answer.operating_points.length) {
-    card.append(el("h3", {}, "At tested thresholds"), el("ul", { class: "points" }, ...answer.operating_points.map((point) =>
+    points.append(el("ul", { class: "points" }, ...answer.operating_points.map((point) =>
       el("li", { class: point.reached ? "reached" : "" },
         el("span", { class: "tag" }, `${point.reached ? "▲ above" : "▽ below"} ${point.name}`), " ", point.sentence))));
-    if (answer.n_photos > 1) card.append(el("p", { class: "small" }, "The thresholds were fitted on single photos; an average over several is not quite the same test."));
+    if (answer.n_photos > 1) points.append(el("p", { class: "small" }, "The thresholds were fitted on single photos; an average over several is not quite the same test."));
   } else {
-    card.append(el("p", { class: "small" }, "This model was published without tested thresholds."));
+    points.append(el("p", { class: "small" }, "This model was published without tested thresholds."));
   }
   return card;
+}
+
+function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function behaviourBadge(row) {
@@ -104,7 +105,7 @@ function pictureCard(answer) {
     card.append(choice("Photo", "photo", answer.photos.map((photo, index) => [String(index), `${index + 1}. ${photo.name}`]), "0",
       (value) => { view.photo = Number(value); show(); }));
   }
-  const maps = answer.differential.map((row) => [row.code, `${row.name} (${row.code})`]);
+  const maps = answer.differential.map((row) => [row.code, `${capital(row.name)} (${row.code})`]);
   maps.push(["contrast", `${first} rather than ${second}`]);
   const opacity = el("input", { type: "range", min: 0, max: 100, value: 100 * view.opacity, id: "opacity" });
   const opacityText = el("output", { for: "opacity" }, `${Math.round(100 * view.opacity)} %`);
@@ -130,10 +131,11 @@ function pictureCard(answer) {
       el("figure", {}, over, el("figcaption", {}, "Overlay"))),
     legend,
     el("div", { class: "slider" }, el("label", { for: "opacity" }, "Opacity of the overlay"), opacity, opacityText),
-    el("h3", {}, "Before and after"),
-    el("div", { class: "compare" }, before, after, divider),
-    el("div", { class: "slider" }, el("span", { "aria-hidden": "true" }, "Photo"), split, el("span", { "aria-hidden": "true" }, "Overlay")),
-    el("div", { class: "sees" }, squashed, el("div", {}, el("h3", {}, "What the model sees"), squashedText)));
+    el("div", { class: "below" },
+      el("div", {}, el("h3", {}, "Before and after"),
+        el("div", { class: "compare" }, before, after, divider),
+        el("div", { class: "slider" }, el("span", { "aria-hidden": "true" }, "Photo"), split, el("span", { "aria-hidden": "true" }, "Overlay"))),
+      el("div", { class: "sees" }, el("h3", {}, "What the model sees"), squashed, squashedText)));
 
   const layers = new Map(); // photo → {image, grey}, decoded once
   function show() {
@@ -172,8 +174,8 @@ function pictureCard(answer) {
   function describe(item, map, name) {
     if (map === "contrast") return `Pink areas speak for ${first} rather than ${second}, blue areas the other way round; black is neutral.`;
     const strength = item.strength[map];
-    if (strength === 0) return `No part of this photo speaks for ${name}.`;
-    return `${name}: its strongest spot has ${percent(strength)} of the strongest evidence for any diagnosis.`;
+    if (strength === 0) return `${name}: no part of this photo speaks for it.`;
+    return strength === 1 ? `${name}: the strongest evidence for any diagnosis.` : `${name}: at its strongest spot, ${percent(strength)} of the strongest evidence for any diagnosis.`;
   }
   function legendParts(isContrast) {
     const bytes = tables[isContrast ? "berlin" : "viridis"];
@@ -255,30 +257,6 @@ function asJson(answer) {
   return JSON.stringify({ ...rest, photos: bare }, null, 2);
 }
 
-function save(name, type, text) {
-  const address = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
-  const link = el("a", { href: address, download: name });
-  root.append(link);
-  link.click();
-  link.remove();
-  setTimeout(() => URL.revokeObjectURL(address), 10000);
-}
-
-function percent(share) {
-  const value = 100 * share;
-  return `${value.toFixed(value === 0 || value === 100 || (value >= 10 && value <= 99) ? 0 : 1)} %`;
-}
-
 function hexToBytes(hex) {
   return Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
-}
-
-function el(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value);
-  }
-  node.append(...children);
-  return node;
 }

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import render
 from PIL import Image
 
-import render
 from modeling.calibration import OperatingPoint
 from modeling.explain import Explanation
 from modeling.images import ImageError, decode_image
@@ -19,11 +19,15 @@ MAX_PHOTOS = 8
 DIGITS = 6  # of a probability: beyond them two machines differ
 
 
+class QuestionError(ValueError):
+    """A request that asks for something this model does not have; the message says what it has."""
+
+
 @dataclass(frozen=True)
 class Photo:
-    """One uploaded file: where it lies on this machine, and the name that the visitor gave it."""
+    """One uploaded picture: its path on this machine or its bytes, and the name that the visitor gave it."""
 
-    path: str
+    source: str | bytes
     name: str
 
     def decode(self) -> Image.Image:
@@ -33,9 +37,10 @@ class Photo:
             ImageError: With the visitor's file name in place of this machine's path.
         """
         try:
-            return decode_image(self.path)
+            return decode_image(self.source)
         except ImageError as error:
-            raise ImageError(str(error).replace(repr(self.path), self.name).replace(self.path, self.name)) from error
+            told_as = "The image" if isinstance(self.source, bytes) else repr(self.source)
+            raise ImageError(str(error).replace(told_as, self.name)) from error
 
 
 def classify_photo(classifier: LesionClassifier, photo: Photo) -> dict[str, Any]:
@@ -55,10 +60,10 @@ def explain_photo(
 
     Raises:
         ImageError: If the photo cannot be read.
-        ValueError: If the model has no such diagnosis.
+        QuestionError: If the model has no such diagnosis.
     """
     if diagnosis is not None and diagnosis not in classifier.codes:
-        raise ValueError(f"this model has no diagnosis {diagnosis!r}; it has {', '.join(classifier.codes)}.")
+        raise QuestionError(f"this model has no diagnosis {diagnosis!r}; it has {', '.join(classifier.codes)}.")
     picture = photo.decode()
     explanation = classifier.explain(picture)
     shown = diagnosis or explanation.prediction.diagnosis

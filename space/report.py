@@ -8,9 +8,8 @@ and the download.
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 import answers
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 # Gaps in the template; neither can occur in escaped text.
 PHOTO_GAP, HEAT_GAP, OVERLAY_GAP, CAPTION_GAP = "@@photo@@", "@@heat@@", "@@overlay@@", "@@caption@@"

@@ -1,0 +1,193 @@
+"""Many pictures at once: files or zip archives in, one row each out, and a CSV that spreadsheets open safely."""
+
+import csv
+import io
+import lzma
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import answers
+import render
+from answers import Photo
+from uploads import shown_name
+
+from modeling.images import MAX_FILE_BYTES, ImageError
+from modeling.labels import diagnosis_of
+from modeling.predictor import LesionClassifier, Prediction
+
+MAX_IMAGES = 200
+MAX_UNPACKED_BYTES = 500_000_000
+MAX_DIRECTORY_BYTES = 1_000_000  # an entry takes about 100 bytes
+END_RECORD_REACH_BYTES = 66_000  # the end record lies within 64 KiB of an archive's end (APPNOTE 4.3.16)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A file inside an archive, still packed."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+    name: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An upload that holds no picture to classify, with the reason."""
+
+    name: str
+    reason: str
+
+
+def classify_rows(
+    classifier: LesionClassifier, uploads: Sequence[Photo], *, thumbnails: bool
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Classify every picture, one after the other, so that each answer is the one that it would get alone.
+
+    Yields:
+        How many are done, how many there are, and the row of the last one.
+
+    Raises:
+        ImageError: If there is nothing to classify, or too much.
+    """
+    entries = list_entries(uploads)
+    left_bytes = MAX_UNPACKED_BYTES
+    for number, entry in enumerate(entries, 1):
+        try:
+            if isinstance(entry, Refused):
+                raise ImageError(entry.reason)
+            photo = unpack(entry, left_bytes) if isinstance(entry, Packed) else entry
+            left_bytes -= len(photo.source) if isinstance(photo.source, bytes) else 0
+            picture = photo.decode()
+            row = {"image": photo.name, "error": None, **row_fields(classifier, classifier.predict(picture))}
+            if thumbnails:
+                row["thumbnail"] = render.thumbnail(picture)
+        except ImageError as error:
+            row = {"image": entry.name, "error": str(error)}
+        yield number, len(entries), row
+
+
+def row_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
+    """Return one prediction as a flat row."""
+    fields = answers.prediction_fields(classifier, prediction)
+    kept = ("diagnosis", "probability", "probabilities", "abstained", "reason", "operating_points")
+    malignant = sum(value for code, value in prediction.probabilities.items() if diagnosis_of(code).malignant)
+    return {
+        **{key: fields[key] for key in kept},
+        "diagnosis_name": diagnosis_of(prediction.diagnosis).name,
+        "malignant_probability": round(malignant, answers.DIGITS),
+    }
+
+
+def list_entries(uploads: Sequence[Photo]) -> list[Photo | Packed | Refused]:
+    """List what is to be classified: the files themselves, and the pictures inside zip archives.
+
+    Raises:
+        ImageError: If there is nothing to classify, or too much.
+    """
+    entries: list[Photo | Packed | Refused] = []
+    for upload in uploads:
+        entries.extend(archive_entries(upload) if zipfile.is_zipfile(upload.source) else [upload])
+        if len(entries) > MAX_IMAGES:
+            raise ImageError(f"More than {MAX_IMAGES} pictures came; send them in parts.")
+    if not entries:
+        raise ImageError("There is no picture in what you sent; send image files, or a zip archive of image files.")
+    return entries
+
+
+def archive_entries(upload: Photo) -> list[Photo | Packed | Refused]:
+    """List the files of a zip archive, without unpacking any and without following names out of it."""
+    if not small_directory(str(upload.source)):
+        return [Refused(upload.name, f"{upload.name} lists too many files; pack at most {MAX_IMAGES} pictures.")]
+    try:
+        archive = zipfile.ZipFile(upload.source)  # type: ignore[arg-type]  # an upload is a path
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        return [Refused(upload.name, f"{upload.name} is a damaged zip archive ({error}); pack it again.")]
+    return [
+        Packed(archive, info, name)
+        for info in archive.infolist()
+        if not info.is_dir()
+        and not info.filename.startswith("__MACOSX/")
+        and not (name := shown_name(info.filename)).startswith(".")
+    ]
+
+
+def small_directory(path: str) -> bool:
+    """Tell whether a zip archive's list of files is short enough to be read into memory at all."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - END_RECORD_REACH_BYTES))
+        tail = file.read()
+    records = [match.start() for match in re.finditer(rb"PK\x05\x06", tail) if match.start() + 16 <= len(tail)]
+    sizes = [struct.unpack_from("<L", tail, start + 12)[0] for start in records]
+    # A zip64 archive keeps its numbers elsewhere; nobody needs one for this few pictures.
+    return b"PK\x06\x07" not in tail and max(sizes, default=0) <= MAX_DIRECTORY_BYTES
+
+
+def unpack(packed: Packed, budget_bytes: int) -> Photo:
+    """Read one entry into memory, counting the bytes that really come out of it.
+
+    Raises:
+        ImageError: If it is encrypted, damaged, itself an archive, or larger than allowed.
+    """
+    limit = min(MAX_FILE_BYTES, budget_bytes)
+    if packed.info.flag_bits & 1:
+        raise ImageError(f"{packed.name} is encrypted; pack the archive without a password.")
+    try:
+        with packed.archive.open(packed.info) as file:
+            data = file.read(limit + 1)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
+        raise ImageError(f"{packed.name} is damaged inside the archive ({error}); pack it again.") from error
+    if len(data) > limit:
+        raise ImageError(f"{packed.name} unpacks to more than is allowed ({limit // 10**6} MB); it is left out.")
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        raise ImageError(f"{packed.name} is an archive inside an archive; unpack it first.")
+    return Photo(data, packed.name)
+
+
+def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
+    """Return the rows as CSV text, one probability column per diagnosis, named by its code."""
+    points = [point.name for point in classifier.operating_points]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    writer.writerow(
+        [
+            *("image", "diagnosis", "probability", *classifier.codes, "malignant_probability", "abstained", "reason"),
+            *(*points, "error", "model_id", "revision"),
+        ]
+    )
+    for row in rows:
+        probabilities, reached = row.get("probabilities", {}), row.get("operating_points", {})
+        writer.writerow(
+            [
+                harmless(row["image"]),
+                row.get("diagnosis", ""),
+                row.get("probability", ""),
+                *(probabilities.get(code, "") for code in classifier.codes),
+                row.get("malignant_probability", ""),
+                row.get("abstained", ""),
+                row.get("reason") or "",
+                *(reached.get(name, "") for name in points),
+                harmless(row["error"] or ""),
+                classifier.model_id,
+                classifier.revision or "",
+            ]
+        )
+    return buffer.getvalue()
+
+
+def harmless(text: str) -> str:
+    """Keep a spreadsheet from running a visitor's file name as a formula (OWASP, CSV injection)."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
