@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import shutil
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -35,10 +36,11 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, get_constant_schedule, get_cosine_schedule_with_warmup
 
 from modeling import __version__
+from modeling.calibration import AbstentionRule, fit_calibration, fit_operating_points, fold_calibration, softmax
 from modeling.checkpoints import CheckpointError, Checkpoints
 from modeling.data import fingerprint, load_data, select_diagnoses
-from modeling.evaluation import Outputs, run_model
-from modeling.labels import ORIGINAL_CODES, SYNTHETIC_NOTICE
+from modeling.evaluation import Outputs, evaluate_model, golden_prediction, run_model, summary
+from modeling.labels import ORIGINAL_CODES, SYNTHETIC_NOTICE, WEIGHTS_LICENSE
 from modeling.loading import (
     TRAIN_MARGIN,
     CacheError,
@@ -49,7 +51,9 @@ from modeling.loading import (
     resized_images,
 )
 from modeling.metrics import LesionMetrics
-from modeling.model import build_model, write_json
+from modeling.model import TimmModel, build_model, save_model_folder, write_json
+from modeling.predictor import LesionClassifier
+from modeling.publish import PublishError, check_can_push, push_model, write_card
 from modeling.splits import leakage, leave_one_source_out, make_splits, read_splits, splits_hash, write_splits
 from modeling.training import CheckpointInterval, Interrupted, Trainer, TrainingError
 
@@ -253,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stopped:
         print(f"\n{stopped} Go on with the same command and --resume auto.", file=sys.stderr)
         return 130
-    except (ValueError, TrainingError, CheckpointError, CacheError, OSError) as error:
+    except (ValueError, TrainingError, CheckpointError, CacheError, PublishError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
@@ -272,8 +276,6 @@ def train(options: TrainOptions) -> None:
     run_dir = Path(str(options.output_dir))
     resuming = prepare_run_folder(run_dir, options, accelerator)
     if options.push_to_hub and accelerator.is_main_process:
-        from modeling.publish import check_can_push
-
         check_can_push(str(options.hub_model_id))
 
     # Data. One process reads first; the others then find its cache.
@@ -608,6 +610,70 @@ def finish(
     codes: list[str],
 ) -> None:
     """Calibrate, write the model folder, score it, render its card and, if asked to, push it."""
+    unfinished, model_dir = run_dir / ".model.partial", run_dir / "model"
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+    # Everything is fitted on val. The calibration goes into the classifier, so that every loader has it.
+    val = outputs["val"]
+    calibration = fit_calibration(val.logits, val.labels)
+    model: TimmModel = trainer.evaluated_model
+    fold_calibration(model, calibration)
+    logits = calibration.apply(val.logits)
+    lesion = {
+        "package_version": __version__,
+        "run_id": config["run_id"],
+        "dataset": options.dataset,
+        "synthetic": options.dataset == "demo",
+        "protocol": options.protocol,
+        "base_model": base_model_of(model) if options.pretrained and not options.init_from else None,
+        "license": WEIGHTS_LICENSE if options.dataset == "isic2019" else None,
+        "data_fingerprint": config["data_fingerprint"],
+        "splits_sha256": config["splits_sha256"],
+        "temperature": calibration.temperature,
+        "bias": list(calibration.bias),
+        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), val.labels, codes)],
+        "abstention": AbstentionRule.fit(logits, val.features, val.labels).to_dict(),
+    }
+    save_model_folder(model, unfinished, codes=codes, lesion=lesion)
+    lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(unfinished))
+    save_model_folder(model, unfinished, codes=codes, lesion=lesion)
+    write_json(unfinished / "train_config.json", config)
+    shutil.copyfile(run_dir / "splits.csv", unfinished / "splits.csv")
+
+    metrics = evaluate_model(
+        classifier=LesionClassifier.from_pretrained(unfinished),
+        dataset=everything,
+        splits=splits,
+        val=val,
+        test=outputs["test"],
+        calibration=calibration,
+        output_dir=unfinished,
+        predictions_csv=run_dir / "predictions.csv",
+        protocol=options.protocol,
+        n_skipped=number_of_skipped(run_dir / "skipped.csv"),
+        run=config,
+        history=trainer.progress.history,
+    )
+    write_card(unfinished)
+    shutil.rmtree(model_dir, ignore_errors=True)
+    unfinished.rename(model_dir)
+
+    print(summary(metrics))
+    print(f"model folder: {model_dir}")
+    if options.push_to_hub:
+        print(f"pushed: {push_model(model_dir, str(options.hub_model_id), private=options.hub_private)}")
+    print(f"open the Space on it: python space/app.py --model {model_dir}")
+
+
+def base_model_of(model: TimmModel) -> str:
+    """Return the Hub id of the ImageNet weights that training started from."""
+    tag = model.pretrained_cfg.get("tag")
+    return f"timm/{model.pretrained_cfg['architecture']}{'.' + tag if tag else ''}"
+
+
+def number_of_skipped(path: Path) -> int:
+    """Return how many images `skipped.csv` lists; 0 if none had to be left out."""
+    return len(pd.read_csv(path)) if path.exists() else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fixtures that several test files share. Tests make their own data; real images are switched on by LESION_TEST_DATA."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -9,11 +10,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from modeling.labels import ORIGINAL_CODES
+from modeling.labels import CODES, ORIGINAL_CODES
 from modeling.model import build_model, save_model_folder
 
 TINY_BACKBONE = "test_efficientnet"
@@ -57,3 +59,48 @@ def lesion_image() -> Image.Image:
     image = Image.new("RGB", (160, 120), (224, 176, 150))
     ImageDraw.Draw(image).ellipse((50, 30, 110, 90), fill=(96, 58, 40))
     return image
+
+
+@pytest.fixture(scope="session")
+def isic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ISIC 2019's official layout in small: 84 blots, ten lesions of each default diagnosis and four of AK, two photos each.
+
+    The colour tells the diagnosis, so that a tiny network learns it in a few epochs.
+    """
+    colours = {
+        "BCC": (205, 120, 130),
+        "BKL": (190, 150, 80),
+        "MEL": (50, 40, 60),
+        "NV": (130, 80, 50),
+        "AK": (220, 90, 70),
+    }
+    folder = tmp_path_factory.mktemp("isic")
+    images = folder / "ISIC_2019_Training_Input"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    labels, metadata = [], []
+    for code, colour in colours.items():
+        for lesion in range(4 if code == "AK" else 10):
+            for _ in range(2):
+                name = f"ISIC_{len(labels):07d}"
+                image = Image.new("RGB", (48, 36), tuple(int(value) for value in rng.normal((224, 176, 150), 8)))
+                blot = tuple(int(value) for value in np.clip(rng.normal(colour, 12), 0, 255))
+                x, y, r = rng.integers(14, 34), rng.integers(12, 24), rng.integers(7, 11)
+                ImageDraw.Draw(image).ellipse((x - r, y - r, x + r, y + r), fill=blot)
+                image.save(images / f"{name}.jpg", quality=95)
+                labels.append([name, *(float(code == other) for other in (*CODES, "UNK"))])
+                site = ["anterior torso", "lower extremity", ""][lesion % 3]
+                metadata.append(
+                    [name, 30 + 5 * (lesion % 9), site, f"HAM_{code}{lesion:03d}", ["male", "female"][lesion % 2]]
+                )
+    for name, header, rows in (
+        ("ISIC_2019_Training_GroundTruth.csv", ["image", *CODES, "UNK"], labels),
+        (
+            "ISIC_2019_Training_Metadata.csv",
+            ["image", "age_approx", "anatom_site_general", "lesion_id", "sex"],
+            metadata,
+        ),
+    ):
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+    return folder

@@ -1,0 +1,268 @@
+"""train.py: run as its users run it, on a small data set in the official layout; killed, resumed, refused."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from runs import ROOT, TINY, start
+from transformers import AutoModelForImageClassification
+
+import train
+from modeling.predictor import LesionClassifier
+
+
+def arguments(isic_folder, run_dir, cache, *more):
+    return [
+        *TINY, "--data_dir", str(isic_folder), "--output_dir", str(run_dir), "--epochs", "3", "--num_workers", "0",
+        "--learning_rate", "0.005", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Image caches go to a folder of the test session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(isic_folder, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    run = start(arguments(isic_folder, run_dir, None, "--checkpoint_every", "1steps"), run_dir.with_suffix(".log"))
+    assert run.wait() == 0, run.output
+    return run_dir
+
+
+def results(run_dir):
+    return {
+        name: (run_dir / name).read_bytes()
+        for name in ("predictions.csv", "model/metrics.json", "model/model.safetensors")
+    }
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "train_config.json", "splits.csv", "log.jsonl", "checkpoints", "predictions.csv", "model",
+    }  # fmt: skip
+    model = finished / "model"
+    assert {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "metrics.json",
+        "train_config.json",
+        "splits.csv",
+        "figures",
+    } <= {path.name for path in model.iterdir()}
+    assert list((model / "figures").glob("*.png"))
+    assert not [path for path in model.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
+    assert str(finished) not in (model / "train_config.json").read_text()
+
+
+def test_the_folder_opens_in_other_libraries(finished):
+    model = AutoModelForImageClassification.from_pretrained(finished / "model").eval()
+    assert model.config.id2label == {0: "BCC", 1: "BKL", 2: "MEL", 3: "NV"}
+    same = timm.create_model(f"local-dir:{finished / 'model'}", pretrained=True).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pixel_values).logits, same(pixel_values), rtol=0, atol=1e-5)
+
+
+def test_val_and_test_are_predicted_exactly_once_by_the_model_that_is_kept(finished, isic_folder):
+    with (finished / "splits.csv").open() as file:
+        wanted = {row["image_id"]: row for row in csv.DictReader(file) if row["split"] != "train"}
+    with (finished / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["image_id"] for row in rows) == sorted(wanted)
+    classifier = LesionClassifier.from_pretrained(finished / "model", device="cpu")
+    paths = [isic_folder / "ISIC_2019_Training_Input" / f"{row['image_id']}.jpg" for row in rows]
+    for row, prediction in zip(rows, classifier.predict(paths), strict=True):
+        assert (row["label"], row["split"]) == (wanted[row["image_id"]]["label"], wanted[row["image_id"]]["split"])
+        for code, probability in prediction.probabilities.items():
+            assert float(row[code]) == pytest.approx(probability, abs=1e-5)
+        assert row["abstained"] == str(prediction.abstained)
+
+
+def test_the_log_has_one_object_per_epoch_and_the_loss_falls(finished):
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    assert {"val/balanced_accuracy", "val/loss", "learning_rate", "images_per_second"} <= set(lines[0])
+
+
+def test_the_command_that_opens_the_space_is_printed(finished):
+    assert f"python space/app.py --model {finished / 'model'}" in finished.with_suffix(".log").read_text()
+
+
+@pytest.mark.parametrize("moment", ["step-00000001", "step-00000005"])
+def test_killed_and_resumed_is_never_killed(finished, isic_folder, tmp_path, moment):
+    run_dir = tmp_path / "killed"
+    command = arguments(isic_folder, run_dir, None, "--checkpoint_every", "1steps", "--resume", "auto")
+    run = start(command, tmp_path / "log")
+    run.wait_for(run_dir / "checkpoints" / moment)
+    run.kill()
+    assert not (run_dir / "model").exists()
+    run = start(command, tmp_path / "log")
+    assert run.wait() == 0, run.output
+    assert "resuming at epoch" in run.output
+    assert results(run_dir) == results(finished)
+    assert len((run_dir / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder, tmp_path):
+    run_dir = tmp_path / "preempted"
+    command = arguments(isic_folder, run_dir, None, "--resume", "auto")
+    run = start(command, tmp_path / "log")
+    run.wait_for(run_dir / "checkpoints" / "step-00000000")
+    run.signal_group(signal.SIGTERM)
+    assert run.wait() == 130
+    assert "SIGTERM" in run.output
+    assert "--resume auto" in run.output
+    run = start(command, tmp_path / "log")
+    assert run.wait() == 0, run.output
+    # Checkpoints at other moments, the same result.
+    assert results(run_dir)["model/model.safetensors"] == results(finished)["model/model.safetensors"]
+
+
+def test_resuming_with_other_options_names_the_differences(finished, isic_folder):
+    run = start(
+        arguments(isic_folder, finished, None, "--resume", "auto", "--seed", "7"), finished.with_suffix(".refused")
+    )
+    assert run.wait() == 1
+    assert "seed: 42 before, 7 now" in run.output
+    assert "backbone" not in run.output
+
+
+def test_a_finished_run_is_not_written_over(finished, isic_folder):
+    before = results(finished)
+    run = start(arguments(isic_folder, finished, None), finished.with_suffix(".again"))
+    assert run.wait() == 1
+    assert "already holds a run" in run.output
+    assert results(finished) == before
+
+
+def test_a_loss_that_explodes_gives_up_in_words_and_keeps_what_there_is(isic_folder, tmp_path):
+    run_dir = tmp_path / "exploded"
+    run = start(
+        arguments(isic_folder, run_dir, None, "--learning_rate", "1e38", "--max_bad_steps", "3"), tmp_path / "log"
+    )
+    assert run.wait() == 1
+    assert "Lower --learning_rate" in run.output
+    assert run.output.count("is not finite (loss") == 3
+    assert (run_dir / "checkpoints" / "step-00000000" / "manifest.json").exists()
+
+
+def test_a_worker_that_dies_ends_the_run_with_advice(isic_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    broken = tmp_path / "data"
+    subprocess.run(["cp", "-r", str(isic_folder), str(broken)], check=True)
+    (broken / "ISIC_2019_Training_Input" / "ISIC_0000003.jpg").write_bytes(b"")
+    (broken / "ISIC_2019_Training_Input" / "ISIC_0000004.jpg").unlink()
+    run = start(arguments(broken, tmp_path / "run", None), tmp_path / "log")
+    assert run.wait() == 1
+    assert "ISIC_0000003" in run.output
+    assert "--skip_bad_images" in run.output
+    run = start(arguments(broken, tmp_path / "run2", None, "--skip_bad_images", "--epochs", "1"), tmp_path / "log2")
+    assert run.wait() == 0, run.output
+    assert {"ISIC_0000003", "ISIC_0000004"} <= set(
+        (tmp_path / "run2" / "skipped.csv").read_text().replace(",", "\n").split()
+    )
+
+
+def launch(processes, *command):
+    environment = {"OMP_NUM_THREADS": "1"}
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), *command],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+
+def test_two_processes_train_as_one_and_predict_each_image_once(isic_folder, tmp_path):
+    """Half the batch on each of two processes: the same data, the same loss. The network has no batch statistics."""
+    logs = {}
+    for processes in (1, 2):
+        run_dir = tmp_path / str(processes)
+        result = launch(
+            processes, "train.py", "--data_dir", str(isic_folder), "--output_dir", str(run_dir), "--backbone", "test_convnext",
+            "--pretrained", "false", "--image_size", "32", "--epochs", "2", "--num_workers", "0", "--drop_rate", "0",
+            "--batch_size", str(16 // processes), "--learning_rate", "0.001",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-3000:]
+        logs[processes] = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    for one, two in zip(logs[1], logs[2], strict=True):
+        for key in ("train/loss", "val/loss", "val/balanced_accuracy"):
+            assert two[key] == pytest.approx(one[key], rel=1e-3)
+    tables = {}
+    for processes in (1, 2):
+        with (tmp_path / str(processes) / "predictions.csv").open() as file:
+            tables[processes] = list(csv.DictReader(file))
+    assert [row["image_id"] for row in tables[1]] == [row["image_id"] for row in tables[2]]
+    # The same weights, scored in one process, give the same numbers.
+    classifier = LesionClassifier.from_pretrained(tmp_path / "2" / "model", device="cpu")
+    rows = tables[2]
+    paths = [isic_folder / "ISIC_2019_Training_Input" / f"{row['image_id']}.jpg" for row in rows]
+    alone = np.array([list(prediction.probabilities.values()) for prediction in classifier.predict(paths)])
+    together = np.array([[float(row[code]) for code in classifier.codes] for row in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_help_explains_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_options(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in train.TrainOptions.__dataclass_fields__:
+        assert f"--{name} " in text
+        assert train.TrainOptions.__dataclass_fields__[name].metadata["help"].split(".")[0] in text
+
+
+def test_options_can_come_from_a_file_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("dataset: demo\nepochs: 3\ndiagnoses: [MEL, NV]\n")
+    options = train.parse_options(["--config", str(path), "--epochs", "4"])
+    assert (options.dataset, options.epochs, options.diagnoses) == ("demo", 4, ["MEL", "NV"])
+
+
+def test_the_originals_recipe_is_the_originals():
+    options = train.parse_options(["--recipe", "original"])
+    assert (options.learning_rate, options.batch_size, options.epochs) == (1e-4, 32, 15)
+    assert (options.class_weight_power, options.ema_decay, options.image_size) == (0, 0, 224)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--recipe", "mine"], "--recipe must be"),
+        (["--protocol", "none"], "--protocol must be"),
+        (["--push_to_hub"], "needs --hub_model_id"),
+        (["--resume", "yes"], "--resume must be auto"),
+        (["--checkpoint_every", "10 parsecs"], "--checkpoint_every must be like"),
+    ],
+)
+def test_contradictory_options_are_refused_with_the_way_out(given, words, capsys):
+    assert train.main(given) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_class_weights_fall_with_frequency_and_average_to_one():
+    labels = np.array([0] * 81 + [1] * 9)
+    weights = train.class_weights(labels, 2, 0.5).numpy()
+    assert weights[1] / weights[0] == pytest.approx(3)
+    assert weights[labels].mean() == pytest.approx(1)
+    np.testing.assert_allclose(train.class_weights(labels, 2, 0.0).numpy(), 1)
+
+
+def test_nothing_of_the_run_folder_leaks_a_path_into_the_model(finished):
+    for path in (finished / "model").rglob("*"):
+        if path.suffix in (".json", ".md", ".csv"):
+            assert str(Path.home()) not in path.read_text()
