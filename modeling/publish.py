@@ -2,6 +2,7 @@
 
     python -m modeling.publish model RUN/model --repo_id me/name
     python -m modeling.publish space --model_id me/name --space_id me/space
+    python -m modeling.publish card RUN/model
     python -m modeling.publish export RUN/model
 
 Everything is checked on this machine first and then sent as one commit, so a repository never shows half a model. What
@@ -29,8 +30,10 @@ import yaml
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
+    EvalResult,
     HfApi,
     ModelCard,
+    ModelCardData,
     ModelInfo,
     SpaceCard,
     SpaceInfo,
@@ -39,12 +42,16 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import _http as hub_http
 from huggingface_hub.utils import validate_repo_id
+from timm.models import get_pretrained_cfg
 
+from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, WEIGHTS_LICENSE, diagnosis_of
 from modeling.model import CONFIG_NAME, PICKLE_SUFFIXES, WEIGHTS_NAME, ModelFolderError, file_sha256, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"
+CARD_TEMPLATE = "model_card.md"
+CARD_REPO_ID = "me/skin-lesion-b0"  # stands in the card for the repository until it is pushed
 # What a model folder may hold; all else is refused, so that nothing executable and no stray file gets out.
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".md", ".csv", ".png", ".onnx")
 # Files of an earlier push that would contradict this one; whatever else somebody added by hand stays.
@@ -121,6 +128,8 @@ def push_model(
         api = HfApi(token=token)
         repo_id = _with_namespace(api, repo_id)
         _ensure_repo(api, repo_id, "model", private=private)
+        card = (folder / CARD_NAME).read_text(encoding="utf-8")
+        files[CARD_NAME] = card.replace(CARD_REPO_ID, repo_id).encode()  # now that it has a name
         return _commit(
             api,
             repo_id,
@@ -397,6 +406,137 @@ def _tags(api: HfApi, repo_id: str, repo_type: str) -> dict[str, str]:
     return {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
 
 
+# The card.
+
+
+def write_card(model_folder: str | Path) -> Path:
+    """Write `README.md` of a model folder, whole or not at all, and return its path."""
+    path = Path(model_folder) / CARD_NAME
+    content = render_card(model_folder)
+    unfinished = path.with_suffix(".md.part")
+    unfinished.write_text(content, encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def render_card(model_folder: str | Path) -> str:
+    """Render the model card of a folder from its `metrics.json` and `config.json` alone.
+
+    Raises:
+        PublishError: If a file or the template is missing.
+        jinja2.UndefinedError: If the template names something that is not in these files.
+    """
+    # Imported late: publishing the Space does not need it.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(model_folder)
+    try:
+        config = read_config(folder)
+    except ModelFolderError as error:
+        raise PublishError(str(error)) from error
+    if not (folder / METRICS_NAME).is_file():
+        raise PublishError(
+            f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR`."
+        )
+    if not (ROOT / CARD_TEMPLATE).is_file():
+        raise PublishError(
+            f"{ROOT} has no {CARD_TEMPLATE}: install from a clone of the repository with `pip install -e`."
+        )
+    metrics = json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=FileSystemLoader(ROOT), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": format_number, "estimate": format_estimate, "count": "{:,}".format, "cell": _cell}
+    body = environment.get_template(CARD_TEMPLATE).render(
+        metrics=metrics,
+        diagnoses=[diagnosis_of(code) for code in config["label_names"]],
+        notice=NOTICE,
+        synthetic_notice=SYNTHETIC_NOTICE,
+        attribution=ATTRIBUTION,
+        repo_id=CARD_REPO_ID,
+    )
+    return f"---\n{_card_metadata(config, metrics).to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCardData:
+    """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
+    model, data, test = metrics["model"], metrics["data"], metrics["test"]
+    options = metrics["training"]["options"]
+    base_model = None
+    pretrained_cfg = get_pretrained_cfg(model["architecture"])
+    if options.get("pretrained") and pretrained_cfg is not None:
+        base_model = f"timm/{model['architecture']}.{pretrained_cfg.tag}"
+    dataset = str(data["dataset"])
+    name = {"isic2019": "ISIC 2019", "demo": "synthetic drawings"}.get(dataset, dataset)
+    values = {
+        ("accuracy", "Accuracy"): test["accuracy"],
+        ("balanced_accuracy", "Balanced accuracy"): test["balanced_accuracy"],
+        ("f1", "Macro F1"): test["macro_f1"],
+        ("roc_auc", "Macro AUROC"): test["macro_auroc"],
+        ("precision", "Weighted precision"): test["weighted_precision"],
+        ("recall", "Weighted recall"): test["weighted_recall"],
+    }
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=dataset,
+            dataset_name=f"{name}, split by {data['split_unit']}",
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=title,
+            metric_value=estimate["value"],
+        )
+        for (metric, title), estimate in values.items()
+        if estimate["value"] is not None
+    ]
+    tags = [
+        "dermatology",
+        "dermoscopy",
+        "skin-lesion",
+        "melanoma",
+        "medical-imaging",
+        "calibration",
+        "timm",
+        "transformers",
+    ]
+    return ModelCardData(
+        language="en",
+        license=str(config["lesion"].get("license") or WEIGHTS_LICENSE),
+        library_name="timm",
+        pipeline_tag="image-classification",
+        base_model=base_model,
+        datasets=[dataset],
+        metrics=list(dict.fromkeys(metric for metric, _ in values)),
+        tags=[*tags, *(["synthetic"] if data["synthetic"] else [])],
+        model_name=f"skin-lesion-{model['architecture']}",
+        eval_results=results or None,
+    )
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Write a number of metrics.json as the card shows it."""
+    return "not estimable" if value is None else f"{value:.{digits}f}"
+
+
+def format_estimate(estimate: Mapping[str, Any]) -> str:
+    """Write a value with its interval, or say why there is none."""
+    reason = estimate.get("reason", "")
+    if estimate["value"] is None:
+        return "suppressed" if reason.startswith("suppressed") else f"not estimable: {_cell(reason)}"
+    value = format_number(estimate["value"])
+    if "low" not in estimate:
+        return value
+    if estimate["low"] is None:
+        return f"{value} (no interval)"
+    return f"{value} ({format_number(estimate['low'])} to {format_number(estimate['high'])})"
+
+
+def _cell(text: Any) -> str:
+    """Keep text from breaking a table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
 # The Hub under load, and what is said when it fails.
 
 
@@ -610,6 +750,11 @@ def _parser() -> argparse.ArgumentParser:
     space.add_argument("--model_revision", help="branch, tag or commit of the model; default: its newest commit")
     space.add_argument("--private", action="store_true", help="make a new Space private")
 
+    card = commands.add_parser(
+        "card", help="write README.md of a model folder anew, from its metrics.json and config.json"
+    )
+    card.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
+
     export = commands.add_parser("export", help="write the model as ONNX beside its weights")
     export.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
     export.add_argument("--int8", action="store_true", help="also write a version with 8-bit weights")
@@ -633,6 +778,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pushed = push_space(
                 options.model_id, options.space_id, model_revision=options.model_revision, private=options.private
             )
+        elif options.command == "card":
+            print(write_card(options.folder))
+            return 0
         else:
             from modeling.export import export_onnx  # needs the extra `export`
 
