@@ -74,44 +74,43 @@ def load_data(
         return load_demo()
     loaded = datasets.load_dataset(dataset, data_dir=None if data_dir is None else str(data_dir))
     parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded}
-    whole = datasets.concatenate_datasets(
-        [to_contract(part, split=str(split), name=dataset) for split, part in parts.items()]
-    )
+    image_ids = [f"{split}-{index:06d}" for split, part in parts.items() for index in range(len(part))]
+    whole = to_contract(datasets.concatenate_datasets(list(parts.values())), image_ids, name=dataset)
     return _only_usable(whole, skip_bad_images=skip_bad_images, skipped_csv=skipped_csv)
 
 
-def to_contract(part: datasets.Dataset, *, split: str, name: str) -> datasets.Dataset:
-    """Rename, cast and complete the columns of one split of a Hub data set; pixels are not touched."""
-    image_column = _find_image_column(part, name)
-    label_column = _find_label_column(part, name)
-    names, labels = _labels_of(part, label_column)
+def to_contract(dataset: datasets.Dataset, image_ids: Sequence[str], *, name: str) -> datasets.Dataset:
+    """Rename, cast and complete the columns of a Hub data set; pixels are not touched.
+
+    Args:
+        dataset: All of its splits.
+        image_ids: Used where it has no unique ids of its own.
+        name: What an error calls it.
+    """
+    image_column = _find_image_column(dataset, name)
+    label_column = _find_label_column(dataset, name)
+    names, labels = _labels_of(dataset, label_column)
     chosen = {
-        column: next((candidate for candidate in candidates if candidate in part.column_names), None)
+        column: next((candidate for candidate in candidates if candidate in dataset.column_names), None)
         for column, candidates in OTHER_NAMES.items()
     }
-    n = len(part)
-    generated = [f"{split}-{index:06d}" for index in range(n)]
+    n = len(dataset)
     table: dict[str, list[Any]] = {}
     for column, existing in chosen.items():
-        if existing is None:
-            default = {"source": "unknown"}.get(column)
-            table[column] = generated if column == "image_id" else [default] * n
-        elif column == "age_approx":
-            table[column] = [_number(value) for value in part[existing]]
-        else:
-            table[column] = [_text(value) for value in part[existing]]
-    ids = table["image_id"]
-    if len(set(ids)) < n or None in ids:
-        table["image_id"] = generated
+        clean = _number if column == "age_approx" else _text
+        table[column] = [None] * n if existing is None else [clean(value) for value in dataset[existing]]
+    own_ids = set(table["image_id"])
+    if len(own_ids) < n or None in own_ids:
+        table["image_id"] = list(image_ids)
     table["source"] = [value or "unknown" for value in table["source"]]
 
-    result = part.select_columns([image_column])
+    result = dataset.select_columns([image_column])
     if image_column != "image":
         result = result.rename_column(image_column, "image")
     result = result.cast_column("image", datasets.Image())
     for column, values in table.items():
-        result = _add_column(result, column, values, FEATURES[column])
-    result = _add_column(result, "label", labels, datasets.ClassLabel(names=names))
+        result = result.add_column(column, values, feature=FEATURES[column])
+    result = result.add_column("label", labels, feature=datasets.ClassLabel(names=names))
     return result.select_columns(list(COLUMNS))
 
 
@@ -138,8 +137,8 @@ def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> dat
     new_label[[names.index(code) for code in chosen]] = np.arange(len(chosen))
     relabelled = new_label[labels]
     columns = dataset.column_names
-    result = _add_column(
-        dataset.remove_columns("label"), "label", relabelled.tolist(), datasets.ClassLabel(names=list(chosen))
+    result = dataset.remove_columns("label").add_column(
+        "label", relabelled.tolist(), feature=datasets.ClassLabel(names=list(chosen))
     )
     return result.select_columns(columns).select(np.flatnonzero(relabelled >= 0))
 
@@ -166,24 +165,18 @@ def fingerprint(dataset: datasets.Dataset) -> str:
 
 def _only_usable(whole: datasets.Dataset, *, skip_bad_images: bool, skipped_csv: Path | None) -> datasets.Dataset:
     stored = whole.cast_column("image", datasets.Image(decode=False))
-    ids = list(whole["image_id"])
-    if len(set(ids)) < len(ids):
-        raise DataError(
-            f"{len(ids) - len(set(ids))} image ids occur in more than one split of the data set; "
-            "rename or remove the image_id column, then ids are made from split and row."
-        )
+    ids = whole["image_id"][:]
     problems = [
-        Problem(row["image_id"], "", "image without a label")
-        for row in whole.select_columns(["image_id", "label"])
-        if row["label"] is None or row["label"] < 0
+        Problem(image_id, "", "image without a label")
+        for image_id, label in zip(ids, whole["label"], strict=True)
+        if label is None or label < 0
     ]
-    images = {}
-    for row in stored.select_columns(["image_id", "image"]):
-        if row["image"] is None:
-            problems.append(Problem(row["image_id"], "", "row without an image"))
-        else:
-            images[row["image_id"]] = row["image"]["bytes"] or row["image"]["path"]
-    problems += unreadable_images(images)
+
+    def load(index: int) -> bytes | str:
+        image = stored[index]["image"] or {"bytes": b"", "path": None}
+        return image["path"] if image["bytes"] is None else image["bytes"]
+
+    problems += unreadable_images(ids, load)
     if skip_bad_images:
         write_skipped(problems, skipped_csv or Path("skipped.csv"))
     if not problems:
@@ -195,37 +188,37 @@ def _only_usable(whole: datasets.Dataset, *, skip_bad_images: bool, skipped_csv:
     return whole.select([index for index, image_id in enumerate(ids) if image_id not in bad])
 
 
-def _find_image_column(part: datasets.Dataset, name: str) -> str:
-    images = [column for column, feature in part.features.items() if isinstance(feature, datasets.Image)]
+def _find_image_column(dataset: datasets.Dataset, name: str) -> str:
+    images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
     if len(images) == 1:
         return images[0]
     named = [column for column in IMAGE_NAMES if column in images]
     if not named:
         raise DataError(
-            f"{name} has {len(images)} image columns ({', '.join(images) or 'none'}) among {', '.join(part.features)}; "
+            f"{name} has {len(images)} image columns ({', '.join(images) or 'none'}) among {', '.join(dataset.features)}; "
             "one, of type datasets.Image, is needed: rename the right one to 'image'."
         )
     return named[0]
 
 
-def _find_label_column(part: datasets.Dataset, name: str) -> str:
-    named = [column for column in LABEL_NAMES if column in part.features]
-    classes = [column for column, feature in part.features.items() if isinstance(feature, datasets.ClassLabel)]
+def _find_label_column(dataset: datasets.Dataset, name: str) -> str:
+    named = [column for column in LABEL_NAMES if column in dataset.features]
+    classes = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     for column in named:
-        if column in classes or part.features[column].dtype in ("string", "large_string", "int64", "int32"):
+        if column in classes or dataset.features[column].dtype in ("string", "large_string", "int64", "int32"):
             return column
     if len(classes) == 1:
         return classes[0]
     raise DataError(
-        f"{name} has no label column among {', '.join(part.features)}: one ClassLabel column, or one named "
+        f"{name} has no label column among {', '.join(dataset.features)}: one ClassLabel column, or one named "
         f"{', '.join(LABEL_NAMES)}, is needed: rename the right one to 'label'."
     )
 
 
-def _labels_of(part: datasets.Dataset, column: str) -> tuple[list[str], list[int]]:
+def _labels_of(dataset: datasets.Dataset, column: str) -> tuple[list[str], list[int]]:
     """Return the label names, ISIC codes where all names are known, and the label of each row (-1: none)."""
-    feature = part.features[column]
-    values = list(part[column])
+    feature = dataset.features[column]
+    values = list(dataset[column])
     if isinstance(feature, datasets.ClassLabel):
         names = list(feature.names)
         texts = [None if value is None or value < 0 else names[value] for value in values]
@@ -238,10 +231,6 @@ def _labels_of(part: datasets.Dataset, column: str) -> tuple[list[str], list[int
         texts = [None if text is None else codes[text] for text in texts]
     position = {text: index for index, text in enumerate(names)}
     return names, [-1 if text is None else position[text] for text in texts]
-
-
-def _add_column(dataset: datasets.Dataset, name: str, values: list[Any], feature: Any) -> datasets.Dataset:
-    return dataset.add_column(name, values, feature=feature)
 
 
 def _text(value: Any) -> str | None:

@@ -9,6 +9,7 @@ Source of the cues: Kittler et al. (2016), Standardization of terminology in der
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -156,9 +157,8 @@ def draw_ink(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 class _Lesion:
     """A lesion on its skin: what stays the same in all its photographs."""
 
-    rgb: Array  # (S, S, 3) float, 0 to 255
-    alpha: Array  # (S, S) float, 0 to 1
-    skin: Array  # (3,) colour of the skin
+    picture: Image.Image  # RGBA, square
+    skin: Array  # (3,) colour of the skin, float32
 
 
 def _photographs(rng: np.random.Generator, code: str, n: int) -> list[bytes]:
@@ -191,18 +191,16 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
     to_canvas = turn / scale * (CANVAS_PX / 2)  # photograph px → canvas px
     offset = CANVAS_PX / 2 - to_canvas @ centre
     matrix = (*to_canvas[0], offset[0], *to_canvas[1], offset[1])
-    rgba = np.dstack([lesion.rgb, 255 * lesion.alpha]).clip(0, 255).round().astype(np.uint8)
-    seen = Image.fromarray(rgba, "RGBA").transform(
-        (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
-    )
+    seen = lesion.picture.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     layer = np.asarray(seen, dtype=np.float32)
     alpha = layer[..., 3:] / 255
-    picture = picture * (1 - alpha) + layer[..., :3] * alpha
+    picture += (layer[..., :3] - picture) * alpha
 
     # Light: exposure, colour balance and a slope across the field.
     slope = rng.uniform(0, 2 * np.pi)
-    ramp = ((x / width - 0.5) * np.cos(slope) + (y / height - 0.5) * np.sin(slope)) * rng.uniform(0, 0.22)
-    picture = picture * rng.uniform(0.86, 1.12) * rng.normal(1, 0.015, size=3).clip(0.96, 1.04) * (1 + ramp)[..., None]
+    ramp = ((x / width - 0.5) * math.cos(slope) + (y / height - 0.5) * math.sin(slope)) * rng.uniform(0, 0.22)
+    balance = rng.uniform(0.86, 1.12) * rng.normal(1, 0.015, size=3).clip(0.96, 1.04)
+    picture *= (1 + ramp)[..., None] * balance.astype(np.float32)
     if rng.random() < 0.3:  # bubbles and reflections of the contact fluid
         for _ in range(int(rng.integers(1, 6))):
             spot = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height)) / (unit * rng.uniform(0.01, 0.035))
@@ -213,7 +211,8 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
             image = artefact(image, rng)
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9) * unit / 120))
-    return _to_image(_to_array(image) + rng.normal(0, rng.uniform(0.5, 3.0), size=(height, width, 1)))
+    grain = rng.uniform(0.5, 3.0) * rng.standard_normal((height, width, 1), dtype=np.float32)
+    return _to_image(_to_array(image) + grain)
 
 
 _ARTEFACTS: tuple[tuple[Callable[[Image.Image, np.random.Generator], Image.Image], float], ...] = (
@@ -229,11 +228,12 @@ def _new_lesion(rng: np.random.Generator, code: str) -> _Lesion:
         raise ValueError(f"no drawing for diagnosis {code!r}; choose one of {', '.join(_PAINTERS)}.")
     tone = rng.beta(1.3, 2.6)  # 0 pale, 1 brown: most archives hold mostly pale skin
     skin = (1 - tone) * np.array([232.0, 196, 176]) + tone * np.array([158.0, 112, 84]) + rng.normal(0, 3, size=3)
-    canvas = _Canvas(rng, skin)
+    canvas = _Canvas(rng)
     _PAINTERS[code](canvas)
     # Pigment lies in the skin: on darker skin every colour comes out darker.
     shaded = canvas.rgb * (1 - 0.25 * tone)
-    return _Lesion(rgb=shaded, alpha=canvas.alpha, skin=skin)
+    rgba = np.dstack([shaded, 255 * canvas.alpha]).clip(0, 255).round().astype(np.uint8)
+    return _Lesion(picture=Image.fromarray(rgba, "RGBA"), skin=skin.astype(np.float32))
 
 
 @dataclass
@@ -241,7 +241,6 @@ class _Canvas:
     """The square on which a lesion is painted; x and y run from -1 to 1, a lesion's radius is about 0.5."""
 
     rng: np.random.Generator
-    skin: Array
     rgb: Array = field(init=False)
     alpha: Array = field(init=False)
     inside: Array = field(init=False)  # (S, S), distance from the centre: 1 on the border
@@ -294,8 +293,18 @@ class _Canvas:
             x, y = self.place(reach)
             radius = self.rng.uniform(*size)
             squeeze = self.rng.uniform(0.75, 1.3)
-            distance = np.hypot((self.x - x) * squeeze, (self.y - y) / squeeze) / radius
-            weight = np.maximum(weight, 1 / (1 + np.exp(((distance - 1) * edge).clip(-30, 30))))
+            # Only the window that the spot reaches is computed; outside its weight is below 0.01.
+            reached = radius * (1 + 5 / edge) * 1.34
+            columns, lines = (
+                slice(
+                    max(0, int((middle - reached + 1) / 2 * CANVAS_PX)), int((middle + reached + 1) / 2 * CANVAS_PX) + 1
+                )
+                for middle in (x, y)
+            )
+            across, down = self.x[lines, columns] - x, self.y[lines, columns] - y
+            distance = np.hypot(across * squeeze, down / squeeze) / radius
+            window = weight[lines, columns]
+            np.maximum(window, 1 / (1 + np.exp((distance - 1) * edge)), out=window)
         self.paint(colour, strength * weight)
 
     def network(self, colour: tuple[float, float, float], *, pitch: float, strength: float, where: Array) -> None:

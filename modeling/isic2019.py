@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -129,7 +129,7 @@ class Isic2019(datasets.GeneratorBasedBuilder):
             images = unpack(images, Path(self._cache_dir_root) / "isic2019_unpacked")
 
         rows, problems = read_rows(labels_csv, metadata_csv, images)
-        problems += unreadable_images({row["image_id"]: row["image"] for row in rows})
+        problems += unreadable_images([row["image_id"] for row in rows], lambda index: rows[index]["image"])
         if problems and not self.config.skip_bad_images:
             raise DataError(describe(problems))
         bad = {problem.image_id for problem in problems}
@@ -295,36 +295,34 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table.apply(lambda column: column.str.strip())
 
 
-def unreadable_images(images: dict[str, Any], *, progress: bool = True) -> list[Problem]:
+def unreadable_images(image_ids: Sequence[str], load: Callable[[int], bytes | str]) -> list[Problem]:
     """Decode every image to its last byte, in threads; return those that fail.
 
     Args:
-        images: image_id → what `decode_image` takes (a path, or bytes).
-        progress: Show a progress bar.
+        image_ids: What an error calls them.
+        load: Gives the file of an index, as a path or as bytes.
     """
 
-    def check(item: tuple[str, Any]) -> Problem | None:
-        image_id, image = item
+    def check(index: int) -> Problem | None:
+        image = load(index)
         path = image if isinstance(image, str) else ""
-        if path and os.path.getsize(path) == 0:
-            return Problem(image_id, path, "image file is empty")
+        if (os.path.getsize(path) if path else len(image)) == 0:
+            return Problem(image_ids[index], path, "image file is empty")
         try:
             decode_image(image, min_side_px=CHECK_SIDE_PX)
         except ImageError as error:
-            return Problem(image_id, path, "image cannot be read (truncated, or no image)", str(error))
+            return Problem(image_ids[index], path, "image cannot be read (truncated, or no image)", str(error))
         return None
 
+    n = len(image_ids)
     # Pillow releases the interpreter while it decodes, so threads use every core.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = tqdm(
-            pool.map(check, images.items()), total=len(images), desc="checking images", unit="image",
-            disable=not progress or not images,
-        )  # fmt: skip
+        results = tqdm(pool.map(check, range(n)), total=n, desc="checking images", unit="image", disable=n == 0)
         return [problem for problem in results if problem is not None]
 
 
 def counts(problems: Sequence[Problem]) -> str:
-    """Return "3 image file is empty, 1 row without ..." in the order of appearance."""
+    """Return "3 × image file is empty; 1 × row without an image file", in the order of appearance."""
     kinds = list(dict.fromkeys(problem.kind for problem in problems))
     return "; ".join(f"{sum(problem.kind == kind for problem in problems)} × {kind}" for kind in kinds)
 
