@@ -246,6 +246,7 @@ class AbstentionRule:
 
     threshold: float
     false_alarm_rate: float
+    method: str = "energy"
 
     @classmethod
     def fit(

@@ -87,7 +87,7 @@ def randomise_classifier(classifier: "LesionClassifier") -> "LesionClassifier":
     """Return a copy whose classifier layer has the same weights in a random order: same scale, nothing learnt."""
     randomised = copy.copy(classifier)
     randomised.model = copy.deepcopy(classifier.model)
-    weight = randomised.model.get_classifier().weight  # type: ignore[operator]  # timm's method
+    weight = randomised.model.get_classifier().weight
     order = np.random.default_rng(SEED).permutation(weight.numel())
     with torch.no_grad():
         weight.copy_(weight.flatten()[torch.from_numpy(order).to(weight.device)].reshape(weight.shape))

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+import pandas as pd
 from sklearn import metrics as sklearn_metrics
 
 from modeling.calibration import OperatingPoint, log_softmax
@@ -205,19 +206,17 @@ def _from_confusion(confusion: np.ndarray, codes: Sequence[str]) -> dict[str, np
 
 
 def by_lesion(
-    probs: np.ndarray, labels: np.ndarray, lesion_ids: Sequence[str]
+    probs: np.ndarray, labels: np.ndarray, lesion_ids: Sequence[str] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average the probabilities over the photos of each lesion: probs (L, C), labels (L,), ids (L,).
+    """Average the probabilities over the photos of each lesion: probs (L, C), labels (L,), lesion ids (L,).
 
-    Raises:
-        ValueError: If a lesion has two labels.
+    A group of near-duplicates may hold two labels (the splits warn of it); its images then count as two lesions.
     """
-    lesions, first, index = np.unique(np.asarray(lesion_ids), return_index=True, return_inverse=True)
-    if (labels != labels[first][index]).any():
-        example = lesions[index[np.flatnonzero(labels != labels[first][index])[0]]]
-        raise ValueError(f"lesion {example} has images with different labels; a lesion has one diagnosis")
+    keys = pd.MultiIndex.from_arrays([np.asarray(lesion_ids), labels])
+    index, lesions = pd.factorize(keys, sort=True)
     sums = np.stack([np.bincount(index, weights=column) for column in probs.T], axis=1)
-    return sums / np.bincount(index)[:, None], labels[first], lesions
+    ids, lesion_labels = (np.asarray(lesions.get_level_values(level)) for level in (0, 1))
+    return sums / np.bincount(index)[:, None], lesion_labels.astype(int), ids
 
 
 def score_balanced(
