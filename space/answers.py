@@ -203,16 +203,21 @@ def operating_sentence(point: OperatingPoint, reached: bool) -> str:
     caught = round(point.sensitivity * point.n_positive)
     threshold = f"the threshold that caught {percent(point.sensitivity)} of {target} in validation"
     if reached:
+        others = percent(1 - point.specificity)
         return (
             f"Above {threshold} ({caught} of {point.n_positive}). "
-            f"{percent(1 - point.specificity)} of the other lesions there were above it too."
+            f"{others} of the {point.n_negative} other images there were above it too."
         )
     missed = point.n_positive - caught
     return f"Below {threshold} ({caught} of {point.n_positive}). It missed {missed}: this is no all-clear."
 
 
 def percent(share: float) -> str:
-    """Write a share as people read it: 95 %, 4.2 %, 99.6 %."""
+    """Write a share as people read it: 95 %, 4.2 %, 99.6 %, and never as certain when it is not."""
     value = 100 * share
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    if 99.9 < value < 100:
+        return "> 99.9 %"
     digits = 0 if value in (0, 100) or 10 <= value <= 99 else 1
     return f"{value:.{digits}f} %"

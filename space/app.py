@@ -17,7 +17,7 @@ import tempfolder
 
 # isort: split
 import answers
-import batch
+import batches
 import gradio as gr
 import pages
 import render
@@ -67,7 +67,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         rows: list[dict[str, Any]] = []
         told = 0.0
         try:
-            for done, total, row in batch.classify_rows(classifier, files, thumbnails=True):
+            for done, total, row in batches.classify_rows(classifier, files, thumbnails=True):
                 rows.append(row)
                 if done < total and time.monotonic() - told > PROGRESS_EVERY_S:
                     told = time.monotonic()
@@ -75,7 +75,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         except ImageError as error:
             yield {"error": str(error)}
             return
-        yield {"done": len(rows), "total": len(rows), "rows": rows, "csv": batch.to_csv(rows, classifier)}
+        yield {"done": len(rows), "total": len(rows), "rows": rows, "csv": batches.to_csv(rows, classifier)}
 
     with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
         gr.HTML(pages.header(classifier), elem_id="lesion-head")
@@ -93,7 +93,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
                 label="Image files, or zip archives of them", file_count="multiple", height=180, elem_id="batch-files"
             )
             gr.HTML(pages.BATCH_HELP)
-            stop = gr.Button("Stop", size="sm", elem_id="batch-stop")
+            stop = gr.Button("Stop and clear", size="sm", elem_id="batch-stop")
             table = drawn_by("batch.js", "batch")
         with gr.Tab("Model") as model_tab:
             card = gr.HTML(elem_id="card")
@@ -139,7 +139,8 @@ def add_endpoints(classifier: LesionClassifier) -> None:
         """Classify one dermoscopic photo of a skin lesion. Research only: not a medical device, rules nothing out.
 
         Args:
-            photo: Image file (JPEG, PNG, WebP, TIFF, BMP or GIF). Addresses are not fetched: upload the file.
+            photo: Image file (JPEG, PNG, WebP, TIFF, BMP or GIF). Addresses are not fetched: upload the file, or (MCP)
+                send it as a data:image/jpeg;base64 string.
 
         Returns:
             diagnosis, probability, probabilities of all diagnoses (calibrated), differential with full names,
@@ -153,7 +154,8 @@ def add_endpoints(classifier: LesionClassifier) -> None:
         """Classify one dermoscopic photo and show where the score of a diagnosis came from (not why).
 
         Args:
-            photo: Image file (JPEG, PNG, WebP, TIFF, BMP or GIF). Addresses are not fetched: upload the file.
+            photo: Image file (JPEG, PNG, WebP, TIFF, BMP or GIF). Addresses are not fetched: upload the file, or (MCP)
+                send it as a data:image/jpeg;base64 string.
             diagnosis: Code such as MEL whose heat map is drawn; empty for the most probable diagnosis.
 
         Returns:
@@ -163,21 +165,22 @@ def add_endpoints(classifier: LesionClassifier) -> None:
         with sentences():
             return answers.explain_photo(classifier, sent(photo), diagnosis.strip().upper() or None)
 
-    def batch_rows(files: list[answers.Photo]) -> dict[str, Any]:
+    def batch(files: list[answers.Photo]) -> dict[str, Any]:
         """Classify many dermoscopic photos, sent as files or zip archives; at most 200.
 
         Args:
-            files: Image files or zip archives of image files. Addresses are not fetched: upload the files.
+            files: Image files or zip archives of image files. Addresses are not fetched: upload the files, or (MCP) send them
+                as data: strings in base64.
 
         Returns:
             rows with image (file name), diagnosis, probability, probabilities, malignant_probability, abstained, reason,
             operating_points and error (why a file could not be read, else null); the same as csv; provenance, notice.
         """
         with sentences():
-            rows = [row for _, _, row in batch.classify_rows(classifier, files, thumbnails=False)]
+            rows = [row for _, _, row in batches.classify_rows(classifier, files, thumbnails=False)]
         return {
             "rows": rows,
-            "csv": batch.to_csv(rows, classifier),
+            "csv": batches.to_csv(rows, classifier),
             "provenance": classifier.provenance,
             "notice": classifier.notice,
         }
@@ -191,7 +194,7 @@ def add_endpoints(classifier: LesionClassifier) -> None:
     one: dict[str, Any] = {"concurrency_id": "one", "concurrency_limit": AT_ONCE}
     button.click(classify, photo, result, api_name="classify", **one)
     button.click(explain, [photo, diagnosis], [result, picture], api_name="explain", **one)
-    button.click(batch_rows, files, result, api_name="batch", concurrency_id="many", concurrency_limit=1)
+    button.click(batch, files, result, api_name="batch", concurrency_id="many", concurrency_limit=1)
 
 
 @contextlib.contextmanager
@@ -272,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.model:
         try:
             demo = build_demo(LesionClassifier.from_pretrained(options.model, revision=options.revision))
-        except ModelFolderError as error:
+        except ValueError as error:  # ModelFolderError, or an entry of its configuration that this version cannot read
             print(f"error: {error}", file=sys.stderr)
             return 2
         launch(demo)
@@ -291,7 +294,7 @@ def serve_hosted(model_id: str, revision: str | None) -> None:
                     "(and MODEL_REVISION to a tag or commit), or start with --model FOLDER."
                 )
             demo = build_demo(LesionClassifier.from_pretrained(model_id, revision=revision))
-        except ModelFolderError as error:
+        except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             fault_page = build_fault_page(str(error))
             launch(fault_page, prevent_thread_lock=True)

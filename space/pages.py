@@ -1,16 +1,25 @@
 """The words and static parts of the page, as HTML; every value is escaped by Jinja."""
 
+import base64
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import httpx
 import render
-from jinja2 import Environment, StrictUndefined
+from answers import percent
+from huggingface_hub import snapshot_download
+from jinja2 import Environment, StrictUndefined, UndefinedError
+from markupsafe import Markup
 from PIL import Image
 
 from modeling.labels import NOTICE
 from modeling.predictor import LesionClassifier
+
+MAX_FIGURES = 16
 
 _HTML = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
@@ -39,6 +48,10 @@ after the session.</p></div>"""
 
 BATCH_HELP = """<div class="lesion-small"><p>Up to 200 pictures at once, each a lesion of its own. Files in a zip
 archive are read without being unpacked to disk. All are deleted from this server within minutes.</p></div>"""
+
+_NO_CARD = _HTML.from_string("""
+<div class="lesion-box" id="no-card"><p>The numbers of this model cannot be shown here. {{ reason }}</p></div>
+""")
 
 _EXAMPLES = _HTML.from_string("""
 <p id="examples-title">No photo at hand? Try a drawing</p>
@@ -117,5 +130,63 @@ def programs(classifier: LesionClassifier) -> str:
 
 
 def card(classifier: LesionClassifier) -> str:
-    """Return the key numbers and figures of the model's card."""
-    return classifier.model_id
+    """Return the key numbers and figures of the model's card, or why they cannot be shown."""
+    try:
+        return _card(*_card_source(classifier))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        return _NO_CARD.render(reason=f"metrics.json could not be read: {error}")
+    except UndefinedError as error:
+        return _NO_CARD.render(reason=f"metrics.json is of a form that this page does not know: {error}.")
+
+
+def _card_source(classifier: LesionClassifier) -> tuple[Path, str]:
+    """Return the folder with metrics.json and figures/, downloaded if the model came from the Hub, and its weights' hash.
+
+    Raises:
+        FileNotFoundError: If the model was published without them.
+        OSError, httpx.HTTPError: If the Hub does not hand them over.
+    """
+    folder = classifier.source.path
+    if classifier.revision is not None:
+        files = ["metrics.json", "figures/*.png"]
+        folder = Path(snapshot_download(classifier.model_id, revision=classifier.revision, allow_patterns=files))
+    if not (folder / "metrics.json").is_file():
+        raise FileNotFoundError("the model was published without it")
+    return folder, str(classifier.lesion["weights_sha256"])
+
+
+@lru_cache(maxsize=2)
+def _card(folder: Path, weights_sha256: str) -> str:
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if not isinstance(metrics, dict):
+        raise ValueError("a JSON object was expected.")
+    files = [folder / "figures" / Path(str(name)).name for name in metrics.get("figures", [])[:MAX_FIGURES]]
+    leak = metrics.get("data", {}).get("leakage", {}).get("overall")
+    return _CARD.render(
+        metrics=metrics,
+        test=metrics.get("test", {}),
+        floors={
+            name: row for name, row in metrics.get("floors", {}).items() if isinstance(row, dict) and "sees" in row
+        },
+        points=[point for point in metrics.get("operating_points", []) if "test" in point],
+        leaking="an unknown share" if leak is None else percent(leak),
+        figures={
+            file.stem.replace("_", " "): "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
+            for file in files
+            if file.is_file()
+        },
+    )
+
+
+def estimate(value: dict[str, Any]) -> str:
+    """Write a number of metrics.json with its interval."""
+    if value["value"] is None:
+        return "not estimable"
+    text = Markup(f"{value['value']:.3f}")
+    if value.get("low") is None:
+        return text
+    return text + Markup(f' <span class="interval">({value["low"]:.3f} to {value["high"]:.3f})</span>')
+
+
+_HTML.filters["estimate"] = estimate
+_CARD = _HTML.from_string((Path(__file__).parent / "card.html").read_text(encoding="utf-8"))

@@ -20,8 +20,11 @@ function failure(sentence) {
   return el("div", { class: "card alert", role: "alert" }, el("h2", {}, "This could not be read"), el("p", {}, sentence));
 }
 
+// As in answers.py: a rounded probability never claims certainty.
 function percent(share) {
   const value = 100 * share;
+  if (value > 0 && value < 0.1) return "< 0.1 %";
+  if (value > 99.9 && value < 100) return "> 99.9 %";
   return `${value.toFixed(value === 0 || value === 100 || (value >= 10 && value <= 99) ? 0 : 1)} %`;
 }
 
