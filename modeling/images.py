@@ -4,22 +4,24 @@ import io
 import os
 import re
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageFile
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # Pillow knows some fifty formats, among them EPS, which starts Ghostscript. Only parsers on this list ever see a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
-# Together these bound one call to less than 1 GB of memory and some seconds; `tests/test_images.py` measures it.
+# Together these bound one call to 1 GB of memory (a WebP with transparency at the pixel limit) and some 6 s of one core
+# (a JPEG at the limits of pixels and scans).
 MAX_FILE_BYTES = 100_000_000
-MAX_PIXELS = 64_000_000  # a 50-megapixel phone fits; Pillow holds 4 bytes a pixel, so one copy takes 256 MB at most
+MAX_PIXELS = 51_000_000  # a 50-megapixel phone (8192 x 6144) fits; Pillow holds 4 bytes a pixel, so a copy is 204 MB
 MIN_SIDE_PX = 8
 MAX_ASPECT_RATIO = 10  # models squash to a square: a longer strip shows no lesion any more
-MAX_JPEG_SCANS = 100  # progressive JPEGs have about 10; every scan goes over all pixels, so thousands take minutes
+MAX_JPEG_SCANS = 50  # progressive JPEGs have about 10; every scan goes over all pixels, so thousands take minutes
 MAX_JPEG_SEGMENTS = 5_000  # before the picture; an ICC profile or depth map of 4 MB takes 64
 MAX_READS = 100_000  # of Pillow, per file: millions of empty chunks would keep it busy for minutes
 MAX_TIFF_TAG_BYTES = 8_000_000  # as Python numbers they take up to 25 times as much
@@ -119,7 +121,7 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(322, 0) * tags.get(323, 0) > MAX_PIXELS:  # TileWidth, TileLength
             raise ImageError(f"{name} claims tiles of absurd size; save it once more as JPEG or PNG.")
-    file.bytes_left = 2 * len(data)  # from here on Pillow reads the pixels
+    file.bytes_left = sys.maxsize  # from here on Pillow reads the pixels
     return image
 
 
@@ -129,7 +131,7 @@ class _MeteredFile(io.BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.reads_left = MAX_READS
-        self.bytes_left = 2 * len(data) + 1000
+        self.bytes_left = sys.maxsize
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(size)
@@ -240,9 +242,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
                 "save it with 8 bits a channel."
             )
         return Image.fromarray((values * (255 / top)).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "LAB":  # convert("RGB") does not know it
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
     return image.convert("RGB")
 
 
