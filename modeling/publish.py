@@ -455,7 +455,8 @@ def render_card(model_folder: str | Path) -> str:
         attribution=ATTRIBUTION,
         repo_id=CARD_REPO_ID,
     )
-    return f"---\n{_card_metadata(config, metrics).to_yaml()}\n---\n\n{body.strip()}\n"
+    body = re.sub(r"\n{3,}", "\n\n", body.strip())
+    return f"---\n{_card_metadata(config, metrics).to_yaml()}\n---\n\n{body}\n"
 
 
 def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCardData:
@@ -529,12 +530,14 @@ def format_estimate(estimate: Mapping[str, Any]) -> str:
         return value
     if estimate["low"] is None:
         return f"{value} (no interval)"
-    return f"{value} ({format_number(estimate['low'])} to {format_number(estimate['high'])})"
+    # No-break spaces, or narrow columns would tear intervals apart.
+    return f"{value} ({format_number(estimate['low'])} to {format_number(estimate['high'])})".replace(" ", "\u00a0")
 
 
-def _cell(text: Any) -> str:
-    """Keep text from breaking a table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
+def _cell(value: Any) -> str:
+    """Keep a value from breaking a table."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 # The Hub under load, and what is said when it fails.

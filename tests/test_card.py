@@ -1,0 +1,373 @@
+"""The model card, rendered from a metrics.json that the evaluation itself wrote."""
+
+import copy
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jinja2
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image, ImageDraw
+
+from modeling import publish
+from modeling.calibration import AbstentionRule, Calibration, fit_operating_points, softmax
+from modeling.evaluation import Outputs, evaluate_model
+from modeling.isic2019 import FEATURES
+from modeling.labels import ATTRIBUTION, CODES, NOTICE, ORIGINAL_CODES, SYNTHETIC_NOTICE
+from modeling.model import build_model, save_model_folder
+from modeling.predictor import LesionClassifier
+from modeling.publish import PublishError, format_estimate, format_number, render_card, write_card
+from modeling.splits import make_splits
+
+LESIONS_PER_DIAGNOSIS = 64
+
+
+def draw_dataset(masks: Path) -> datasets.Dataset:
+    """Two photos of each lesion, a blot whose colour goes with the diagnosis; and the mask of each blot."""
+    masks.mkdir()
+    rng, rows = np.random.default_rng(0), []
+    for label, code in enumerate(CODES):
+        for number in range(LESIONS_PER_DIAGNOSIS if code in ORIGINAL_CODES else 4):
+            for photo in range(2):
+                image_id = f"{code}_{number}_{photo}"
+                left, top = (int(value) for value in rng.integers(8, 20, size=2))
+                box = (left, top, left + 36, top + 36)
+                image, mask = Image.new("RGB", (64, 64), (220, 180, 160)), Image.new("L", (64, 64))
+                ImageDraw.Draw(image).ellipse(box, fill=tuple(int(value) for value in rng.integers(0, 255, size=3)))
+                ImageDraw.Draw(mask).ellipse(box, fill=255)
+                mask.save(masks / f"{image_id}_segmentation.png")
+                buffer = io.BytesIO()
+                image.save(buffer, "PNG")
+                rows.append(
+                    {
+                        "image": {"bytes": buffer.getvalue(), "path": None},
+                        "image_id": image_id,
+                        "label": label,
+                        "lesion_id": f"{code}_{number}",
+                        "source": "HAM" if number % 12 else "BCN",
+                        "age_approx": float(rng.integers(4, 17) * 5),
+                        "sex": "female" if number % 2 else "male",
+                        "anatom_site_general": "head/neck" if number % 3 else None,
+                    }
+                )
+    return datasets.Dataset.from_list(rows, features=FEATURES)
+
+
+@pytest.fixture(scope="module")
+def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the metrics and figures of a real evaluation of a made-up model; only to be read."""
+    base = tmp_path_factory.mktemp("card")
+    folder, codes, rng = base / "model", ORIGINAL_CODES, np.random.default_rng(0)
+    dataset = draw_dataset(base / "masks")
+    label_of = dict(zip(dataset["image_id"], [CODES[label] for label in dataset["label"]], strict=True))
+    splits = make_splits(dataset, diagnoses=codes)
+    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
+    outputs = {}
+    for split in ("val", "test"):
+        ids = splits.loc[splits["split"] == split, "image_id"].tolist()
+        labels = np.array([codes.index(label_of[image_id]) for image_id in ids])
+        logits = (2.5 * np.eye(len(codes))[labels] + rng.normal(0, 1.5, size=(len(ids), len(codes)))).astype(np.float32)
+        features = rng.normal(size=(len(ids), model.num_features)).astype(np.float32)
+        outputs[split] = Outputs(np.arange(len(ids)), labels, logits, features, ids)
+    calibration = Calibration(1.3, (0.1, -0.1, 0.05, -0.05))
+    val_logits = calibration.apply(outputs["val"].logits)
+    points = fit_operating_points(softmax(val_logits), outputs["val"].labels, codes)
+    rule = AbstentionRule.fit(val_logits, outputs["val"].features, outputs["val"].labels)
+    lesion = {
+        "package_version": "0.1.0",
+        "run_id": "card-run",
+        "dataset": "demo",
+        "synthetic": True,
+        "license": "cc-by-nc-4.0",
+        "data_fingerprint": "f" * 64,
+        "operating_points": [point.to_dict() for point in points],
+        "abstention": rule.to_dict(),
+    }
+    save_model_folder(model, folder, codes=codes, lesion=lesion)
+    record = {"train/loss": 1.2, "val/loss": 1.1, "val/balanced_accuracy": 0.5, "val/accuracy": 0.5}
+    evaluate_model(
+        classifier=LesionClassifier.from_pretrained(folder),
+        dataset=dataset,
+        splits=splits,
+        val=outputs["val"],
+        test=outputs["test"],
+        calibration=calibration,
+        output_dir=folder,
+        predictions_csv=base / "predictions.csv",
+        run={"options": {"dataset": "demo", "pretrained": True, "epochs": 2, "diagnoses": list(codes)}},
+        history=[{"epoch": epoch, **record} for epoch in (1, 2)],
+        masks_dir=base / "masks",
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(scored_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(scored_folder, tmp_path / "model"))
+
+
+def edit_metrics(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Replace parts of metrics.json by their path, joined by `__`."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = metrics
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return metrics
+
+
+def plain(text: str) -> str:
+    return text.replace("\u00a0", " ")
+
+
+def numbers_of(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Return where each number of a metrics.json stands, and how the card must write it."""
+    if isinstance(value, dict):
+        if "value" in value and ("low" in value or set(value) == {"value"}):
+            return [(path, format_estimate(value))]
+        return [entry for key, item in value.items() for entry in numbers_of(item, f"{path}/{key}")]
+    if isinstance(value, list):
+        return [entry for place, item in enumerate(value) for entry in numbers_of(item, f"{path}/{place}")]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return []
+    if isinstance(value, int):
+        return [(path, f"{value:,}")]
+    return [(path, format_number(value, 4 if path.endswith("/threshold") else 3))]
+
+
+# Drawn in figures, or settings of the measurement that the text gives in its own words.
+NOT_IN_TEXT = (
+    "/schema_version",
+    "/intervals/level",
+    "/training/history",
+    "/training/options",
+    "/calibration/reliability",
+    "/false_alarm_rate",
+    "/wanted_sensitivity",
+    "/n_positive",
+    "/n_negative",
+    "/groups",  # suppressed numbers are left out; tested on its own
+)
+
+
+def test_each_number_of_the_metrics_stands_in_the_card(scored_folder):
+    card = plain(render_card(scored_folder))
+    metrics = json.loads((scored_folder / "metrics.json").read_text())
+    wanted = [(path, text) for path, text in numbers_of(metrics) if not any(part in path for part in NOT_IN_TEXT)]
+    missing = [
+        f"{path}: {text}" for path, text in wanted if not re.search(rf"(?<![\d.]){re.escape(plain(text))}(?!\d)", card)
+    ]
+    assert len(wanted) > 300
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["test", "floors", "abstention", "operating_points", "calibration", "heat_maps", "robustness", "risk_coverage"],
+)
+def test_a_changed_number_changes_the_card(folder, section):
+    before = render_card(folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+
+    def bump(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: bump(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [bump(item) for item in value]
+        return value + 0.012345 if isinstance(value, float) else value
+
+    metrics[section] = bump(metrics[section])
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert render_card(folder) != before
+
+
+def test_groups_stand_in_the_card_and_small_ones_are_suppressed(scored_folder):
+    card = plain(render_card(scored_folder))
+    groups = json.loads((scored_folder / "metrics.json").read_text())["groups"]
+    seen = {"suppressed": 0, "shown": 0}
+    for name, values in groups.items():
+        if name == "not_measured":
+            continue
+        for group, scores in values.items():
+            row = next(line for line in card.splitlines() if line.startswith(f"| {name} | {group} |"))
+            if "suppressed" in scores:
+                assert "| suppressed |" in row
+                seen["suppressed"] += 1
+            else:
+                assert plain(format_estimate(scores["balanced_accuracy"])) in row
+                seen["shown"] += 1
+    assert min(seen.values()) > 0
+    assert "**Not measured: skin tone.**" in card
+
+
+def test_the_front_matter_is_what_the_hub_reads(scored_folder):
+    data = ModelCard(render_card(scored_folder)).data
+    metrics = json.loads((scored_folder / "metrics.json").read_text())
+    assert data.license == "cc-by-nc-4.0"
+    assert data.library_name == "timm"
+    assert data.pipeline_tag == "image-classification"
+    assert data.datasets == ["demo"]
+    assert {"dermoscopy", "synthetic"} <= set(data.tags)
+    assert data.base_model.startswith("timm/test_efficientnet.")
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert set(data.metrics) == set(results)
+    assert results["balanced_accuracy"] == metrics["test"]["balanced_accuracy"]["value"]
+    assert {result.dataset_split for result in data.eval_results} == {"test"}
+
+
+def test_a_network_trained_from_scratch_names_no_base_model(folder):
+    edit_metrics(folder, training__options={"pretrained": False})
+    card = render_card(folder)
+    assert ModelCard(card).data.base_model is None
+    assert "random weights, without any pre-training" in card
+
+
+def test_a_card_of_synthetic_data_says_so_before_anything_else(scored_folder):
+    body = ModelCard(render_card(scored_folder)).text
+    first = body.strip().splitlines()[2]
+    assert first.startswith("> **A demonstration on synthetic data.")
+    assert SYNTHETIC_NOTICE in first
+    assert body.index(NOTICE) < body.index("## ")
+    assert ATTRIBUTION not in body
+
+
+def test_a_card_of_isic_2019_gives_attribution_and_no_word_of_drawings(folder):
+    edit_metrics(folder, data__dataset="isic2019", data__synthetic=False)
+    card = ModelCard(render_card(folder))
+    assert ATTRIBUTION in card.text
+    assert NOTICE in card.text
+    assert SYNTHETIC_NOTICE not in card.text
+    assert "synthetic" not in card.data.tags
+    assert card.data.datasets == ["isic2019"]
+
+
+def test_what_was_not_measured_is_said_with_its_reason(folder):
+    not_estimable = {"value": None, "low": None, "high": None, "reason": "no image was called MEL"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    points = [{"name": point["name"], "reason": "not fitted: val lacks them"} for point in metrics["operating_points"]]
+    groups = copy.deepcopy(metrics["groups"])
+    for name in ("source", "sex", "age_years", "site"):
+        groups[name] = {group: {"n_images": 1, "n_lesions": 1, "suppressed": "few"} for group in groups[name]}
+    edit_metrics(
+        folder,
+        val={"reason": "the splits have no val images"},
+        calibration__val={"reason": "the splits have no val images"},
+        operating_points=points,
+        abstention={"reason": "this model has no abstention rule"},
+        floors={"reason": "there is no train split"},
+        groups=groups,
+        heat_maps__masks={"reason": "no lesion masks were given"},
+        original={"reason": "no comparison"},
+        test__macro_f1=not_estimable,
+        failures={"most_confident": [], "missed": {}},
+        training={"options": {}, "history": [], "best_epoch": None},
+    )
+    card = plain(render_card(folder))
+    for reason in (
+        "the splits have no val images",
+        "not fitted: val lacks them",
+        "Not measured: this model has no abstention rule",
+        "Not measured: there is no train split",
+        "Against lesion masks: not measured, no lesion masks were given",
+        "Not compared: no comparison",
+        "not estimable: no image was called MEL",
+        "none on this test split",
+        "options of its training were not recorded",
+    ):
+        assert reason in card, reason
+    assert "None" not in card
+
+
+def test_every_table_has_as_many_cells_in_each_row_as_in_its_head(scored_folder):
+    lines = render_card(scored_folder).splitlines()
+    n_tables = 0
+    for place, line in enumerate(lines):
+        if not re.fullmatch(r"\|(-{3}\|)+", line):
+            continue
+        n_tables += 1
+        n_cells = line.count("|")
+        rows = [lines[place - 1]]
+        for row in lines[place + 1 :]:
+            if not row.startswith("|"):
+                break
+            rows.append(row)
+        for row in rows:
+            assert len(re.findall(r"(?<!\\)\|", row)) == n_cells, row
+    assert n_tables >= 20
+
+
+def test_every_figure_of_the_card_is_in_the_folder_and_every_figure_is_shown(scored_folder):
+    linked = set(re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", render_card(scored_folder)))
+    assert linked == {path.name for path in (scored_folder / "figures").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "## Intended use",
+        "### Out-of-scope use",
+        "### Source of data and reference standard",
+        "### Participants, data flow and exclusions",
+        "### Split unit and leakage",
+        "### Predictors, missing data and sample size",
+        "### Calibration",
+        "### Operating points",
+        "### When it should not answer",
+        "### Fairness: scores by source, sex, age and body site",
+        "## Failure cases",
+        "## Comparison with the original system, like for like",
+        "## Limits",
+        "## Licence and attribution",
+        "## Citation",
+    ],
+)
+def test_a_reviewer_finds_the_heading(scored_folder, heading):
+    assert f"\n{heading}\n" in render_card(scored_folder)
+
+
+def test_a_misspelt_placeholder_fails_instead_of_vanishing(folder, tmp_path, monkeypatch):
+    template = (publish.ROOT / "model_card.md").read_text().replace("test.macro_auroc", "test.macro_aurok")
+    (tmp_path / "model_card.md").write_text(template)
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    with pytest.raises(jinja2.UndefinedError, match="macro_aurok"):
+        render_card(folder)
+
+
+def test_a_missing_template_or_metrics_says_what_to_do(folder, tmp_path, monkeypatch):
+    (folder / "metrics.json").unlink()
+    with pytest.raises(PublishError, match=r"has no metrics\.json; make it with `python -m modeling\.evaluation"):
+        render_card(folder)
+    (folder / "metrics.json").write_text("{}")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    with pytest.raises(PublishError, match=r"has no model_card\.md: install from a clone"):
+        render_card(folder)
+
+
+def test_the_card_subcommand_writes_the_card_and_pushing_gives_it_the_repositorys_name(folder, monkeypatch, capsys):
+    from hub import HubServer
+
+    assert publish.main(["card", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "README.md")
+    assert (folder / "README.md").read_text() == render_card(folder)
+    with HubServer() as hub:
+        hub.connect(monkeypatch)
+        publish.push_model(folder, "me/lesions")
+        card = hub.repo("me/lesions").files()["README.md"].decode()
+        assert 'LesionClassifier.from_pretrained("me/lesions")' in card
+        assert publish.CARD_REPO_ID not in card
+        assert not publish.push_model(folder, "me/lesions").changed
+
+
+def test_writing_the_card_leaves_no_other_file(folder):
+    before = set(folder.iterdir())
+    assert write_card(folder) == folder / "README.md"
+    assert set(folder.iterdir()) - before == {folder / "README.md"}
