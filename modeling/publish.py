@@ -42,15 +42,15 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import _http as hub_http
 from huggingface_hub.utils import validate_repo_id
-from timm.models import get_pretrained_cfg
 
-from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, WEIGHTS_LICENSE, diagnosis_of
+from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.model import CONFIG_NAME, PICKLE_SUFFIXES, WEIGHTS_NAME, ModelFolderError, file_sha256, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"
 CARD_TEMPLATE = "model_card.md"
+SYNTHETIC_LICENSE = "apache-2.0"
 CARD_REPO_ID = "me/skin-lesion-b0"  # stands in the card for the repository until it is pushed
 # What a model folder may hold; all else is refused, so that nothing executable and no stray file gets out.
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".md", ".csv", ".png", ".onnx")
@@ -449,6 +449,8 @@ def render_card(model_folder: str | Path) -> str:
     environment.filters |= {"number": format_number, "estimate": format_estimate, "count": "{:,}".format, "cell": _cell}
     body = environment.get_template(CARD_TEMPLATE).render(
         metrics=metrics,
+        base_model=config["lesion"].get("base_model"),
+        license=_license(config["lesion"]),
         diagnoses=[diagnosis_of(code) for code in config["label_names"]],
         notice=NOTICE,
         synthetic_notice=SYNTHETIC_NOTICE,
@@ -462,11 +464,6 @@ def render_card(model_folder: str | Path) -> str:
 def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCardData:
     """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
     model, data, test = metrics["model"], metrics["data"], metrics["test"]
-    options = metrics["training"]["options"]
-    base_model = None
-    pretrained_cfg = get_pretrained_cfg(model["architecture"])
-    if options.get("pretrained") and pretrained_cfg is not None:
-        base_model = f"timm/{model['architecture']}.{pretrained_cfg.tag}"
     dataset = str(data["dataset"])
     name = {"isic2019": "ISIC 2019", "demo": "synthetic drawings"}.get(dataset, dataset)
     values = {
@@ -503,16 +500,22 @@ def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mod
     ]
     return ModelCardData(
         language="en",
-        license=str(config["lesion"].get("license") or WEIGHTS_LICENSE),
+        license=_license(config["lesion"]),
         library_name="timm",
         pipeline_tag="image-classification",
-        base_model=base_model,
+        base_model=config["lesion"].get("base_model"),
         datasets=[dataset],
         metrics=list(dict.fromkeys(metric for metric, _ in values)),
         tags=[*tags, *(["synthetic"] if data["synthetic"] else [])],
         model_name=f"skin-lesion-{model['architecture']}",
         eval_results=results or None,
     )
+
+
+def _license(lesion: Mapping[str, Any]) -> str | None:
+    """Return the licence of the weights; drawings are this package's own, and for other data only their owner knows."""
+    license = lesion.get("license") or (SYNTHETIC_LICENSE if lesion.get("synthetic") else None)
+    return str(license) if license else None
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

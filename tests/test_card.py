@@ -84,7 +84,8 @@ def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "run_id": "card-run",
         "dataset": "demo",
         "synthetic": True,
-        "license": "cc-by-nc-4.0",
+        "license": None,
+        "base_model": "timm/efficientnet_b0.ra_in1k",
         "data_fingerprint": "f" * 64,
         "operating_points": [point.to_dict() for point in points],
         "abstention": rule.to_dict(),
@@ -123,6 +124,13 @@ def edit_metrics(folder: Path, **changes: Any) -> dict[str, Any]:
         place[last] = value
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metrics
+
+
+def edit_lesion(folder: Path, **changes: Any) -> None:
+    """Replace entries of `lesion` in config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    config["lesion"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def plain(text: str) -> str:
@@ -212,12 +220,12 @@ def test_groups_stand_in_the_card_and_small_ones_are_suppressed(scored_folder):
 def test_the_front_matter_is_what_the_hub_reads(scored_folder):
     data = ModelCard(render_card(scored_folder)).data
     metrics = json.loads((scored_folder / "metrics.json").read_text())
-    assert data.license == "cc-by-nc-4.0"
+    assert data.license == "apache-2.0"  # drawings of this package's own
     assert data.library_name == "timm"
     assert data.pipeline_tag == "image-classification"
     assert data.datasets == ["demo"]
     assert {"dermoscopy", "synthetic"} <= set(data.tags)
-    assert data.base_model.startswith("timm/test_efficientnet.")
+    assert data.base_model == "timm/efficientnet_b0.ra_in1k"
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert set(data.metrics) == set(results)
     assert results["balanced_accuracy"] == metrics["test"]["balanced_accuracy"]["value"]
@@ -225,10 +233,10 @@ def test_the_front_matter_is_what_the_hub_reads(scored_folder):
 
 
 def test_a_network_trained_from_scratch_names_no_base_model(folder):
-    edit_metrics(folder, training__options={"pretrained": False})
+    edit_lesion(folder, base_model=None)
     card = render_card(folder)
     assert ModelCard(card).data.base_model is None
-    assert "random weights, without any pre-training" in card
+    assert "did not start from ImageNet weights" in card
 
 
 def test_a_card_of_synthetic_data_says_so_before_anything_else(scored_folder):
@@ -242,12 +250,23 @@ def test_a_card_of_synthetic_data_says_so_before_anything_else(scored_folder):
 
 def test_a_card_of_isic_2019_gives_attribution_and_no_word_of_drawings(folder):
     edit_metrics(folder, data__dataset="isic2019", data__synthetic=False)
+    edit_lesion(folder, license="cc-by-nc-4.0", synthetic=False)
     card = ModelCard(render_card(folder))
+    assert card.data.license == "cc-by-nc-4.0"
     assert ATTRIBUTION in card.text
     assert NOTICE in card.text
     assert SYNTHETIC_NOTICE not in card.text
     assert "synthetic" not in card.data.tags
     assert card.data.datasets == ["isic2019"]
+
+
+def test_a_card_of_somebody_elses_data_claims_no_licence(folder):
+    edit_metrics(folder, data__dataset="someone/lesions", data__synthetic=False)
+    edit_lesion(folder, synthetic=False)
+    card = ModelCard(render_card(folder))
+    assert card.data.license is None
+    assert "no licence is stated" in card.text
+    assert ATTRIBUTION not in card.text
 
 
 def test_what_was_not_measured_is_said_with_its_reason(folder):
