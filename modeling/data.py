@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -72,8 +72,8 @@ def load_data(
         if data_dir is not None:
             raise DataError("the demo data are drawn, not read: leave --data_dir out, or pass --dataset isic2019.")
         return load_demo()
-    loaded = datasets.load_dataset(dataset, data_dir=None if data_dir is None else str(data_dir))
-    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded}
+    folder = None if data_dir is None else str(data_dir)
+    parts = cast(datasets.DatasetDict, datasets.load_dataset(dataset, data_dir=folder))  # without `split`: all of them
     image_ids = [f"{split}-{index:06d}" for split, part in parts.items() for index in range(len(part))]
     whole = to_contract(datasets.concatenate_datasets(list(parts.values())), image_ids, name=dataset)
     return _only_usable(whole, skip_bad_images=skip_bad_images, skipped_csv=skipped_csv)

@@ -315,9 +315,11 @@ def test_hashes_find_the_full_size_originals_of_the_small_copies(real_data: Path
 
 def test_near_duplicates_across_splits_are_reported_whatever_their_lesion_ids_say() -> None:
     picture = drawn(0)
-    data = dataset_of([(jpeg(picture), "L1", "NV"), (jpeg(picture, 80), "L2", "NV"), (jpeg(drawn(5)), "L3", "NV")])
-    splits = make_splits(data, diagnoses=["NV"]).assign(split=["train", "test", "val"])
+    copies = [(jpeg(picture, quality), f"L{quality}", "NV") for quality in (70, 80, 90)]
+    data = dataset_of([*copies, (jpeg(drawn(5)), "L3", "NV")])
+    splits = make_splits(data, diagnoses=["NV"]).assign(split=["train", "train", "test", "val"])
     found = near_duplicates_across(splits, data)
     assert found.to_dict("records") == [
-        {"image_id": "image_000", "split": "train", "other_image_id": "image_001", "other_split": "test"}
+        {"image_id": "image_000", "split": "train", "other_image_id": "image_002", "other_split": "test"},
+        {"image_id": "image_001", "split": "train", "other_image_id": "image_002", "other_split": "test"},
     ]
