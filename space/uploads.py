@@ -129,6 +129,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, janitor: Janitor, requests_per_minute: int) -> None:
         self.app, self.janitor = app, janitor
+        self.behind_proxy = "SPACE_ID" in os.environ  # set by the Hub, whose proxy stands before every Space
         self.per_second, self.burst = requests_per_minute / 60, float(requests_per_minute)
         self.budgets: dict[str, tuple[float, float]] = {}  # client → (requests left, when)
 
@@ -143,9 +144,13 @@ class Guard:
             return await self.app(scope, receive, send)
         is_upload = route.startswith("upload")
         limit = MAX_UPLOAD_BYTES if is_upload else MAX_MESSAGE_BYTES
-        length = int(dict(scope["headers"]).get(b"content-length", b"0"))
+        headers = dict(scope["headers"])
+        length = int(headers.get(b"content-length", b"0"))
+        client = (scope.get("client") or ("unknown", 0))[0]
+        if self.behind_proxy:
+            client = headers.get(b"x-forwarded-for", client.encode()).decode("latin-1").partition(",")[0].strip()
         refusal = None
-        if not self.within_rate((scope.get("client") or ("unknown", 0))[0]):
+        if not self.within_rate(client):
             refusal = PlainTextResponse("Too many requests; wait a minute.", 429, {"Retry-After": "60"})
         elif length > limit:
             refusal = PlainTextResponse(f"Too large: at most {limit // 10**6} MB at once.", 413)
