@@ -18,6 +18,7 @@ WANTED_SENSITIVITIES = (0.90, 0.95)
 FALSE_ALARM_RATE = 0.05
 # Few, because val has few images: more directions fit its images better than those of test.
 N_DIRECTIONS = 8
+N_FOLDS = 5
 
 
 # ---- Calibration ---------------------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 
     The class-weighted loss shifts the model's prior away from that of the data; a temperature alone cannot undo that.
     A weak prior (log T ~ N(0, 1), bias ~ N(0, 2²): less than one image's worth) keeps a perfectly separated val split
-    from driving the temperature to 0. The bias of a diagnosis without val images stays near 0.
+    from driving the temperature to 0. The bias of a diagnosis without val images is 0.
 
     Args:
         logits: Raw logits of val, shape (N, C).
@@ -62,15 +63,19 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     target = np.eye(n_classes)[labels]  # (N, C)
     seen = target.sum(axis=0) > 0
 
+    def centred(values: np.ndarray) -> np.ndarray:
+        # A common shift changes no probability; a diagnosis without images must not be shifted against the others.
+        return np.where(seen, values - values[seen].mean(), 0.0)
+
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        inverse_temperature, bias = math.exp(-parameters[0]), parameters[1:] * seen
+        inverse_temperature, bias = math.exp(-parameters[0]), centred(parameters[1:])
         log_probs = log_softmax(logits * inverse_temperature + bias)
         residual = np.exp(log_probs) - target  # (N, C): gradient of the likelihood by the calibrated logits
         nll = -float((log_probs * target).sum())
         gradient = np.concatenate(
             [
                 [-float((residual * logits).sum()) * inverse_temperature + parameters[0]],
-                residual.sum(axis=0) * seen + parameters[1:] / 4,
+                centred(residual.sum(axis=0)) + parameters[1:] / 4,
             ]
         )
         prior = 0.5 * parameters[0] ** 2 + 0.5 * float((parameters[1:] ** 2).sum()) / 4
@@ -83,8 +88,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
         method="L-BFGS-B",
         options={"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9},
     ).x
-    bias = fitted[1:] - fitted[1:].mean()  # a common shift changes no probability
-    return Calibration(temperature=math.exp(fitted[0]), bias=tuple(float(value) for value in bias))
+    return Calibration(temperature=math.exp(fitted[0]), bias=tuple(float(value) for value in centred(fitted[1:])))
 
 
 @torch.no_grad()
@@ -272,7 +276,7 @@ class AbstentionRule:
         labels: np.ndarray,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> "AbstentionRule":
-        """Fit on val: `false_alarm_rate` of its images, all of known diagnoses, lie above the threshold.
+        """Fit on val: about `false_alarm_rate` of such images, all of known diagnoses, lie above the threshold.
 
         Args:
             logits: Calibrated logits of val, shape (N, C).
@@ -284,20 +288,20 @@ class AbstentionRule:
             ValueError: If there is no image, or a logit or feature is not finite.
         """
         logits, features = check_logits(logits), check_logits(features)
-        centre = features.mean(axis=0)
-        _, _, directions = np.linalg.svd(features - centre, full_matrices=False)
-        rule = cls(
-            threshold=math.inf,
-            false_alarm_rate=false_alarm_rate,
-            residual_weight=1.0,
-            centre=centre.astype(np.float32),
-            directions=directions[: min(N_DIRECTIONS, features.shape[1] - 1)].astype(np.float32),
-        )
+        rule = cls(math.inf, false_alarm_rate, 1.0, *_principal_plane(features))
         # As in the paper: on known images the distance is on average as large as the highest logit.
         weight = abs(logits.max(axis=1).mean()) / max(rule._distance(features).mean(), 1e-12)
         rule = replace(rule, residual_weight=float(weight))
-        threshold = np.quantile(rule.score(logits, features), 1 - false_alarm_rate)
-        return replace(rule, threshold=float(threshold))
+        # The plane fits the images that it was laid through better than new ones, so each fifth of val is scored against
+        # the plane of the other four.
+        scores, fold = np.empty(len(features)), np.arange(len(features)) % min(N_FOLDS, len(features))
+        for number in np.unique(fold):
+            held_out = fold == number
+            centre, directions = _principal_plane(features[~held_out] if len(features) > 1 else features)
+            scores[held_out] = replace(rule, centre=centre, directions=directions).score(
+                logits[held_out], features[held_out]
+            )
+        return replace(rule, threshold=float(np.quantile(scores, 1 - false_alarm_rate)))
 
     def score(self, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return how unlike the training data each image is, shape (N,).
@@ -364,6 +368,14 @@ class AbstentionRule:
             centre=centre[0],
             directions=directions,
         )
+
+
+def _principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (D,) of features (N, D) and their directions of greatest variance (K, D), float32."""
+    centre = features.mean(axis=0)
+    _, _, directions = np.linalg.svd(features - centre, full_matrices=False)
+    n_directions = min(N_DIRECTIONS, features.shape[1] - 1)
+    return centre.astype(np.float32), directions[:n_directions].astype(np.float32)
 
 
 def _to_base64(array: np.ndarray) -> str:

@@ -1,0 +1,197 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from modeling.calibration import (
+    AbstentionRule,
+    Calibration,
+    OperatingPoint,
+    choose_threshold,
+    fit_calibration,
+    fit_operating_points,
+    fold_calibration,
+    log_softmax,
+    softmax,
+)
+from modeling.model import build_model
+
+CODES = ("BCC", "BKL", "MEL", "NV")
+
+
+def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are calibrated by construction: labels are drawn from their softmax."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, 4)) * 2
+    cumulative = softmax(logits).cumsum(axis=1)
+    labels = (rng.random((n, 1)) > cumulative[:, :3]).sum(axis=1)
+    return logits, labels
+
+
+def test_calibration_recovers_a_known_temperature_and_bias() -> None:
+    logits, labels = drawn(20_000)
+    bias = np.array([0.5, -0.5, 1.0, -1.0])
+    fitted = fit_calibration(3.0 * (logits - bias), labels)
+    assert fitted.temperature == pytest.approx(3.0, rel=0.05)
+    assert np.array(fitted.bias) == pytest.approx(bias, abs=0.1)
+
+
+def test_calibrated_logits_are_left_as_they_are() -> None:
+    fitted = fit_calibration(*drawn(20_000))
+    assert fitted.temperature == pytest.approx(1.0, rel=0.05)
+    assert np.abs(fitted.bias).max() < 0.1
+
+
+def test_no_single_temperature_is_better_than_the_fitted_calibration_on_val() -> None:
+    logits, labels = drawn(3000)
+    logits = 2.5 * (logits - [1.0, 0, 0, -1.0])
+
+    def nll(values: np.ndarray) -> float:
+        return float(-log_softmax(values)[np.arange(len(labels)), labels].mean())
+
+    best = minimize_scalar(lambda temperature: nll(logits / temperature), bounds=(0.1, 10), method="bounded").fun
+    assert nll(fit_calibration(logits, labels).apply(logits)) < best - 0.01
+
+
+def test_a_perfectly_separated_val_does_not_drive_the_temperature_to_zero() -> None:
+    labels = np.arange(40) % 4
+    assert 0.2 < fit_calibration(np.eye(4)[labels] * 8, labels).temperature < 1
+
+
+def test_a_diagnosis_without_val_images_has_no_bias() -> None:
+    logits, labels = drawn(2000)
+    fitted = fit_calibration(logits[labels != 2], labels[labels != 2])
+    assert fitted.bias[2] == 0
+    assert np.abs(fitted.bias).max() < 1
+
+
+def test_undo_gives_back_the_raw_logits() -> None:
+    logits, _ = drawn(10)
+    calibration = Calibration(1.7, (0.3, -0.1, 0.0, -0.2))
+    assert calibration.undo(calibration.apply(logits)) == pytest.approx(logits)
+
+
+def test_folding_gives_the_calibrated_logits() -> None:
+    torch.manual_seed(0)
+    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False).eval()
+    pixel_values = torch.rand(3, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(pixel_values).numpy()
+    calibration = Calibration(1.7, (0.3, -0.1, 0.0, -0.2))
+    fold_calibration(model, calibration)
+    with torch.inference_mode():
+        after = model(pixel_values).numpy()
+    assert after == pytest.approx(calibration.apply(before), abs=1e-5)
+
+
+def test_a_classifier_that_cannot_take_the_calibration_is_refused() -> None:
+    class Headless(torch.nn.Module):
+        def get_classifier(self) -> torch.nn.Module:
+            return torch.nn.Identity()
+
+    with pytest.raises(ValueError, match="linear layer"):
+        fold_calibration(Headless(), Calibration(1.0, (0.0,) * 4))
+
+
+def test_logits_that_are_not_finite_are_counted_and_refused() -> None:
+    logits, labels = drawn(10)
+    logits[[3, 7], 1] = np.nan
+    with pytest.raises(ValueError, match=r"2 of 10 images.*position 3"):
+        fit_calibration(logits, labels)
+    with pytest.raises(ValueError, match="no images"):
+        fit_calibration(logits[:0], labels[:0])
+
+
+def test_softmax_does_not_overflow() -> None:
+    assert softmax(np.array([[1000.0, 0.0]])) == pytest.approx(np.array([[1.0, 0.0]]))
+
+
+def test_threshold_is_worked_out_by_hand() -> None:
+    scores = np.array([0.9, 0.8, 0.6, 0.4, 0.7, 0.3, 0.1])
+    is_positive = np.array([True, True, True, True, False, False, False])
+    # 3 of 4 positives are 75 %: the third highest positive is 0.6, the next score below is 0.4.
+    assert choose_threshold(scores, is_positive, min_sensitivity=0.75) == pytest.approx(0.5)
+    assert choose_threshold(scores, is_positive, min_sensitivity=0.76) == pytest.approx(0.35)
+    with pytest.raises(ValueError, match="no image is positive"):
+        choose_threshold(scores, np.zeros(7, bool), min_sensitivity=0.9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_operating_points_reach_the_wanted_sensitivity_and_not_one_image_more(seed: int) -> None:
+    logits, labels = drawn(300, seed)
+    probs = softmax(logits)
+    points = {point.name: point for point in fit_operating_points(probs, labels, CODES)}
+    assert list(points) == ["MEL@90", "MEL@95", "malignant@90", "malignant@95"]
+    assert points["malignant@90"].codes == ("BCC", "MEL")
+    for point in points.values():
+        positive = np.isin(labels, [CODES.index(code) for code in point.codes])
+        reached = point.reached(probs, CODES)
+        caught = int((reached & positive).sum())
+        assert caught == math.ceil(point.wanted_sensitivity * positive.sum() - 1e-9)
+        assert point.sensitivity == pytest.approx(caught / positive.sum())
+        assert point.specificity == pytest.approx((~reached & ~positive).sum() / (~positive).sum())
+        assert OperatingPoint.from_dict(json.loads(json.dumps(point.to_dict()))) == point
+
+
+def test_a_target_without_images_on_one_side_has_no_operating_point() -> None:
+    logits, labels = drawn(100)
+    probs = softmax(logits)
+    without_melanoma = labels != CODES.index("MEL")
+    names = [point.name for point in fit_operating_points(probs[without_melanoma], labels[without_melanoma], CODES)]
+    assert names == ["malignant@90", "malignant@95"]
+    assert fit_operating_points(probs[:, 2:], np.zeros(100, int), ("cat", "dog")) == []
+
+
+def unlike(n: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Known features in a plane of 30 dimensions, and others far off it."""
+    rng = np.random.default_rng(1)
+    known = rng.normal(size=(n, 3)) @ rng.normal(size=(3, 30)) + 0.1 * rng.normal(size=(n, 30))
+    strange = known[:100] + 3 * rng.normal(size=(100, 30))
+    weights = rng.normal(size=(30, 4))
+    return known, strange, known @ weights, strange @ weights
+
+
+def test_abstention_keeps_its_false_alarm_rate_and_sees_what_is_off_the_plane() -> None:
+    known, strange, logits, strange_logits = unlike()
+    rule = AbstentionRule.fit(logits[:300], known[:300], np.zeros(300, int), false_alarm_rate=0.1)
+    assert rule.abstains(logits[300:], known[300:]).mean() == pytest.approx(0.1, abs=0.05)
+    assert rule.abstains(strange_logits, strange).mean() > 0.9
+
+
+def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
+    known, strange, logits, strange_logits = unlike()
+    rule = AbstentionRule.fit(logits, known, np.zeros(len(known), int))
+    centre = known.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov((known - centre).T, bias=True))
+    null_space = vectors[:, np.argsort(values)[: 30 - 8]]
+    alpha = logits.max(axis=1).mean() / np.linalg.norm((known - centre) @ null_space, axis=1).mean()
+    expected = alpha * np.linalg.norm((strange - centre) @ null_space, axis=1) - logsumexp(strange_logits, axis=1)
+    assert rule.score(strange_logits, strange) == pytest.approx(expected, rel=1e-4)
+
+
+def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> None:
+    known, strange, logits, strange_logits = unlike()
+    rule = AbstentionRule.fit(logits, known, np.zeros(len(known), int))
+    again = AbstentionRule.from_dict(json.loads(json.dumps(rule.to_dict())))
+    assert np.array_equal(again.score(strange_logits, strange), rule.score(strange_logits, strange))
+    reasons = again.reasons(
+        np.vstack([logits[:1] * 0 + logits.max(), strange_logits[:1]]), np.vstack([known.mean(0), strange[0]])
+    )
+    assert reasons[0] is None
+    assert reasons[1] is not None
+    assert "unlike those that this model was trained on" in reasons[1]
+    assert "5%" in reasons[1]
+
+
+def test_a_damaged_or_unknown_abstention_rule_is_refused() -> None:
+    known, _, logits, _ = unlike()
+    values = AbstentionRule.fit(logits, known, np.zeros(len(known), int)).to_dict()
+    with pytest.raises(ValueError, match="method"):
+        AbstentionRule.from_dict({**values, "method": "crystal ball"})
+    for broken in ("", "AAAA", "not base64!"):
+        with pytest.raises(ValueError):  # noqa: PT011 (three different messages)
+            AbstentionRule.from_dict({**values, "directions": broken})
