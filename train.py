@@ -12,6 +12,7 @@ A research demonstration, not a medical device.
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -47,6 +48,7 @@ from modeling.loading import (
     LesionDataset,
     augmentation,
     default_num_workers,
+    leave_signals_to_the_trainer,
     plain_transform,
     resized_images,
 )
@@ -272,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(options: TrainOptions) -> None:
     """Train, evaluate and publish one model."""
+    warn_of_missing_processes()
     accelerator = make_accelerator(options)
     run_dir = Path(str(options.output_dir))
     resuming = prepare_run_folder(run_dir, options, accelerator)
@@ -327,6 +330,18 @@ def train(options: TrainOptions) -> None:
     accelerator.end_training()
     if accelerator.is_main_process:
         finish(options, run_dir, config, trainer, outputs, everything, splits, codes)
+
+
+def warn_of_missing_processes() -> None:
+    """Say so where accelerate 1.15 was asked for several processes on the CPU and, without MPI, started only one."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
+    started = any(name in os.environ for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    if asked and not started:
+        print(
+            "warning: `accelerate launch --cpu` starts one process only unless MPI is installed. For several, use "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N train.py …`.",
+            file=sys.stderr,
+        )
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
@@ -525,6 +540,7 @@ def make_loaders(options: TrainOptions, parts: dict[str, SplitData], accelerator
             # A last batch of one or two images would spoil the statistics of batch normalisation.
             drop_last=training and len(part.images) >= batch_size * accelerator.num_processes,
             num_workers=workers,
+            worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=accelerator.device.type == "cuda",
         )
     return {split: accelerator.prepare(loader) for split, loader in loaders.items()}

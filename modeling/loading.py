@@ -8,6 +8,7 @@ same cache: one builds it under a file lock while the others wait; a killed buil
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -236,6 +237,12 @@ def _transform_tensor(transform: Callable[[Image.Image], torch.Tensor], image: t
 def mixed_seed(*numbers: int) -> int:
     """Mix numbers into one seed that is unrelated to those of their neighbours."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def leave_signals_to_the_trainer(_worker: int) -> None:
+    """Let a loader process ignore SIGTERM and Ctrl-C, which reach the whole group: the trainer ends it in good order."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def default_num_workers(num_processes: int) -> int:

@@ -151,6 +151,7 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes it for its owner alone; a server may be another user
     config = {
         "architecture": model.pretrained_cfg["architecture"],
         # `num_classes` stands here only: inside model_args transformers 5 raises a TypeError for it.

@@ -255,13 +255,12 @@ class Trainer:
                 "--mixed_precision no. The log, the checkpoints and the best weights so far are kept."
             )
         # A forward pass on bad numbers also spoils the running statistics of batch normalisation.
-        if not all(bool(value.isfinite().all()) for value in self.accelerator.unwrap_model(self.model).buffers()):
+        state = self.accelerator.unwrap_model(self.model).state_dict()
+        if not all(bool(value.isfinite().all()) for value in state.values()):
             folder = self.checkpoints.latest()
             if folder is None:
                 raise TrainingError("the weights are no longer finite and there is no checkpoint to go back to.")
-            logger.warning(
-                f"the network's statistics are not finite any more; going back to the weights of {folder.name}."
-            )
+            logger.warning(f"the network itself is not finite any more; going back to {folder.name}.")
             self.accelerator.load_state(str(folder))
 
     def _answer_requests(self) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from runs import ROOT, TINY, start
 from transformers import AutoModelForImageClassification
 
 import train
+from modeling.checkpoints import problem_with
 from modeling.predictor import LesionClassifier
 
 
-def arguments(isic_folder, run_dir, cache, *more):
+def arguments(isic_folder, run_dir, *more):
     return [
         *TINY, "--data_dir", str(isic_folder), "--output_dir", str(run_dir), "--epochs", "3", "--num_workers", "0",
         "--learning_rate", "0.005", *more,
@@ -37,7 +39,7 @@ def own_cache(tmp_path_factory):
 def finished(isic_folder, tmp_path_factory):
     """The folder of an uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    run = start(arguments(isic_folder, run_dir, None, "--checkpoint_every", "1steps"), run_dir.with_suffix(".log"))
+    run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), run_dir.with_suffix(".log"))
     assert run.wait() == 0, run.output
     return run_dir
 
@@ -106,7 +108,7 @@ def test_the_command_that_opens_the_space_is_printed(finished):
 @pytest.mark.parametrize("moment", ["step-00000001", "step-00000005"])
 def test_killed_and_resumed_is_never_killed(finished, isic_folder, tmp_path, moment):
     run_dir = tmp_path / "killed"
-    command = arguments(isic_folder, run_dir, None, "--checkpoint_every", "1steps", "--resume", "auto")
+    command = arguments(isic_folder, run_dir, "--checkpoint_every", "1steps", "--resume", "auto")
     run = start(command, tmp_path / "log")
     run.wait_for(run_dir / "checkpoints" / moment)
     run.kill()
@@ -120,7 +122,8 @@ def test_killed_and_resumed_is_never_killed(finished, isic_folder, tmp_path, mom
 
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder, tmp_path):
     run_dir = tmp_path / "preempted"
-    command = arguments(isic_folder, run_dir, None, "--resume", "auto")
+    # With loader processes: a cluster's signal reaches them too.
+    command = [*arguments(isic_folder, run_dir, "--resume", "auto"), "--num_workers", "1"]
     run = start(command, tmp_path / "log")
     run.wait_for(run_dir / "checkpoints" / "step-00000000")
     run.signal_group(signal.SIGTERM)
@@ -134,9 +137,7 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder
 
 
 def test_resuming_with_other_options_names_the_differences(finished, isic_folder):
-    run = start(
-        arguments(isic_folder, finished, None, "--resume", "auto", "--seed", "7"), finished.with_suffix(".refused")
-    )
+    run = start(arguments(isic_folder, finished, "--resume", "auto", "--seed", "7"), finished.with_suffix(".refused"))
     assert run.wait() == 1
     assert "seed: 42 before, 7 now" in run.output
     assert "backbone" not in run.output
@@ -144,7 +145,7 @@ def test_resuming_with_other_options_names_the_differences(finished, isic_folder
 
 def test_a_finished_run_is_not_written_over(finished, isic_folder):
     before = results(finished)
-    run = start(arguments(isic_folder, finished, None), finished.with_suffix(".again"))
+    run = start(arguments(isic_folder, finished), finished.with_suffix(".again"))
     assert run.wait() == 1
     assert "already holds a run" in run.output
     assert results(finished) == before
@@ -152,26 +153,26 @@ def test_a_finished_run_is_not_written_over(finished, isic_folder):
 
 def test_a_loss_that_explodes_gives_up_in_words_and_keeps_what_there_is(isic_folder, tmp_path):
     run_dir = tmp_path / "exploded"
-    run = start(
-        arguments(isic_folder, run_dir, None, "--learning_rate", "1e38", "--max_bad_steps", "3"), tmp_path / "log"
-    )
+    run = start(arguments(isic_folder, run_dir, "--learning_rate", "1e38", "--max_bad_steps", "3"), tmp_path / "log")
     assert run.wait() == 1
     assert "Lower --learning_rate" in run.output
     assert run.output.count("is not finite (loss") == 3
-    assert (run_dir / "checkpoints" / "step-00000000" / "manifest.json").exists()
+    kept = list((run_dir / "checkpoints").glob("step-*"))
+    assert kept
+    assert all(problem_with(folder) is None for folder in kept)
+    assert (run_dir / "splits.csv").exists()
 
 
-def test_a_worker_that_dies_ends_the_run_with_advice(isic_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_images_that_cannot_be_used_stop_the_run_or_are_listed(isic_folder, tmp_path):
     broken = tmp_path / "data"
     subprocess.run(["cp", "-r", str(isic_folder), str(broken)], check=True)
     (broken / "ISIC_2019_Training_Input" / "ISIC_0000003.jpg").write_bytes(b"")
     (broken / "ISIC_2019_Training_Input" / "ISIC_0000004.jpg").unlink()
-    run = start(arguments(broken, tmp_path / "run", None), tmp_path / "log")
+    run = start(arguments(broken, tmp_path / "run"), tmp_path / "log")
     assert run.wait() == 1
     assert "ISIC_0000003" in run.output
     assert "--skip_bad_images" in run.output
-    run = start(arguments(broken, tmp_path / "run2", None, "--skip_bad_images", "--epochs", "1"), tmp_path / "log2")
+    run = start(arguments(broken, tmp_path / "run2", "--skip_bad_images", "--epochs", "1"), tmp_path / "log2")
     assert run.wait() == 0, run.output
     assert {"ISIC_0000003", "ISIC_0000004"} <= set(
         (tmp_path / "run2" / "skipped.csv").read_text().replace(",", "\n").split()
@@ -179,12 +180,12 @@ def test_a_worker_that_dies_ends_the_run_with_advice(isic_folder, tmp_path, monk
 
 
 def launch(processes, *command):
-    environment = {"OMP_NUM_THREADS": "1"}
-    import os
-
+    """Start train.py by accelerate's launcher; `--cpu` would need MPI for more than one process."""
+    several = ["--multi_gpu", "--num_processes", str(processes)] if processes > 1 else ["--num_processes", "1"]
     return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), *command],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280, check=False,
+        [sys.executable, "-m", "accelerate.commands.launch", *several, "train.py", *command],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True,
+        timeout=280, check=False,
     )  # fmt: skip
 
 
@@ -194,11 +195,12 @@ def test_two_processes_train_as_one_and_predict_each_image_once(isic_folder, tmp
     for processes in (1, 2):
         run_dir = tmp_path / str(processes)
         result = launch(
-            processes, "train.py", "--data_dir", str(isic_folder), "--output_dir", str(run_dir), "--backbone", "test_convnext",
+            processes, "--data_dir", str(isic_folder), "--output_dir", str(run_dir), "--backbone", "test_convnext",
             "--pretrained", "false", "--image_size", "32", "--epochs", "2", "--num_workers", "0", "--drop_rate", "0",
             "--batch_size", str(16 // processes), "--learning_rate", "0.001",
         )  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]
+        assert f"{processes} process(es) on cpu" in result.stdout
         logs[processes] = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     for one, two in zip(logs[1], logs[2], strict=True):
         for key in ("train/loss", "val/loss", "val/balanced_accuracy"):
@@ -215,6 +217,16 @@ def test_two_processes_train_as_one_and_predict_each_image_once(isic_folder, tmp
     alone = np.array([list(prediction.probabilities.values()) for prediction in classifier.predict(paths)])
     together = np.array([[float(row[code]) for code in classifier.codes] for row in rows])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_processes_that_accelerate_did_not_start_are_missed(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    train.warn_of_missing_processes()
+    assert "accelerate launch --multi_gpu --num_processes" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    train.warn_of_missing_processes()
+    assert capsys.readouterr().err == ""
 
 
 def test_help_explains_every_option_with_its_default(capsys):
