@@ -47,6 +47,7 @@ from modeling.loading import (
     CacheError,
     LesionDataset,
     augmentation,
+    available_cores,
     default_num_workers,
     leave_signals_to_the_trainer,
     plain_transform,
@@ -352,7 +353,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         log_with=options.report_to or None,
@@ -360,6 +361,10 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         # Without the seedable sampler a resumed epoch would see other batches.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
     )
+    if accelerator.device.type == "cpu":
+        # accelerate's launcher leaves each process a single thread unless it was told otherwise.
+        torch.set_num_threads(max(available_cores() // accelerator.num_processes, 1))
+    return accelerator
 
 
 def prepare_run_folder(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> bool:

@@ -245,7 +245,11 @@ def leave_signals_to_the_trainer(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def available_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_num_workers(num_processes: int) -> int:
     """Loader processes for each training process: a share of the cores, one of them left to the training itself."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // num_processes - 1, 1), 16)
+    return min(max(available_cores() // num_processes - 1, 1), 16)
