@@ -56,7 +56,7 @@ CARD_REPO_ID = "me/skin-lesion-b0"  # stands in the card for the repository unti
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".md", ".csv", ".png", ".onnx")
 # Files of an earlier push that would contradict this one; whatever else somebody added by hand stays.
 REPLACED_IN_MODEL = ("figures/*", "*.onnx", "*.safetensors", "splits.csv")
-REPLACED_IN_SPACE = ("modeling/*.py",)
+REPLACED_IN_SPACE = ("*.py",)
 
 ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
@@ -520,7 +520,7 @@ def _license(lesion: Mapping[str, Any]) -> str | None:
 
 def format_number(value: float | None, digits: int = 3) -> str:
     """Write a number of metrics.json as the card shows it."""
-    return "not estimable" if value is None else f"{value:.{digits}f}"
+    return "not estimable" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # no minus zero
 
 
 def format_estimate(estimate: Mapping[str, Any]) -> str:

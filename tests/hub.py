@@ -560,7 +560,7 @@ def _commit(request: _Handler, kind: str, repo_id: str, revision: str) -> Answer
             raise Refused(400, f"operation {key} is not known to the stand-in")
     if not repo.head.oid.startswith(header.get("parentCommit", "")):
         raise Refused(412, "A commit has happened since. Please refresh and try again.")
-    if kind == "model" and (found := [path for path, blob in files.items() if not blob.lfs and b"\0" in blob.data]):
+    if found := [path for path, blob in files.items() if not blob.lfs and b"\0" in blob.data]:
         raise Refused(400, f"binary files must be pushed as LFS files: {found}")
     commit = repo.add_commit(header["summary"], files)
     prefix = "" if kind == "model" else f"{kind}s/"
