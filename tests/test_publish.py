@@ -346,6 +346,31 @@ def test_a_space_is_one_commit_with_its_model_pinned_and_the_same_push_again_cha
     assert len(space.commits) == 3
 
 
+BUILD_PAGE = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import app, modeling
+from modeling.predictor import LesionClassifier
+classifier = LesionClassifier.from_pretrained(os.environ["MODEL_ID"], revision=os.environ["MODEL_REVISION"])
+app.build_demo(classifier)
+print(classifier.model_id, classifier.revision, os.path.dirname(modeling.__file__))
+"""
+
+
+def test_a_pushed_space_builds_its_page_from_what_was_pushed_alone(hub, folders, tmp_path):
+    model = push_model(folders[0], "me/lesions", private=True)
+    push_space("me/lesions", "me/lesion-space", private=True)
+    space = hub.repo("me/lesion-space", "space")
+    for path, content in space.files().items():
+        (tmp_path / "app" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "app" / path).write_bytes(content)
+    environment = {**hub.env(home=tmp_path / "cache"), **space.variables, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", BUILD_PAGE]
+    done = subprocess.run(command, env=environment, cwd=tmp_path / "app", capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == f"me/lesions {model.revision} {tmp_path / 'app' / 'modeling'}"
+
+
 def test_a_space_without_its_model_on_the_hub_says_to_push_it_first(hub):
     with pytest.raises(PublishError, match=r"no model me/lesions .* push it first"):
         push_space("me/lesions", "me/lesion-space")
