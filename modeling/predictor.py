@@ -1,13 +1,18 @@
 """LesionClassifier: the one public face of a trained model. Image in, answer out; stateless and safe under threads.
 
 python -m modeling.predictor MODEL IMAGES… --output out.csv
+accelerate launch -m modeling.predictor MODEL DIR_OR_DATASET --output out.parquet
 """
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import argparse
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -17,11 +22,22 @@ from modeling.calibration import AbstentionRule, OperatingPoint, softmax
 from modeling.explain import Explanation, class_evidence
 from modeling.images import ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.model import ModelFolder, TimmModel, eval_transform, load_model_folder, resolve_model_folder
+from modeling.model import (
+    ModelFolder,
+    ModelFolderError,
+    TimmModel,
+    eval_transform,
+    load_model_folder,
+    resolve_model_folder,
+)
 
 BATCH_SIZE = 32
+MAX_TABLE_ROWS = 50  # images that are answered on the console
 # The eight symmetries of a square: a lesion has no upright side.
 DIHEDRAL_VIEWS = tuple((turns, flip) for turns in range(4) for flip in (False, True))
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,8 @@ class LesionClassifier:
     """A trained model with its preprocessing, operating points and abstention rule. Make it with `from_pretrained`."""
 
     def __init__(self, model: TimmModel, config: dict[str, Any], source: ModelFolder, device: torch.device) -> None:
-        self.model: TimmModel = model.to(device)
+        # The fastest layout for convolutions (B0 on CPU: 1.6 times); the answers stay the same.
+        self.model: TimmModel = model.to(device, memory_format=torch.channels_last)
         self.device = device
         self.source = source
         self.model_id = source.model_id
@@ -128,7 +145,7 @@ class LesionClassifier:
         predictions: list[Prediction] = []
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             # Decoding releases the interpreter lock, so the next batch is read while this one is computed.
-            tensors = pool.map(self.preprocess, items)
+            tensors = map_ahead(pool, self.preprocess, items, ahead=2 * BATCH_SIZE)
             for start in range(0, len(items), BATCH_SIZE):
                 batch = torch.stack([next(tensors) for _ in items[start : start + BATCH_SIZE]])  # (B, 3, S, S)
                 predictions.extend(self.predictions(self.forward(batch), batch if tta else None))
@@ -202,3 +219,90 @@ def dihedral_view(pixel_values: torch.Tensor, turns: int, flip: bool) -> torch.T
     """Turn (B, 3, S, S) by `turns` quarter turns, then mirror it."""
     turned = torch.rot90(pixel_values, turns, dims=(2, 3))
     return turned.flip(3) if flip else turned
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], *, ahead: int
+) -> Iterator[_Out]:
+    """Yield function(item) for each item in order, like `pool.map`, but take from `items` only `ahead` further.
+
+    So memory stays flat, and an error does not wait for all that comes after it.
+    """
+    futures: deque[Future[_Out]] = deque()
+    try:
+        for item in items:
+            futures.append(pool.submit(function, item))
+            if len(futures) > ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+# ---- command line --------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m modeling.predictor", description=f"Classify images. {NOTICE}")
+    parser.add_argument("model", metavar="MODEL", help="model folder, or Hub repository id")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        nargs="+",
+        help="files; folders, of which every file at any depth gives a row; or one data set: "
+        "a Hub id (user/name, user/name@revision) or a Parquet file, streamed",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"a new .csv or .parquet file, one row per image; without it, up to {MAX_TABLE_ROWS} images are answered as a "
+        "table. After a kill, the same command goes on where it stopped",
+    )
+    parser.add_argument("--split", help="of the data set; also reads a folder as a data set. Default: its only split")
+    parser.add_argument(
+        "--tta", action="store_true", help="average over the eight flips and quarter turns: eight times the cost"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub. Default: its newest commit")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Imported late: what follows belongs to the command line and not to serving.
+    from modeling import archive
+
+    try:
+        processes = archive.join_processes()
+        classifier = LesionClassifier.from_pretrained(options.model, options.revision, processes.device)
+        if processes.rank == 0:
+            print(
+                f"{classifier.model_id}, revision {classifier.revision or 'local'}. {classifier.notice}",
+                file=sys.stderr,
+            )
+        if options.output is None:
+            print(
+                archive.answer_few(
+                    classifier, options.images, split=options.split, tta=options.tta, most=MAX_TABLE_ROWS
+                )
+            )
+            return 0
+        summary = archive.classify_archive(
+            classifier, options.images, options.output, processes=processes, split=options.split, tta=options.tta
+        )
+    except (ModelFolderError, archive.ArchiveError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    if processes.rank == 0:
+        print(f"{options.output}: {summary}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
