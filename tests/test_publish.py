@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hub import FINE_TOKEN, GUEST_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
+from huggingface_hub.utils import _http as hub_http
 from packaging.requirements import Requirement
 from PIL import Image
 from push_faults import Case, copy_sources, hurried_client, make_model_folder, run_case, short_cases
@@ -259,14 +260,13 @@ def test_a_server_says_how_long_to_wait_up_to_a_minute(hub, folders, monkeypatch
 
 
 def test_a_hub_that_never_answers_is_given_up_and_the_client_is_left_as_it_was(hub, folders, monkeypatch):
-    from huggingface_hub.utils import get_session
-
+    make_client = hub_http._GLOBAL_CLIENT_FACTORY
     hub.fail("*", kind="hang", times=float("inf"))
     start = time.monotonic()
     with hurried_client(monkeypatch), pytest.raises(PublishError, match="did not answer, also after several tries"):
         push_model(folders[0], "me/lesions")
     assert time.monotonic() - start < 20
-    assert get_session().timeout.read is None
+    assert hub_http._GLOBAL_CLIENT_FACTORY is make_client
     assert len(hub.log) == 0
 
 
