@@ -28,7 +28,6 @@ import timm.optim
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import DataLoaderConfiguration
 from datasets import Dataset
 from timm.utils import ModelEmaV3
@@ -57,10 +56,19 @@ from modeling.metrics import LesionMetrics
 from modeling.model import TimmModel, build_model, save_model_folder, write_json
 from modeling.predictor import LesionClassifier
 from modeling.publish import PublishError, check_can_push, push_model, write_card
-from modeling.splits import leakage, leave_one_source_out, make_splits, read_splits, splits_hash, write_splits
+from modeling.splits import (
+    check_no_leakage,
+    leakage,
+    leave_one_source_out,
+    load_splits,
+    make_splits,
+    read_splits,
+    splits_hash,
+    write_splits,
+)
 from modeling.training import CheckpointInterval, Interrupted, Trainer, TrainingError
 
-logger = get_logger(__name__)
+CONFIG_NAME, SPLITS_NAME = "train_config.json", "splits.csv"
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
@@ -294,12 +302,18 @@ def train(options: TrainOptions) -> None:
     codes: list[str] = chosen.features["label"].names
     data_fingerprint = fingerprint(everything)
 
-    # Splits: a file, so that they can be audited and used again.
-    splits = splits_of(options, chosen, codes)
-    config = describe_run(options, accelerator, codes, data_fingerprint, splits)
-    if accelerator.is_main_process:
-        start_run_folder(run_dir, config, splits, resuming=resuming)
+    # Splits: a file, made once, so that they can be audited and used again.
+    if accelerator.is_main_process and not resuming:
+        write_splits(splits_of(options, chosen, codes), run_dir / SPLITS_NAME)
     accelerator.wait_for_everyone()
+    splits = load_splits(run_dir / SPLITS_NAME)
+    if options.protocol == "lesion":
+        check_no_leakage(splits)
+    config = describe_run(options, accelerator, codes, data_fingerprint, splits)
+    if resuming:
+        check_same_run(run_dir / CONFIG_NAME, config)
+    elif accelerator.is_main_process:
+        write_json(run_dir / CONFIG_NAME, config)
     announce(accelerator, options, splits, codes)
 
     # Model, batches, optimiser.
@@ -369,7 +383,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
 
 def prepare_run_folder(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> bool:
     """Return whether to resume; refuse to write over another run."""
-    started = (run_dir / "train_config.json").exists()
+    started = (run_dir / CONFIG_NAME).exists()
     accelerator.wait_for_everyone()
     if started and options.resume is None:
         raise ValueError(
@@ -434,41 +448,28 @@ def describe_run(
     }
 
 
-def start_run_folder(run_dir: Path, config: dict[str, Any], splits: pd.DataFrame, *, resuming: bool) -> None:
-    """Write what describes the run; when resuming, check that it is still the same run.
+def check_same_run(path: Path, config: dict[str, Any]) -> None:
+    """Compare with the run that is to be resumed.
 
     Raises:
-        ValueError: If something that changes the result differs from the run that is to be resumed.
+        ValueError: If something that changes the result differs, with the list of differences.
     """
-    path = run_dir / "train_config.json"
-    if resuming:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differences = [
-            f"{name}: {before['options'].get(name)!r} before, {value!r} now"
-            for name, value in config["options"].items()
-            if before["options"].get(name) != value
-        ] + [
-            f"{name}: {before.get(name)!r} before, {config[name]!r} now"
-            for name in (
-                "num_processes",
-                "mixed_precision",
-                "codes",
-                "data_fingerprint",
-                "splits_sha256",
-                "package_version",
-                "versions",
-            )
-            if before.get(name) != config[name]
-        ]
-        if differences:
-            raise ValueError(
-                f"{run_dir} cannot be resumed with other settings, since the result would change:\n  "
-                + "\n  ".join(differences)
-                + "\nGive the same settings, or start anew with another --output_dir."
-            )
-        return
-    write_splits(splits, run_dir / "splits.csv")
-    write_json(path, config)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differences = [
+        f"{name}: {before['options'].get(name)!r} before, {value!r} now"
+        for name, value in config["options"].items()
+        if before["options"].get(name) != value
+    ] + [
+        f"{name}: {before.get(name)!r} before, {value!r} now"
+        for name, value in config.items()
+        if name not in ("options", "run_id", "device") and before.get(name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{path.parent} cannot be resumed with other settings, since the result would change:\n  "
+            + "\n  ".join(differences)
+            + "\nGive the same settings, or start anew with another --output_dir."
+        )
 
 
 def announce(accelerator: Accelerator, options: TrainOptions, splits: pd.DataFrame, codes: list[str]) -> None:
@@ -658,8 +659,8 @@ def finish(
     save_model_folder(model, unfinished, codes=codes, lesion=lesion)
     lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(unfinished))
     save_model_folder(model, unfinished, codes=codes, lesion=lesion)
-    write_json(unfinished / "train_config.json", config)
-    shutil.copyfile(run_dir / "splits.csv", unfinished / "splits.csv")
+    write_json(unfinished / CONFIG_NAME, config)
+    shutil.copyfile(run_dir / SPLITS_NAME, unfinished / SPLITS_NAME)
 
     metrics = evaluate_model(
         classifier=LesionClassifier.from_pretrained(unfinished),

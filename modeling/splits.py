@@ -136,9 +136,7 @@ def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
     Raises:
         DataError: If a column is missing, images are missing or unknown, or labels or lesion ids differ; with counts.
     """
-    splits = pd.read_csv(path, dtype=str, keep_default_na=False)
-    _check_columns(splits, str(path))
-    splits["lesion_id"] = splits["lesion_id"].astype(object).where(splits["lesion_id"] != "", None)
+    splits = load_splits(path)
     table = to_table(dataset)
     given, wanted = set(splits["image_id"]), set(table["image_id"])
     label_of = dict(zip(table["image_id"], table["label"], strict=True))
@@ -162,6 +160,14 @@ def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
             f"{path} does not belong to these data: {'; '.join(wrong)}. "
             "Use the data and --diagnoses that it was made with, or leave --splits out to make new splits."
         )
+    return splits
+
+
+def load_splits(path: str | Path) -> pd.DataFrame:
+    """Read splits.csv as it stands, sorted by image id; `read_splits` also compares it with the data."""
+    splits = pd.read_csv(path, dtype=str, keep_default_na=False)
+    _check_columns(splits, str(path))
+    splits["lesion_id"] = splits["lesion_id"].astype(object).where(splits["lesion_id"] != "", None)
     return splits[list(COLUMNS)].sort_values("image_id", ignore_index=True)
 
 

@@ -151,6 +151,17 @@ def test_a_finished_run_is_not_written_over(finished, isic_folder):
     assert results(finished) == before
 
 
+def test_splits_that_leak_are_refused(finished, isic_folder, tmp_path):
+    lines = (finished / "splits.csv").read_text().splitlines()
+    in_train = next(number for number, line in enumerate(lines) if line.endswith(",train"))
+    lines[in_train] = lines[in_train].removesuffix("train") + "test"  # its lesion's other photo stays in train
+    (tmp_path / "leaking.csv").write_text("\n".join(lines) + "\n")
+    run = start(arguments(isic_folder, tmp_path / "run", "--splits", str(tmp_path / "leaking.csv")), tmp_path / "log")
+    assert run.wait() == 1
+    assert "lesions are in more than one split" in run.output
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_a_loss_that_explodes_gives_up_in_words_and_keeps_what_there_is(isic_folder, tmp_path):
     run_dir = tmp_path / "exploded"
     run = start(arguments(isic_folder, run_dir, "--learning_rate", "1e38", "--max_bad_steps", "3"), tmp_path / "log")
