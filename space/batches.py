@@ -92,12 +92,18 @@ def list_entries(uploads: Sequence[Photo]) -> list[Photo | Packed | Refused]:
     """
     entries: list[Photo | Packed | Refused] = []
     for upload in uploads:
-        entries.extend(archive_entries(upload) if zipfile.is_zipfile(upload.source) else [upload])
+        entries.extend(archive_entries(upload) if is_archive(upload) else [upload])
         if len(entries) > MAX_IMAGES:
             raise ImageError(f"More than {MAX_IMAGES} pictures came; send them in parts.")
     if not entries:
         raise ImageError("There is no picture in what you sent; send image files, or a zip archive of image files.")
     return entries
+
+
+def is_archive(upload: Photo) -> bool:
+    """Tell a zip archive from a picture; a picture with an archive behind its last byte is a picture."""
+    with open(upload.source, "rb") as file:
+        return file.read(2) == b"PK" and zipfile.is_zipfile(file)
 
 
 def archive_entries(upload: Photo) -> list[Photo | Packed | Refused]:
@@ -152,7 +158,7 @@ def unpack(packed: Packed, budget_bytes: int) -> Photo:
         raise ImageError(f"{packed.name} is damaged inside the archive ({error}); pack it again.") from error
     if len(data) > limit:
         raise ImageError(f"{packed.name} unpacks to more than is allowed ({limit // 10**6} MB); it is left out.")
-    if zipfile.is_zipfile(io.BytesIO(data)):
+    if data.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(data)):
         raise ImageError(f"{packed.name} is an archive inside an archive; unpack it first.")
     return Photo(data, packed.name)
 

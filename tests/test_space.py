@@ -1,0 +1,601 @@
+"""The Space: answers, batches, uploads, endpoints, faults at start, and the page itself in a real browser."""
+
+import base64
+import concurrent.futures
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "space"))
+
+import answers
+import app
+import batches
+import pages
+import render
+import tempfolder
+import uploads
+from answers import Photo
+from report import report_html
+
+from modeling.calibration import AbstentionRule, OperatingPoint
+from modeling.explain import Explanation
+from modeling.images import ImageError
+from modeling.labels import ORIGINAL_CODES, diagnosis_of
+from modeling.model import build_model, save_model_folder
+from modeling.predictor import LesionClassifier, Prediction
+from tests.space_soak import AnswerError, Soak, SpaceClient, SpaceServer, photos, zip_bomb
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "space" / "examples").glob("*.jpg"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MEL_POINT = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.1, 0.95, 0.62, 40, 100)
+outside: list[str] = []
+
+
+def note_outside(event: str, arguments: tuple[object, ...]) -> None:
+    """Note every address beyond this machine that anything in this process reaches for."""
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = str(arguments[1][0])
+    elif event == "socket.getaddrinfo":
+        host = str(arguments[0])
+    else:
+        return
+    if not host.startswith("127.") and host not in ("localhost", "::1", "None", "0.0.0.0", ""):
+        outside.append(host)
+
+
+sys.addaudithook(note_outside)
+
+
+def make_model(folder: Path, *, abstains: bool) -> Path:
+    """Save a tiny network with random weights, an operating point, and a rule that always or never abstains."""
+    torch.manual_seed(3)
+    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
+    rule = AbstentionRule(
+        threshold=-1e9 if abstains else 1e9,
+        false_alarm_rate=0.05,
+        residual_weight=1.0,
+        centre=np.zeros(model.num_features, np.float32),
+        directions=np.eye(model.num_features, dtype=np.float32)[:2],
+    )
+    lesion = {"package_version": "0", "run_id": "space", "dataset": "demo", "synthetic": True, "license": "cc-by-nc-4.0"}
+    lesion |= {"data_fingerprint": "f" * 64, "operating_points": [MEL_POINT.to_dict()], "abstention": rule.to_dict()}
+    save_model_folder(model, folder, codes=ORIGINAL_CODES, lesion=lesion)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("space") / "model", abstains=False)
+
+
+@pytest.fixture(scope="module")
+def classifier(folder) -> LesionClassifier:
+    return LesionClassifier.from_pretrained(folder)
+
+
+def serve(classifier: LesionClassifier) -> Iterator[str]:
+    demo = app.build_demo(classifier)
+    address = app.launch(demo, requests_per_minute=100_000, prevent_thread_lock=True, quiet=True)
+    yield address.rstrip("/")
+    demo.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def url(classifier) -> Iterator[str]:
+    yield from serve(classifier)
+
+
+@pytest.fixture(scope="module")
+def server(folder) -> Iterator[SpaceServer]:
+    with SpaceServer("--model", str(folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def photo(tmp_path) -> Photo:
+    path = tmp_path / "lesion.jpg"
+    shutil.copy(EXAMPLES[0], path)
+    return Photo(str(path), "lesion.jpg")
+
+
+def grey(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+# ---- Answers -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_and_the_predictor_give_one_photo_the_same_answer(classifier, photo):
+    expected = classifier.predict(photo.source)
+    answer = answers.answer_lesion(classifier, [photo])
+    for row in answer["differential"]:
+        assert row["probability"] == pytest.approx(expected.probabilities[row["code"]], abs=1e-6)
+    assert answer["differential"][0]["code"] == expected.diagnosis
+    assert answers.classify_photo(classifier, photo)["operating_points"] == expected.operating_points
+
+
+def test_the_differential_is_sorted_and_names_and_marks_every_diagnosis():
+    rows = answers.differential({"BCC": 0.2, "AK": 0.1, "NV": 0.4, "MEL": 0.3})
+    assert [row["code"] for row in rows] == ["NV", "MEL", "BCC", "AK"]
+    assert rows[1] == {
+        "code": "MEL",
+        "name": "melanoma",
+        "behaviour": "malignant",
+        "malignant": True,
+        "probability": 0.3,
+    }
+    assert [row["malignant"] for row in rows] == [False, True, True, True]
+
+
+def test_an_operating_point_is_told_in_words_with_its_counts():
+    above = answers.operating_sentence(MEL_POINT, True)
+    assert above.startswith("Above the threshold that caught 95 % of melanomas in validation (38 of 40).")
+    assert "38 % of the 100 other images" in above
+    assert "It missed 2: this is no all-clear." in answers.operating_sentence(MEL_POINT, False)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (0.0004, "< 0.1 %"), (0.042, "4.2 %"), (0.953, "95 %"), (0.9996, "> 99.9 %"), (1, "100 %")],
+)
+def test_a_rounded_probability_never_claims_certainty(share, text):
+    assert answers.percent(share) == text
+
+
+def prediction(classifier, *probabilities: float, reason: str | None = None) -> Prediction:
+    by_code = dict(zip(classifier.codes, probabilities, strict=True))
+    best = max(by_code, key=by_code.__getitem__)
+    return Prediction(best, by_code[best], by_code, reason is not None, reason, {}, {})
+
+
+def test_several_photos_of_a_lesion_are_averaged_and_the_thresholds_applied_to_the_mean(classifier):
+    lesion = answers.lesion_fields(
+        classifier, [prediction(classifier, 0.7, 0.2, 0.05, 0.05), prediction(classifier, 0.1, 0.2, 0.25, 0.45)]
+    )
+    assert {row["code"]: row["probability"] for row in lesion["differential"]} == {
+        "BCC": 0.4,
+        "BKL": 0.2,
+        "MEL": 0.15,
+        "NV": 0.25,
+    }
+    assert lesion["operating_points"][0]["reached"]  # 0.15 on average, though the first photo alone has 0.05
+    assert not lesion["abstained"]
+
+
+def test_a_photo_that_the_model_abstains_on_is_left_out_of_the_average(classifier):
+    good, odd = prediction(classifier, 0.7, 0.1, 0.1, 0.1), prediction(classifier, 0, 0, 1, 0, reason="odd")
+    lesion = answers.lesion_fields(classifier, [good, odd])
+    assert lesion["differential"][0] == {**lesion["differential"][0], "code": "BCC", "probability": 0.7}
+    assert lesion["left_out"] == [2]
+    assert not lesion["abstained"]
+    both = answers.lesion_fields(classifier, [odd, odd])
+    assert (both["abstained"], both["reason"], both["left_out"]) == (True, "odd", [])
+
+
+def test_an_answer_with_all_heat_maps_costs_one_forward_pass(classifier, photo, monkeypatch):
+    passes = []
+    real = classifier.forward
+    monkeypatch.setattr(classifier, "forward", lambda pixels: passes.append(len(pixels)) or real(pixels))
+    answers.answer_lesion(classifier, [photo])
+    assert passes == [1]
+
+
+def test_pictures_and_maps_keep_the_aspect_and_orientation_of_the_photo(classifier, tmp_path):
+    image = Image.new("RGB", (300, 200), "white")
+    image.paste("red", (0, 0, 150, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: upright it is 200 x 300, red at the top
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    answer = answers.answer_lesion(classifier, [Photo(str(tmp_path / "turned.jpg"), "turned.jpg")])["photos"][0]
+    assert (answer["width"], answer["height"]) == (200, 300)
+    picture = grey(answer["picture"])
+    assert picture.shape == (300, 200, 3)
+    assert picture[10, 100, 1] < 60 < 200 < picture[290, 100, 1]
+    assert answer["map_size"] == (128, 192)
+    assert grey(answer["maps"]).shape == (5 * 192, 128)
+    assert grey(answer["model_input"]).shape == (64, 64, 3)
+
+
+def explanation(evidence: list[list[list[float]]]) -> Explanation:
+    nobody = Prediction("MEL", 1.0, {"MEL": 1.0, "NV": 0.0}, False, None, {}, {})
+    return Explanation(("MEL", "NV"), np.array(evidence, dtype=np.float32), (100, 100), nobody)
+
+
+def test_maps_share_one_scale_and_the_contrast_tells_which_diagnosis_a_spot_speaks_for():
+    sprite, (width, height) = render.grey_maps(explanation([[[4, 0], [0, -4]], [[0, 0], [0, 2]]]), ("MEL", "NV"))
+    assert (width, height) == (192, 192)
+    mel, nv, contrast = grey(sprite).reshape(3, 192, 192)
+    # The centres of the four cells lie at 48 and 144.
+    assert mel[48, 48] >= 250  # the strongest evidence for any diagnosis
+    assert abs(int(nv[144, 144]) - 128) <= 8  # half of it
+    assert mel[144, 144] == 0
+    assert contrast[48, 48] > 200  # for MEL
+    assert contrast[144, 144] <= 5  # for NV
+    assert abs(int(contrast[48, 144]) - 128) <= 8  # neither
+
+
+def test_a_diagnosis_without_evidence_is_known_to_have_none():
+    shown = explanation([[[1, 0], [0, 0]], [[-1, -1], [-1, -2]]])
+    assert answers.strength(shown, "NV") == 0
+    assert answers.strength(shown, "MEL") == 1
+    assert answers.strength(explanation([[[-1.0]], [[-2.0]]]), "MEL") == 0
+
+
+def test_the_colour_maps_are_those_of_matplotlib_and_rise_evenly_in_lightness():
+    matplotlib = pytest.importorskip("matplotlib")
+    viridis = render.colour_table("viridis")
+    lightness = viridis.astype(float) / 255 @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > -0.004).all()
+    for name in ("viridis", "berlin"):
+        if name in matplotlib.colormaps:
+            expected = np.rint(matplotlib.colormaps[name](np.arange(256))[:, :3] * 255)
+            assert (render.colour_table(name) == expected).all()
+
+
+def test_the_overlay_leaves_the_photo_untouched_where_there_is_no_evidence():
+    picture = Image.new("RGB", (100, 100), (200, 150, 120))
+    mixed = np.asarray(render.overlay(picture, explanation([[[4, 0], [0, -4]], [[0, 0], [0, 2]]]), "MEL"))
+    assert mixed[75, 75].tolist() == [200, 150, 120]
+    assert mixed[25, 25].tolist() != [200, 150, 120]
+
+
+def test_too_many_photos_of_one_lesion_are_refused_with_the_limit(classifier, photo):
+    with pytest.raises(ImageError, match="at most 8"):
+        answers.answer_lesion(classifier, [photo] * 9)
+
+
+def test_an_unreadable_photo_is_named_as_the_visitor_named_it(tmp_path):
+    (tmp_path / "x").write_bytes(b"no picture")
+    with pytest.raises(ImageError) as error:
+        Photo(str(tmp_path / "x"), "my mole.jpg").decode()
+    assert "my mole.jpg" in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+
+
+# ---- Report --------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_names_everything_and_holds_no_script_and_no_outside_reference(classifier, photo):
+    odd = dataclasses.replace(photo, name='"><script>alert(1)</script>.jpg')
+    answer = answers.answer_lesion(classifier, [odd])
+    html = report_html(answer)
+    assert "<script" not in html
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:|//)""", html)
+    assert "&lt;script&gt;" in html
+    for row in answer["differential"]:
+        assert f"{row['name']} ({row['code']})" in html
+    for text in (classifier.notice, classifier.model_id, classifier.provenance["weights_sha256"], "cc-by-nc-4.0"):
+        assert text in html
+    assert answer["operating_points"][0]["sentence"] in html
+    for gap in ("@@photo@@", "@@heat@@", "@@overlay@@", "@@caption@@"):
+        assert html.count(gap) == 1
+
+
+def test_the_report_of_an_abstention_says_so_before_the_differential(tmp_path, photo):
+    refusing = LesionClassifier.from_pretrained(make_model(tmp_path / "model", abstains=True))
+    answer = answers.answer_lesion(refusing, [photo])
+    html = report_html(answer)
+    assert answer["reason"] in html
+    assert html.index("The model abstains.") < html.index("Differential diagnosis")
+
+
+# ---- Batches -------------------------------------------------------------------------------------------------------
+
+
+def zipped(path: Path, entries: dict[str, bytes]) -> Photo:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return Photo(str(path), path.name)
+
+
+def rows_of(classifier, *sent: Photo) -> list[dict]:
+    return [row for _, _, row in batches.classify_rows(classifier, sent, thumbnails=True)]
+
+
+def test_a_batch_reads_files_and_archives_and_gives_each_the_answer_it_gets_alone(classifier, photo, tmp_path):
+    pictures = photos(3)
+    archive = zipped(tmp_path / "a.zip", {"sub/one.jpg": pictures[0], "__MACOSX/x": b"x", ".hidden": b"", "d/": b""})
+    rows = rows_of(classifier, photo, archive)
+    assert [row["image"] for row in rows] == ["lesion.jpg", "one.jpg"]
+    for row, source in zip(rows, (photo.source, pictures[0]), strict=True):
+        alone = answers.classify_photo(classifier, Photo(source, "x"))
+        assert {key: row[key] for key in ("diagnosis", "probability", "probabilities", "operating_points")} == {
+            key: alone[key] for key in ("diagnosis", "probability", "probabilities", "operating_points")
+        }
+        assert max(grey(row["thumbnail"]).shape) == 96
+        malignant = sum(value for code, value in alone["probabilities"].items() if diagnosis_of(code).malignant)
+        assert row["malignant_probability"] == pytest.approx(malignant, abs=2e-6)
+
+
+def test_a_bad_file_in_a_batch_gets_a_sentence_and_the_others_their_answers(classifier, photo, tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("x.jpg", b"x")
+    sent = zipped(
+        tmp_path / "a.zip", {"../../evil.jpg": photos(1)[0], "text.jpg": b"text", "empty.jpg": b"", "in.zip": inner.getvalue()}
+    )
+    rows = {row["image"]: row for row in rows_of(classifier, sent, photo)}
+    assert rows["evil.jpg"]["error"] is None
+    assert "text.jpg" in rows["text.jpg"]["error"]
+    assert "0 bytes" in rows["empty.jpg"]["error"]
+    assert "archive inside an archive" in rows["in.zip"]["error"]
+    assert rows["lesion.jpg"]["diagnosis"] in classifier.codes
+    assert not list(tmp_path.parent.rglob("evil.jpg"))  # nothing was unpacked
+
+
+def test_a_zip_bomb_is_stopped_by_what_comes_out_of_it_not_by_what_it_claims(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MAX_FILE_BYTES", 1_000_000)
+    data = bytearray(zip_bomb(3_000_000))
+    central = data.rindex(b"PK\x01\x02")
+    struct.pack_into("<L", data, central + 24, 100)  # claims to unpack to 100 bytes
+    (tmp_path / "bomb.zip").write_bytes(data)
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "bomb.zip"), "bomb.zip"))
+    assert row["error"]
+    (tmp_path / "bomb.zip").write_bytes(zip_bomb(3_000_000))
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "bomb.zip"), "bomb.zip"))
+    assert "unpacks to more" in row["error"]
+
+
+def test_encrypted_damaged_and_endless_archives_are_refused_with_the_reason(classifier, tmp_path, monkeypatch):
+    data = bytearray(Path(zipped(tmp_path / "a.zip", {"x.jpg": b"x" * 100}).source).read_bytes())
+    data[6] |= 1
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "a.zip"), "a.zip"))
+    assert "encrypted" in row["error"]
+    many = zipped(tmp_path / "many.zip", {f"{number}.jpg": b"" for number in range(201)})
+    with pytest.raises(ImageError, match="More than 200"):
+        rows_of(classifier, many)
+    monkeypatch.setattr(batches, "MAX_DIRECTORY_BYTES", 1000)
+    (row,) = rows_of(classifier, many)
+    assert "too many files" in row["error"]
+    with pytest.raises(ImageError, match="no picture"):
+        rows_of(classifier, zipped(tmp_path / "empty.zip", {"folder/": b""}))
+
+
+def test_the_csv_has_a_column_for_each_diagnosis_and_no_formula_of_a_visitor(classifier, photo, tmp_path):
+    (empty := tmp_path / "empty.jpg").touch()
+    rows = rows_of(classifier, dataclasses.replace(photo, name="=cmd|' /C calc'!A0.jpg"), dataclasses.replace(photo, source=str(empty), name="@bad"))
+    first, second = csv.DictReader(io.StringIO(batches.to_csv(rows, classifier)))
+    assert first["image"].startswith("'=")
+    assert second["image"] == "'@bad"
+    assert sum(float(first[code]) for code in classifier.codes) == pytest.approx(1, abs=1e-5)
+    assert first["MEL@95"] in ("True", "False")
+    assert second["diagnosis"] == ""
+    assert "0 bytes" in second["error"]
+
+
+# ---- Uploads -------------------------------------------------------------------------------------------------------
+
+
+def test_the_janitor_deletes_old_uploads_and_their_folders_and_counts_the_rest(tmp_path):
+    old, new = tmp_path / "a" / "old.jpg", tmp_path / "b" / "new.jpg"
+    for file in (old, new):
+        file.parent.mkdir()
+        file.write_bytes(b"12345")
+    janitor = uploads.Janitor(tmp_path, keep_s=60)
+    for path in (old, old.parent):
+        os.utime(path, (time.time() - 100,) * 2)
+    janitor.sweep()
+    assert not old.exists()
+    assert new.exists()
+    assert janitor.used_bytes == 5
+    os.utime(old.parent, (time.time() - 100,) * 2)  # deleting the file made the folder young again
+    janitor.sweep()
+    assert not old.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\photos\\mole.jpg", "mole.jpg"),
+        ("a\nb\x00.jpg", "a\ufffdb\ufffd.jpg"),
+        ("x" * 500, "x" * 120),
+        ("", "photo"),
+        ("///", "photo"),
+    ],
+)
+def test_a_visitors_file_name_is_shown_without_folders_controls_and_excess(sent, shown):
+    assert uploads.shown_name(sent) == shown
+
+
+def test_one_client_is_slowed_down_and_another_is_not(tmp_path):
+    guard = uploads.Guard(None, janitor=uploads.Janitor(tmp_path), requests_per_minute=5)
+    assert [guard.within_rate("a") for _ in range(7)] == [True] * 5 + [False] * 2
+    assert guard.within_rate("b")
+
+
+# ---- The page's server ---------------------------------------------------------------------------------------------
+
+
+def test_gradio_client_gets_typed_answers_from_all_three_endpoints(url, classifier):
+    gradio_client = pytest.importorskip("gradio_client")
+    client = gradio_client.Client(url, verbose=False)
+    sent = gradio_client.handle_file(str(EXAMPLES[0]))
+    expected = classifier.predict(EXAMPLES[0])
+    answer = client.predict(sent, api_name="/classify")
+    assert answer["diagnosis"] == expected.diagnosis
+    assert answer["provenance"] == expected.provenance
+    assert answer["notice"] == classifier.notice
+    evidence, overlay = client.predict(sent, "mel", api_name="/explain")
+    assert evidence["heat_map_of"] == "MEL"
+    assert np.allclose(evidence["evidence"]["MEL"], classifier.explain(EXAMPLES[0]).evidence[2], atol=1e-3)
+    with Image.open(overlay) as picture:
+        assert picture.size == (640, 480)
+    table = client.predict([sent, sent], api_name="/batch")
+    assert [row["diagnosis"] for row in table["rows"]] == [expected.diagnosis] * 2
+    info = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(info) == {"/classify", "/explain", "/batch"}
+    assert "not a medical device" in info["/classify"]["description"]
+
+
+def test_the_curl_lines_of_the_page_work_as_they_stand(url, classifier, tmp_path):
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    shutil.copy(EXAMPLES[0], tmp_path / "lesion.jpg")
+    shown = re.search(r"<h3>curl</h3>\s*<pre[^>]*>(.*?)</pre>", pages.programs(classifier), re.DOTALL)
+    script = shown[1].replace("&#39;", "'").replace("&#34;", '"').replace("http://127.0.0.1:7860", url)
+    output = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
+    assert "event: complete" in output
+    answer = json.loads(output.partition("data: ")[2])[0]
+    assert answer["diagnosis"] == classifier.predict(EXAMPLES[0]).diagnosis
+
+
+def test_an_assistant_can_call_the_tools_over_mcp(url, classifier):
+    anyio = pytest.importorskip("anyio")
+    mcp = pytest.importorskip("mcp")
+    from mcp.client.streamable_http import streamablehttp_client
+
+    photo = "data:image/jpeg;base64," + base64.b64encode(EXAMPLES[0].read_bytes()).decode()
+
+    async def talk():
+        async with (
+            streamablehttp_client(f"{url}/gradio_api/mcp/") as (reads, writes, _),
+            mcp.ClientSession(reads, writes) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            good = await session.call_tool("classify", {"photo": photo})
+            bad = await session.call_tool("classify", {"photo": "http://192.0.2.1/x.jpg"})
+            return tools, good, bad
+
+    tools, good, bad = anyio.run(talk)
+    assert set(tools) == {"classify", "explain", "batch"}
+    assert "Research only" in tools["classify"].description
+    assert f"'diagnosis': '{classifier.predict(EXAMPLES[0]).diagnosis}'" in good.content[0].text
+    assert bad.isError
+    assert "fetches nothing" in bad.content[0].text
+
+
+def test_what_cannot_be_answered_gets_a_sentence_and_the_page_keeps_working(url):
+    client = SpaceClient(url)
+    with pytest.raises(AnswerError, match=r"photo\.jpg is not a picture"):
+        client.classify(b"no picture")
+    with pytest.raises(AnswerError, match="No photo came"):
+        client.call("classify", None)
+    with pytest.raises(AnswerError, match=r"no diagnosis 'XYZ'; it has BCC, BKL, MEL, NV"):
+        client.explain(photos(1)[0], "xyz")
+    with pytest.raises(AnswerError, match="no picture in what you sent"):
+        client.call("batch", [])
+    assert client.classify(photos(1)[0])["abstained"] is False
+
+
+def test_an_address_in_place_of_a_file_is_refused_in_every_field_and_never_fetched(url):
+    client = SpaceClient(url)
+    address = {"path": "http://fetched.example/x.jpg", "meta": {"_type": "gradio.FileData"}}
+    sent = client.upload(photos(1)[0])
+    for endpoint, data in (
+        ("classify", [address]),
+        ("batch", [[address]]),
+        ("explain", [sent, address]),
+        ("explain", [address, "MEL"]),
+    ):
+        with pytest.raises(AnswerError, match="fetches nothing"):
+            client.call(endpoint, *data)
+    with pytest.raises(AnswerError):
+        client.call("classify", {**address, "is_stream": True})
+    assert "fetched.example" not in outside
+
+
+def test_files_of_the_server_are_neither_read_nor_served(url, folder):
+    client = SpaceClient(url)
+    for path in ("/etc/passwd", str(ROOT / "space" / "app.py"), str(folder / "config.json"), "../../etc/passwd"):
+        with pytest.raises(AnswerError):
+            client.call("classify", {"path": path, "meta": {"_type": "gradio.FileData"}})
+        assert client.http.get(f"/file={path}").status_code in (403, 404)
+    for route in ("/deep_link?session_hash=x", "/proxy=http://example.com", "/file=http://example.com", "/vibe-code"):
+        assert client.http.get(route).status_code == 404
+
+
+def test_too_large_messages_are_refused_before_they_are_read(url):
+    client = SpaceClient(url)
+    headers = {"Content-Type": "application/json", "Content-Length": str(uploads.MAX_MESSAGE_BYTES + 1)}
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        connection.sendall(f"POST /gradio_api/call/classify HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
+        assert b" 413 " in connection.recv(200)
+    endless = (b"x" * 1_000_000 for _ in range(60))  # no length is announced
+    assert client.http.post("/call/classify", content=endless).status_code in (400, 413)
+
+
+def test_every_file_of_the_hostile_corpus_is_answered_or_refused_with_a_sentence(url, tmp_path):
+    from tests.corpus import make_corpus
+
+    files = make_corpus(tmp_path)
+    client = SpaceClient(url)
+    for start in range(0, len(files), 100):
+        part = files[start : start + 100]
+        sent = [client.upload(file.path.read_bytes(), f"{start + number}.bin") for number, file in enumerate(part)]
+        rows = client.call("batch", sent)[0]["rows"]
+        for file, row in zip(part, rows, strict=True):
+            assert (row["error"] is None) == (file.expected == "reads"), f"{file.path.name}: {row}"
+            assert row["error"] is None or row["image"].split(".")[0] in row["error"]
+
+
+def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier):
+    demo = app.build_demo(classifier)
+    address = app.launch(demo, prevent_thread_lock=True, quiet=True)
+    client = SpaceClient(address.rstrip("/"))
+    client.classify(photos(1)[0])
+    sessions = demo.state_holder.session_data
+    assert len(sessions) == 1
+    app.forget_session(demo, next(iter(sessions)))
+    assert len(sessions) == 0
+    demo.close(verbose=False)
+
+
+def test_nothing_in_this_process_reached_beyond_this_machine(url):
+    assert outside == []
+
+
+# ---- Load ----------------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_clients_get_the_answers_given_alone_and_the_server_does_not_grow(server):
+    figures = Soak(server, n_clients=16).run(requests=200, bad_share=0.0)
+    assert figures["wrong"] == []
+    assert figures["requests"] == 200
+    assert figures["memory_at_end_mb"] <= 1.10 * figures["memory_after_20_mb"]
+
+
+def test_a_short_soak_with_hostile_load_answers_all_good_requests_right(server):
+    figures = Soak(server, n_clients=6, seed=1).run(seconds=8, bad_share=0.5)
+    assert figures["wrong"] == []
+    assert figures["good"] >= 5
+    assert figures["max_disk_mb"] < 200
+
+
+def test_abandoned_requests_block_nobody(server):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        for number, data in enumerate(photos(40)):
+            packed.writestr(f"{number}.jpg", data)
+    gone = SpaceClient(server.url, address="10.9.0.1")
+    for _ in range(3):
+        gone.start("batch", [gone.upload(archive.getvalue(), "many.zip")])
+        gone.start("explain", gone.upload(photos(1)[0]), "")
+    gone.http.close()
+    started = time.monotonic()
+    SpaceClient(server.url, address="10.9.0.2").classify(photos(1)[0])
+    assert time.monotonic() - started < 5
