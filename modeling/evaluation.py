@@ -21,7 +21,7 @@ val, test        n_images, n_lesions, accuracy, balanced_accuracy, macro_f1, mac
                  test.before_calibration {accuracy, balanced_accuracy, macro_f1}
 calibration      method, temperature, bias {code}, val and test {before, after: nll, brier, ece, ece_per_class {code}},
                  reliability {before, after: rows of n_images, confidence, correct}
-operating_points rows of name, codes, wanted_sensitivity, threshold, val {sensitivity, specificity, n_positive, n_negative},
+operating_points  rows of name, codes, wanted_sensitivity, threshold, val {sensitivity, specificity, n_positive, n_negative},
                  test {n_positive_images, n_positive_lesions, n_negative_images, n_negative_lesions, sensitivity,
                  specificity, at_prevalence: rows of prevalence, of, ppv, npv}; or name and reason
 abstention       method, threshold, false_alarm_rate, test {abstained, answered {n_images, accuracy, balanced_accuracy}},

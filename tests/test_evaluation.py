@@ -1,0 +1,328 @@
+import json
+import re
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch.utils.data import DataLoader
+
+import modeling.evaluation as evaluation
+from modeling.calibration import (
+    AbstentionRule,
+    Calibration,
+    fit_calibration,
+    fit_operating_points,
+    fold_calibration,
+    softmax,
+)
+from modeling.demo import draw_lesion
+from modeling.evaluation import (
+    EvaluationOptions,
+    Outputs,
+    check_diagnoses,
+    evaluate_folder,
+    evaluate_model,
+    golden_prediction,
+    main,
+    rounded,
+    run_model,
+    sample_evenly,
+    verify,
+)
+from modeling.isic2019 import FEATURES
+from modeling.labels import ORIGINAL_CODES
+from modeling.loading import LesionDataset, plain_transform, resized_images
+from modeling.model import ModelFolderError, build_model, save_model_folder
+from modeling.predictor import LesionClassifier
+from modeling.splits import make_splits, write_splits
+
+CODES = ORIGINAL_CODES
+
+
+@pytest.fixture(scope="module")
+def small_data() -> datasets.Dataset:
+    """120 drawings of 60 lesions of the four diagnoses, and 8 of two others."""
+    rows: dict[str, list] = {column: [] for column in FEATURES}
+    plan = [(code, lesion) for code in CODES for lesion in range(15)] + [("AK", 0), ("AK", 1), ("SCC", 0), ("SCC", 1)]
+    for code, lesion in plan:
+        for photo in range(2):
+            rng = np.random.default_rng([lesion, photo, *code.encode()])
+            rows["image"].append(draw_lesion(rng, code, width_px=48, height_px=36))
+            rows["image_id"].append(f"T_{len(rows['image_id']):04d}")
+            rows["label"].append(code)
+            rows["lesion_id"].append(f"{code}{lesion}")
+            rows["source"].append("synthetic")
+            rows["age_approx"].append(float(rng.integers(4, 16) * 5))
+            rows["sex"].append(str(rng.choice(["male", "female"])))
+            rows["anatom_site_general"].append(None)
+    return datasets.Dataset.from_dict(rows, features=FEATURES)
+
+
+def outputs_of(model, dataset, splits, split: str, batch_size: int = 16) -> Outputs:
+    ids = splits.loc[splits["split"] == split, "image_id"].tolist()
+    position = {name: place for place, name in enumerate(dataset["image_id"])}
+    rows = dataset.select([position[name] for name in ids])
+    names = dataset.features["label"].names
+    part = LesionDataset(
+        resized_images(rows, fingerprint="", size_px=64, exact=True, cache_gb=0, show_progress=False),
+        [CODES.index(names[label]) for label in rows["label"]],
+        transform=plain_transform(model.pretrained_cfg),
+        seed=None,
+    )
+    return run_model(model, DataLoader(part, batch_size=batch_size), image_ids=ids)
+
+
+@pytest.fixture(scope="module")
+def evaluated(small_data, tmp_path_factory) -> dict:
+    """A model folder, evaluated as train.py does it."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("evaluated")
+    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False).eval()
+    splits = make_splits(small_data, diagnoses=CODES)
+    val, test = (outputs_of(model, small_data, splits, split) for split in ("val", "test"))
+    calibration = fit_calibration(val.logits, val.labels)
+    fold_calibration(model, calibration)
+    logits = calibration.apply(val.logits)
+    lesion = {
+        "dataset": "demo",
+        "synthetic": True,
+        "package_version": "0",
+        "run_id": "x",
+        "temperature": calibration.temperature,
+        "bias": list(calibration.bias),
+        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), val.labels, CODES)],
+        "abstention": AbstentionRule.fit(logits, val.features, val.labels).to_dict(),
+    }
+    save_model_folder(model, folder / "model", codes=CODES, lesion=lesion)
+    lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder / "model", device="cpu"))
+    save_model_folder(model, folder / "model", codes=CODES, lesion=lesion)
+    write_splits(splits, folder / "model" / "splits.csv")
+    arguments = {
+        "classifier": LesionClassifier.from_pretrained(folder / "model", device="cpu"),
+        "dataset": small_data,
+        "splits": splits,
+        "val": val,
+        "test": test,
+        "calibration": calibration,
+        "output_dir": folder / "model",
+        "predictions_csv": folder / "predictions.csv",
+        "history": [
+            {"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "val/balanced_accuracy": 0.3, "val/accuracy": 0.3}
+        ],
+    }
+    return {"folder": folder, "arguments": arguments, "metrics": evaluate_model(**arguments)}
+
+
+def read(folder) -> dict:
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is not JSON")
+
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_metrics_json_is_strict_json_and_what_was_returned(evaluated) -> None:
+    assert read(evaluated["folder"] / "model") == evaluated["metrics"]
+
+
+def test_every_missing_number_gives_its_reason(evaluated) -> None:
+    def walk(value, path: str) -> None:
+        if isinstance(value, dict):
+            if "value" in value and {"low", "high"} <= value.keys() and None in (value["value"], value["low"]):
+                assert value["reason"], path
+            for key, item in value.items():
+                walk(item, f"{path}/{key}")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                walk(item, f"{path}/{index}")
+
+    walk(evaluated["metrics"], "")
+
+
+def test_documented_keys_are_those_that_are_written(evaluated) -> None:
+    lines = re.findall(r"^([a-z_]+(?:, [a-z_]+)*) {2,}\S", evaluation.__doc__, flags=re.MULTILINE)
+    documented = {name for line in lines for name in line.split(", ")}
+    assert documented == set(evaluated["metrics"])
+
+
+def test_repeating_the_evaluation_gives_the_same_bytes(evaluated, tmp_path) -> None:
+    arguments = {**evaluated["arguments"], "output_dir": tmp_path, "predictions_csv": tmp_path / "predictions.csv"}
+    evaluate_model(**arguments)
+    for ours, theirs in (("metrics.json", "model/metrics.json"), ("predictions.csv", "predictions.csv")):
+        assert (tmp_path / ours).read_bytes() == (evaluated["folder"] / theirs).read_bytes()
+    for name in evaluated["metrics"]["figures"]:
+        assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_predictions_csv_gives_the_reported_scores(evaluated) -> None:
+    table = pd.read_csv(evaluated["folder"] / "predictions.csv")
+    assert list(table.columns) == ["image_id", "lesion_id", "split", "label", *CODES, "abstained"]
+    for split in ("val", "test"):
+        rows = table[table["split"] == split]
+        called = rows[list(CODES)].idxmax(axis=1)
+        with np.errstate(all="ignore"):
+            score = balanced_accuracy_score(rows["label"], called)
+        assert evaluated["metrics"][split]["balanced_accuracy"]["value"] == pytest.approx(score, abs=1e-6)
+        assert evaluated["metrics"][split]["n_images"] == len(rows)
+    test_rows = table[table["split"] == "test"]
+    assert evaluated["metrics"]["abstention"]["test"]["abstained"]["value"] == pytest.approx(
+        test_rows["abstained"].mean(), abs=1e-6
+    )
+
+
+def test_predict_gives_the_probabilities_that_were_evaluated(evaluated, small_data) -> None:
+    table = pd.read_csv(evaluated["folder"] / "predictions.csv").head(6)
+    position = {name: place for place, name in enumerate(small_data["image_id"])}
+    images = [small_data[position[name]]["image"] for name in table["image_id"]]
+    predictions = evaluated["arguments"]["classifier"].predict(images)
+    for prediction, row in zip(predictions, table.itertuples(), strict=True):
+        assert prediction.abstained == row.abstained
+        for code in CODES:
+            assert prediction.probabilities[code] == pytest.approx(getattr(row, code), abs=1e-5)
+
+
+def test_left_out_diagnoses_are_named_with_what_they_are_called(evaluated) -> None:
+    near = evaluated["metrics"]["abstention"]["near"]
+    assert set(near) == {"AK", "SCC"}
+    assert near["SCC"]["malignant"] is True
+    assert sum(near["SCC"]["called"].values()) == near["SCC"]["n_images"] == 4
+
+
+def test_command_line_gives_the_numbers_of_training(evaluated, small_data, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(evaluation, "load_data", lambda name, data_dir=None: small_data)
+    output = tmp_path / "out"
+    assert main([str(evaluated["folder"] / "model"), "--output", str(output), "--batch_size", "7"]) == 0
+    assert "balanced accuracy" in capsys.readouterr().out
+    ours, theirs = read(output), evaluated["metrics"]
+    for key in ("test", "val", "operating_points", "risk_coverage", "robustness", "groups", "floors"):
+        assert json.loads(json.dumps(ours[key]), parse_float=lambda text: round(float(text), 4)) == json.loads(
+            json.dumps(theirs[key]), parse_float=lambda text: round(float(text), 4)
+        ), key
+
+
+def test_batch_size_does_not_change_the_outputs(evaluated, small_data) -> None:
+    model, splits = evaluated["arguments"]["classifier"].model, evaluated["arguments"]["splits"]
+    one, many = (outputs_of(model, small_data, splits, "val", batch_size=size) for size in (1, 50))
+    assert one.image_ids == many.image_ids
+    assert one.logits == pytest.approx(many.logits, abs=1e-5)
+
+
+class Shuffled(torch.utils.data.Dataset):
+    """Images whose position is given out by hand."""
+
+    def __init__(self, order: list[int], size: int) -> None:
+        self.order, self.size = order, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, place: int) -> dict:
+        index = self.order[place]
+        generator = torch.Generator().manual_seed(index)
+        return {"pixel_values": torch.rand(3, 64, 64, generator=generator), "label": index % 4, "index": index}
+
+
+def loader_of(order: list[int], size: int) -> DataLoader:
+    return DataLoader(Shuffled(order, size), batch_size=2, sampler=range(len(order)))
+
+
+def test_outputs_come_in_the_order_of_the_dataset(tiny_model_folder) -> None:
+    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model
+    straight, shuffled = (
+        run_model(model, loader_of(order, 5), image_ids="abcde") for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1])
+    )
+    assert shuffled.image_ids == list("abcde")
+    assert shuffled.labels.tolist() == [0, 1, 2, 3, 0]
+    assert shuffled.logits == pytest.approx(straight.logits, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 1, 2], [0, 1, 2]])
+def test_an_image_that_comes_twice_or_never_is_an_error(tiny_model_folder, order) -> None:
+    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model
+    with pytest.raises(ValueError, match="wanted each of 4 images once"):
+        run_model(model, loader_of(order, 4))
+
+
+def test_broken_weights_are_an_error_and_not_a_score(tiny_model_folder) -> None:
+    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model
+    with torch.no_grad():
+        model.get_classifier().bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        run_model(model, loader_of([0, 1], 2))
+
+
+def test_outputs_of_other_images_than_the_splits_are_refused(evaluated, tmp_path) -> None:
+    test = evaluated["arguments"]["test"]
+    wrong = replace(test, image_ids=["?", *test.image_ids[1:]])
+    with pytest.raises(ValueError, match="splits"):
+        evaluate_model(**{**evaluated["arguments"], "test": wrong, "output_dir": tmp_path})
+
+
+def test_a_model_with_other_diagnoses_than_the_data_is_refused(evaluated, small_data) -> None:
+    renamed = small_data.cast_column(
+        "label", datasets.ClassLabel(names=["cat", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC"])
+    )
+    with pytest.raises(ValueError, match="MEL is missing"):
+        check_diagnoses(evaluated["arguments"]["classifier"], renamed)
+
+
+def test_all_images_abstained_and_no_val_are_said_and_not_scored(evaluated, tmp_path) -> None:
+    classifier = LesionClassifier.from_pretrained(evaluated["folder"] / "model", device="cpu")
+    classifier.abstention = replace(classifier.abstention, threshold=-1e9)
+    splits = evaluated["arguments"]["splits"]
+    arguments = {
+        **evaluated["arguments"],
+        "classifier": classifier,
+        "splits": splits[splits["split"] != "val"],
+        "val": None,
+        "output_dir": tmp_path,
+        "predictions_csv": tmp_path / "predictions.csv",
+    }
+    metrics = evaluate_model(**arguments)
+    answered = metrics["abstention"]["test"]["answered"]
+    assert answered["n_images"] == 0
+    for name in ("accuracy", "balanced_accuracy"):
+        assert answered[name]["value"] is None
+        assert answered[name]["reason"] == "the model abstained on every image"
+    assert metrics["val"] == {"reason": "the splits have no val images"}
+
+
+def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluated, capsys) -> None:
+    folder = evaluated["folder"] / "model"
+    assert main([str(folder), "--verify"]) == 0
+    assert "verified" in capsys.readouterr().out
+    classifier = LesionClassifier.from_pretrained(folder, device="cpu")
+    fold_calibration(classifier.model, Calibration(0.2, (3.0, -1.0, -1.0, -1.0)))
+    with pytest.raises(ModelFolderError, match="differs by"):
+        verify(classifier)
+
+
+def test_a_model_without_a_golden_prediction_cannot_be_verified(tiny_model_folder, capsys) -> None:
+    assert main([str(tiny_model_folder), "--verify"]) == 1
+    assert "golden" in capsys.readouterr().err
+
+
+def test_sample_is_even_over_the_diagnoses_and_the_same_each_time() -> None:
+    labels = np.repeat([0, 1, 2, 3], [400, 30, 10, 5])
+    sample = sample_evenly(labels)
+    assert np.array_equal(sample, sample_evenly(labels))
+    assert len(set(sample)) == len(sample) == 148
+    assert np.bincount(labels[sample]).tolist() == [103, 30, 10, 5]
+
+
+def test_rounding_refuses_what_json_cannot_hold() -> None:
+    assert rounded({"a": np.float64(1 / 3), "b": (np.int64(2), -1e-9)}) == {"a": 0.333333, "b": [2, 0.0]}
+    with pytest.raises(ValueError, match="null with a reason"):
+        rounded(float("nan"))
+
+
+def test_evaluation_of_splits_without_test_is_refused(evaluated, small_data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "load_data", lambda name, data_dir=None: small_data)
+    splits = evaluated["arguments"]["splits"].replace({"split": {"test": "train"}})
+    write_splits(splits, tmp_path / "splits.csv")
+    options = EvaluationOptions(splits=str(tmp_path / "splits.csv"))
+    with pytest.raises(ValueError, match="nothing to report"):
+        evaluate_folder(str(evaluated["folder"] / "model"), options)
