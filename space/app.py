@@ -261,6 +261,8 @@ def launch(demo: gr.Blocks, *, requests_per_minute: int = uploads.REQUESTS_PER_M
         run_history=False,
         enable_monitoring=False,
         footer_links=["api"],
+        # gradio ends the process if its own page takes longer than 3 s on a busy machine; it has answered it before.
+        _frontend=False,
         **options,
     )
     return address

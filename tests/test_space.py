@@ -1,7 +1,7 @@
 """The Space: answers, batches, uploads, endpoints, faults at start, and the page itself in a real browser."""
 
 import base64
-import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import io
@@ -30,7 +30,6 @@ import app
 import batches
 import pages
 import render
-import tempfolder
 import uploads
 from answers import Photo
 from report import report_html
@@ -41,6 +40,7 @@ from modeling.images import ImageError
 from modeling.labels import ORIGINAL_CODES, diagnosis_of
 from modeling.model import build_model, save_model_folder
 from modeling.predictor import LesionClassifier, Prediction
+from tests.hub import HubServer
 from tests.space_soak import AnswerError, Soak, SpaceClient, SpaceServer, photos, zip_bomb
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,13 @@ def make_model(folder: Path, *, abstains: bool) -> Path:
         centre=np.zeros(model.num_features, np.float32),
         directions=np.eye(model.num_features, dtype=np.float32)[:2],
     )
-    lesion = {"package_version": "0", "run_id": "space", "dataset": "demo", "synthetic": True, "license": "cc-by-nc-4.0"}
+    lesion = {
+        "package_version": "0",
+        "run_id": "space",
+        "dataset": "demo",
+        "synthetic": True,
+        "license": "cc-by-nc-4.0",
+    }
     lesion |= {"data_fingerprint": "f" * 64, "operating_points": [MEL_POINT.to_dict()], "abstention": rule.to_dict()}
     save_model_folder(model, folder, codes=ORIGINAL_CODES, lesion=lesion)
     return folder
@@ -332,7 +338,8 @@ def test_a_bad_file_in_a_batch_gets_a_sentence_and_the_others_their_answers(clas
     with zipfile.ZipFile(inner, "w") as archive:
         archive.writestr("x.jpg", b"x")
     sent = zipped(
-        tmp_path / "a.zip", {"../../evil.jpg": photos(1)[0], "text.jpg": b"text", "empty.jpg": b"", "in.zip": inner.getvalue()}
+        tmp_path / "a.zip",
+        {"../../evil.jpg": photos(1)[0], "text.jpg": b"text", "empty.jpg": b"", "in.zip": inner.getvalue()},
     )
     rows = {row["image"]: row for row in rows_of(classifier, sent, photo)}
     assert rows["evil.jpg"]["error"] is None
@@ -375,7 +382,11 @@ def test_encrypted_damaged_and_endless_archives_are_refused_with_the_reason(clas
 
 def test_the_csv_has_a_column_for_each_diagnosis_and_no_formula_of_a_visitor(classifier, photo, tmp_path):
     (empty := tmp_path / "empty.jpg").touch()
-    rows = rows_of(classifier, dataclasses.replace(photo, name="=cmd|' /C calc'!A0.jpg"), dataclasses.replace(photo, source=str(empty), name="@bad"))
+    rows = rows_of(
+        classifier,
+        dataclasses.replace(photo, name="=cmd|' /C calc'!A0.jpg"),
+        dataclasses.replace(photo, source=str(empty), name="@bad"),
+    )
     first, second = csv.DictReader(io.StringIO(batches.to_csv(rows, classifier)))
     assert first["image"].startswith("'=")
     assert second["image"] == "'@bad"
@@ -569,6 +580,50 @@ def test_nothing_in_this_process_reached_beyond_this_machine(url):
     assert outside == []
 
 
+# ---- Start and faults ----------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_model_on_the_command_line_ends_with_a_sentence_and_status_2(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"lesion": {"schema": 99}}')
+    assert app.main(["--model", str(tmp_path)]) == 2
+    assert "its schema is 99 and this version reads 1" in capsys.readouterr().err
+
+
+def test_the_page_says_when_the_model_is_an_earlier_download(classifier):
+    source = dataclasses.replace(classifier.source, from_cache=True)
+    offline = LesionClassifier.from_pretrained(classifier.source.path)
+    offline.source = source
+    assert "the copy downloaded earlier" in pages.header(offline)
+    assert "downloaded earlier" not in pages.header(classifier)
+
+
+def test_the_model_tab_says_when_there_are_no_numbers_and_escapes_those_there_are(classifier, folder):
+    assert "published without it" in pages.card(classifier)
+    (folder / "metrics.json").write_text('{"test": {"n_images": "<script>"}}')
+    assert "of a form that this page does not know" in pages.card(classifier)
+    (folder / "metrics.json").unlink()
+
+
+def test_a_space_explains_a_missing_model_and_a_missing_repository_heals_and_outlives_the_hub(folder, tmp_path):
+    with HubServer() as hub:
+        code = "import app; app.RETRY_EVERY_S = 1; app.main([])"
+        environment = hub.env(home=tmp_path) | {"MODEL_ID": ""}
+        with SpaceServer(environment=environment, code=code) as server:
+            assert "No model is named" in server.wait_for_page("No model is named")
+        environment["MODEL_ID"] = "me/lesions"
+        with SpaceServer(environment=environment, code=code) as server:
+            server.wait_for_page("the Hub has no model")
+            hub.add_repo("me/lesions", folder)
+            page = server.wait_for_page("Photos of one lesion")
+            assert hub.repo("me/lesions").head.sha[:12] in page
+            answer = SpaceClient(server.url).classify(EXAMPLES[0].read_bytes())
+            assert answer["provenance"]["revision"] == hub.repo("me/lesions").head.sha
+        hub.fail("*", status=503, times=float("inf"))
+        with SpaceServer(environment=environment, code=code) as server:
+            assert "the copy downloaded earlier" in server.wait_for_page("Photos of one lesion")
+            assert SpaceClient(server.url).classify(EXAMPLES[0].read_bytes()) == answer
+
+
 # ---- Load ----------------------------------------------------------------------------------------------------------
 
 
@@ -599,3 +654,222 @@ def test_abandoned_requests_block_nobody(server):
     started = time.monotonic()
     SpaceClient(server.url, address="10.9.0.2").classify(photos(1)[0])
     assert time.monotonic() - started < 5
+
+
+# ---- The page in a browser -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        options = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*options, "--disable-sync"])
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def visit(browser, url: str, *, width: int = 1280, height: int = 900, scheme: str = "light"):
+    """Open the page; at the end, it must have asked nobody else and reported no error."""
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True)
+    page.set_default_timeout(30_000)
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.requests = requests
+    page.goto(url)
+    page.wait_for_selector("#photos input[type=file]", state="attached")
+    yield page
+    page.close()
+    assert errors == []
+    assert [one for one in requests if not one.startswith((url, "data:", "blob:", "ws://127.0.0.1"))] == []
+
+
+def choose(page, *files: str | Path, field: str = "#photos") -> None:
+    """Pick files as a person does: click the field, then choose in the dialogue."""
+    with page.expect_file_chooser() as chooser:
+        page.locator(f"{field} button").first.click()
+    chooser.value.set_files([str(file) for file in files])
+
+
+def drop(page, data: bytes, name: str) -> None:
+    """Drop a file onto the upload field."""
+    transfer = page.evaluate_handle(
+        """([base64, name]) => {
+            const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+            return transfer;
+        }""",
+        [base64.b64encode(data).decode(), name],
+    )
+    page.locator("#photos button").first.dispatch_event("drop", {"dataTransfer": transfer})
+
+
+def canvas(page, name: str) -> str:
+    return page.locator(f"#{name}").evaluate("canvas => canvas.toDataURL()")
+
+
+def test_a_visitor_uploads_by_click_and_reads_the_answer(browser, url, classifier):
+    with visit(browser, url) as page:
+        choose(page, EXAMPLES[0])
+        page.wait_for_selector("#save-report")
+        expected = classifier.predict(EXAMPLES[0])
+        rows = page.locator(".differential tbody tr").all_inner_texts()
+        assert len(rows) == 4
+        assert expected.diagnosis in rows[0]
+        assert answers.percent(expected.probability) in rows[0]
+        malignant = [row for row in rows if "⚠ malignant" in row]
+        assert {re.search(r"\b[A-Z]{2,3}\b", row)[0] for row in malignant} == {"MEL", "BCC"}
+        point = page.locator(".points").inner_text()
+        assert answers.operating_sentence(MEL_POINT, expected.operating_points["MEL@95"]) in point
+        assert page.get_by_role("heading", name="Where the score came from (not why)").is_visible()
+        for name in ("original", "heat", "overlay"):
+            box = page.locator(f"#{name}").bounding_box()
+            assert box["width"] / box["height"] == pytest.approx(640 / 480, rel=0.02)
+
+
+def test_a_visitor_uploads_by_drop_and_a_hostile_file_name_stays_text(browser, url):
+    with visit(browser, url) as page:
+        drop(page, EXAMPLES[1].read_bytes(), "<img src=x onerror=alert(1)>.jpg")
+        page.wait_for_selector("#save-report")
+        assert "onerror" in (page.locator("#original").get_attribute("alt") or "")
+        assert page.locator("img[src=x]").count() == 0
+
+
+def test_choosing_a_diagnosis_the_contrast_and_the_opacity_repaints_without_asking_the_server(browser, url):
+    with visit(browser, url) as page:
+        choose(page, EXAMPLES[0])
+        page.wait_for_selector("#save-report")
+        page.wait_for_function(
+            "document.querySelector('#answer .lesion-host').shadowRoot.querySelector('#map-note').textContent"
+        )
+        asked = len(page.requests)
+        seen = [canvas(page, "heat")]
+        radios = page.locator("fieldset.choice").get_by_role("radio")
+        for index in range(1, radios.count()):
+            radios.nth(index).check()
+            seen.append(canvas(page, "heat"))
+        assert len(seen) == 5
+        assert "rather than" in page.locator("#map-note").inner_text()
+        radios.first.focus()
+        page.keyboard.press("ArrowDown")  # the keyboard moves on to the next diagnosis
+        assert radios.nth(1).is_checked()
+        before = canvas(page, "overlay")
+        page.locator("#opacity").fill("5")
+        assert canvas(page, "overlay") != before
+        assert page.locator("output").inner_text() == "5 %"
+        clip = page.locator(".compare canvas").evaluate("canvas => canvas.style.clipPath")
+        page.locator("#split").fill("90")
+        assert page.locator(".compare canvas").evaluate("canvas => canvas.style.clipPath") != clip
+        assert [one for one in page.requests[asked:] if not one.startswith(("data:", "blob:"))] == []
+
+
+def test_several_photos_can_be_averaged_and_looked_at_one_by_one(browser, url):
+    with visit(browser, url) as page:
+        choose(page, EXAMPLES[0], EXAMPLES[1])
+        page.wait_for_selector("#save-report")
+        assert "Mean of 2 photos" in page.locator(".differential caption").inner_text()
+        first = page.locator("#original").get_attribute("src")
+        page.get_by_role("radio", name=f"2. {EXAMPLES[1].name}").check()
+        assert page.locator("#original").get_attribute("src") != first
+
+
+def test_the_report_and_the_data_can_be_taken_away(browser, url, classifier, tmp_path):
+    with visit(browser, url) as page:
+        page.locator("#examples button").first.click()
+        page.wait_for_selector("#save-report")
+        with page.expect_download() as download:
+            page.locator("#save-report").click()
+        download.value.save_as(tmp_path / "report.html")
+        with page.expect_download() as download:
+            page.locator("#save-json").click()
+        download.value.save_as(tmp_path / "answer.json")
+    html = (tmp_path / "report.html").read_text()
+    assert "@@" not in html
+    assert html.count('src="data:image/jpeg;base64,') == 3
+    assert classifier.provenance["weights_sha256"] in html
+    data = json.loads((tmp_path / "answer.json").read_text())
+    assert data["differential"][0]["code"] == classifier.predict(EXAMPLES[0]).diagnosis
+    assert data["notice"] == classifier.notice
+    assert "picture" not in data["photos"][0]
+    report = browser.new_page()
+    asked: list[str] = []
+    report.on("request", lambda request: asked.append(request.url))
+    report.goto((tmp_path / "report.html").as_uri())
+    assert report.locator("img").evaluate_all("images => images.every((image) => image.naturalWidth > 0)")
+    assert all(one.startswith(("file:", "data:")) for one in asked)
+    report.close()
+
+
+def test_a_bad_file_gets_a_sentence_and_the_next_good_one_its_answer(browser, url, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(EXAMPLES[0].read_bytes()[:900])
+    with visit(browser, url) as page:
+        choose(page, tmp_path / "broken.jpg")
+        page.wait_for_selector("#answer .alert")
+        assert "broken.jpg" in page.locator("#answer .alert").inner_text()
+        page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.click()
+        choose(page, EXAMPLES[0])
+        page.wait_for_selector("#save-report")
+
+
+def test_an_abstention_stands_before_everything_else(browser, tmp_path):
+    refusing = LesionClassifier.from_pretrained(make_model(tmp_path / "model", abstains=True))
+    for url in serve(refusing):
+        with visit(browser, url) as page:
+            choose(page, EXAMPLES[0])
+            page.wait_for_selector("#abstention")
+            assert "unlike those that this model was trained on" in page.locator("#abstention").inner_text()
+            above = page.locator("#abstention").bounding_box()["y"]
+            assert above < page.locator(".differential").bounding_box()["y"]
+
+
+def test_a_batch_shows_a_sortable_table_and_hands_out_its_csv(browser, url, classifier, tmp_path):
+    archive = zipped(tmp_path / "three.zip", {file.name: file.read_bytes() for file in EXAMPLES[:3]})
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with visit(browser, url) as page:
+        page.get_by_role("tab", name="Batch").click()
+        choose(page, archive.source, tmp_path / "broken.jpg", field="#batch-files")
+        page.wait_for_selector("#save-csv")
+        assert "1 could not be read" in page.locator("#batch [role=status]").inner_text()
+        assert page.locator(".batch tbody img").count() == 3
+        page.get_by_role("button", name="Probability").click()
+        head = page.get_by_role("columnheader", name="Probability")
+        assert head.get_attribute("aria-sort") == "descending"
+        shown = [classifier.predict(file).probability for file in EXAMPLES[:3]]
+        cells = page.locator(".batch tbody tr td.number:nth-child(4)").all_inner_texts()
+        assert cells == [answers.percent(value) for value in sorted(shown, reverse=True)]
+        with page.expect_download() as download:
+            page.locator("#save-csv").click()
+        download.value.save_as(tmp_path / "lesions.csv")
+    rows = list(csv.DictReader((tmp_path / "lesions.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert [row["image"] for row in rows] == [*(file.name for file in EXAMPLES[:3]), "broken.jpg"]
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 900, "light"), (390, 844, "dark")])
+def test_the_page_fits_its_screen_and_says_what_it_is_without_scrolling(browser, url, tmp_path, width, height, scheme):
+    with visit(browser, url, width=width, height=height, scheme=scheme) as page:
+        notice = page.locator("#lesion-head .notice")
+        assert "not a medical device" in notice.inner_text()
+        box = notice.bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] < height
+        page.locator("#examples button").first.click()
+        page.wait_for_selector("#save-report")
+        for tab in ("One lesion", "Batch", "Model", "API"):
+            page.get_by_role("tab", name=tab).click()
+            page.wait_for_timeout(150)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+            page.screenshot(path=tmp_path / f"{tab}-{width}.png", full_page=True)
+        unnamed = page.evaluate(
+            """() => [...document.querySelector("#answer .lesion-host").shadowRoot.querySelectorAll("input, img, canvas, button")]
+                .filter((node) => !node.labels?.length && !node.closest("[aria-hidden]") && !node.getAttribute("aria-label")
+                    && node.getAttribute("alt") === null && !node.textContent.trim())
+                .map((node) => node.outerHTML.slice(0, 80))"""
+        )
+        assert unnamed == []
