@@ -763,8 +763,22 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write the model as ONNX beside its weights")
     export.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
-    export.add_argument("--int8", action="store_true", help="also write a version with 8-bit weights")
+    export.add_argument("--int8", action="store_true", help="also write a version with 8-bit weights and activations")
+    export.add_argument(
+        "--data_dir", type=Path, help="local copy of its data: calibrates and measures the 8-bit version"
+    )
     return parser
+
+
+def _export(options: argparse.Namespace) -> int:
+    from modeling.export import ExportError, export_onnx  # its libraries come with the extra `export`
+
+    try:
+        print(export_onnx(options.folder, int8=options.int8, data_dir=options.data_dir))
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -788,10 +802,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_card(options.folder))
             return 0
         else:
-            from modeling.export import export_onnx  # needs the extra `export`
-
-            print(export_onnx(options.folder, int8=options.int8))
-            return 0
+            return _export(options)
     except (PublishError, ModelFolderError) as error:
         print(error, file=sys.stderr)
         return 1
