@@ -770,17 +770,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(options: argparse.Namespace) -> int:
-    from modeling.export import ExportError, export_onnx  # its libraries come with the extra `export`
-
-    try:
-        print(export_onnx(options.folder, int8=options.int8, data_dir=options.data_dir))
-    except ExportError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     options = _parser().parse_args(arguments)
@@ -802,7 +791,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_card(options.folder))
             return 0
         else:
-            return _export(options)
+            from modeling.export import export_onnx  # its libraries come with the extra `export`
+
+            print(export_onnx(options.folder, int8=options.int8, data_dir=options.data_dir))
+            return 0
     except (PublishError, ModelFolderError) as error:
         print(error, file=sys.stderr)
         return 1

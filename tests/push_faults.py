@@ -239,12 +239,13 @@ def main() -> int:
         old = make_model_folder(Path(temporary) / "old", seed=1)
         new = make_model_folder(Path(temporary) / "new", seed=2)
         copy_sources(Path(temporary) / "sources", patch)
-        for case in cases:
+        for place, case in enumerate(cases, start=1):
             outcome = run_case(case, old, new, patch)
+            print(f"\r{place} of {len(cases)}", end="", flush=True)
             key = f"{case.fault:>5} {'lasting' if case.lasting else 'once'}"
             tally[key] += 1
             survived[key] += outcome.survived
-    print("fault            went through   refused with a sentence, completed by the second push")
+    print("\nfault            went through   refused with a sentence, completed by the second push")
     for key in sorted(tally):
         print(f"{key:<15} {survived[key]:>5} of {tally[key]:<5} {tally[key] - survived[key]:>5}")
     print(f"{len(cases)} cases, all promises kept, in {time.monotonic() - start:.0f} s")
