@@ -8,9 +8,9 @@ import argparse
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import tempfolder
@@ -69,8 +69,8 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         try:
             for done, total, row in batches.classify_rows(classifier, files, thumbnails=True):
                 rows.append(row)
-                if done < total and time.monotonic() - told > PROGRESS_EVERY_S:
-                    told = time.monotonic()
+                if done < total and monotonic() - told > PROGRESS_EVERY_S:
+                    told = monotonic()
                     yield {"done": done, "total": total}
         except ImageError as error:
             yield {"error": str(error)}
@@ -300,7 +300,7 @@ def serve_hosted(model_id: str, revision: str | None) -> None:
             print(f"error: {error}", file=sys.stderr)
             fault_page = build_fault_page(str(error))
             launch(fault_page, prevent_thread_lock=True)
-            time.sleep(RETRY_EVERY_S)
+            sleep(RETRY_EVERY_S)
             fault_page.close()
             continue
         launch(demo)

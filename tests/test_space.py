@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -604,21 +605,37 @@ def test_the_model_tab_says_when_there_are_no_numbers_and_escapes_those_there_ar
     (folder / "metrics.json").unlink()
 
 
-def test_a_space_explains_a_missing_model_and_a_missing_repository_heals_and_outlives_the_hub(folder, tmp_path):
+def test_a_space_without_a_model_explains_what_to_set(monkeypatch):
+    seen: list[str] = []
+
+    real = app.launch
+
+    def look(demo, **options):
+        address = real(demo, **options)
+        seen.append(httpx.get(f"{address}config").text)
+        demo.close(verbose=False)
+        raise KeyboardInterrupt  # instead of waiting for the next try
+
+    monkeypatch.setattr(app, "launch", look)
+    monkeypatch.setenv("MODEL_ID", "")
+    with pytest.raises(KeyboardInterrupt):
+        app.main([])
+    assert "Set the variable MODEL_ID" in seen[0]
+
+
+def test_a_space_heals_when_its_repository_appears_and_outlives_a_hub_that_is_down(folder, tmp_path):
+    code = "import app; app.RETRY_EVERY_S = 1; app.main([])"
     with HubServer() as hub:
-        code = "import app; app.RETRY_EVERY_S = 1; app.main([])"
-        environment = hub.env(home=tmp_path) | {"MODEL_ID": ""}
-        with SpaceServer(environment=environment, code=code) as server:
-            assert "No model is named" in server.wait_for_page("No model is named")
-        environment["MODEL_ID"] = "me/lesions"
+        environment = hub.env(home=tmp_path) | {"MODEL_ID": "me/lesions"}
         with SpaceServer(environment=environment, code=code) as server:
             server.wait_for_page("the Hub has no model")
             hub.add_repo("me/lesions", folder)
             page = server.wait_for_page("Photos of one lesion")
-            assert hub.repo("me/lesions").head.sha[:12] in page
+            assert hub.repo("me/lesions").head.oid[:12] in page
             answer = SpaceClient(server.url).classify(EXAMPLES[0].read_bytes())
-            assert answer["provenance"]["revision"] == hub.repo("me/lesions").head.sha
+            assert answer["provenance"]["revision"] == hub.repo("me/lesions").head.oid
         hub.fail("*", status=503, times=float("inf"))
+        environment["MODEL_REVISION"] = hub.repo("me/lesions").head.oid  # as `publish space` sets it
         with SpaceServer(environment=environment, code=code) as server:
             assert "the copy downloaded earlier" in server.wait_for_page("Photos of one lesion")
             assert SpaceClient(server.url).classify(EXAMPLES[0].read_bytes()) == answer
