@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from modeling.calibration import (
+    N_DIRECTIONS,
     AbstentionRule,
     Calibration,
     OperatingPoint,
@@ -167,7 +168,7 @@ def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
     rule = AbstentionRule.fit(logits, known, np.zeros(len(known), int))
     centre = known.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov((known - centre).T, bias=True))
-    null_space = vectors[:, np.argsort(values)[: 30 - 8]]
+    null_space = vectors[:, np.argsort(values)[: 30 - N_DIRECTIONS]]
     alpha = logits.max(axis=1).mean() / np.linalg.norm((known - centre) @ null_space, axis=1).mean()
     expected = alpha * np.linalg.norm((strange - centre) @ null_space, axis=1) - logsumexp(strange_logits, axis=1)
     assert rule.score(strange_logits, strange) == pytest.approx(expected, rel=1e-4)
