@@ -1,6 +1,6 @@
 """Push a model and a Space under every fault on every route of the Hub, and count what survives.
 
-    python tests/push_faults.py            # all of it, some five minutes
+    python tests/push_faults.py            # all of it, five to ten minutes
     python tests/push_faults.py --short    # the part that the test suite runs
 
 A fault strikes once or lasts. After each push: the repository shows the old version or the new one, whole; the local
