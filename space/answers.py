@@ -199,7 +199,9 @@ def operating_fields(point: OperatingPoint, reached: bool) -> dict[str, Any]:
 
 def operating_sentence(point: OperatingPoint, reached: bool) -> str:
     """Say what lying above or below an operating point means, with the counts of the validation split."""
-    target = "melanomas" if point.codes == ("MEL",) else "malignant and pre-malignant lesions"
+    behaviours = {diagnosis_of(code).behaviour for code in point.codes}
+    malignant = "malignant and pre-malignant lesions" if "pre-malignant" in behaviours else "malignant lesions"
+    target = "melanomas" if point.codes == ("MEL",) else malignant
     caught = round(point.sensitivity * point.n_positive)
     threshold = f"the threshold that caught {percent(point.sensitivity)} of {target} in validation"
     if reached:
