@@ -220,6 +220,7 @@ def _to_int8(
 ) -> tuple[str, Int8Loss | None]:
     """Quantise to 8 bits; return in words what it was calibrated on, and what it costs if there are data to tell."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     data = _data_of(config, folder, data_dir)
     if data is None:
@@ -235,8 +236,11 @@ def _to_int8(
             batch = next(self.batches, None)
             return None if batch is None else {"pixel_values": batch}
 
+    # Shapes only: torch's exporter has folded the normalisation into the convolutions already.
+    prepared = target.with_name("prepared.onnx")
+    quant_pre_process(path, prepared, skip_optimization=True, skip_symbolic_shape=True)
     quantize_static(
-        path,
+        prepared,
         target,
         Reader(),
         quant_format=QuantFormat.QDQ,

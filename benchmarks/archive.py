@@ -1,0 +1,113 @@
+"""Archives: rate and peak memory of `python -m modeling.predictor`, from 1,000 images up, and 1 against 2 processes.
+
+    python benchmarks/archive.py --images 100000
+
+Memory is measured on a tiny network (its cost must not hide the archive's) and links to one folder of small JPEGs; the
+scaling over processes on EfficientNet-B0 at 224 px with JPEGs of 600 x 450. Every run is a new process of the command line.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from side_by_side import in_turn, ratio, show, write
+
+from modeling.labels import ORIGINAL_CODES
+from modeling.model import build_model, save_model_folder
+
+
+def make_model(folder: Path, backbone: str, size_px: int) -> Path:
+    torch.manual_seed(0)
+    model = build_model(backbone, num_classes=4, size_px=size_px, pretrained=False)
+    save_model_folder(model, folder, codes=ORIGINAL_CODES, lesion={"operating_points": []})
+    return folder
+
+
+def make_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """Write 64 pictures and link them until there are enough: the files differ only in name."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    originals = folder.with_name(f"{folder.name}-originals")
+    originals.mkdir()
+    for number in range(64):
+        blots = Image.fromarray(rng.integers(60, 200, (9, 9, 3), dtype=np.uint8))
+        blots.resize(size, Image.Resampling.BICUBIC).save(originals / f"{number}.jpg", quality=90)
+    for number in range(count):
+        inner = folder / f"{number // 1000:04}"
+        inner.mkdir(exist_ok=True)
+        os.link(originals / f"{number % 64}.jpg", inner / f"{number:07}.jpg")
+    return folder
+
+
+def classify(model: Path, images: Path, output: Path, processes: int = 1) -> tuple[float, float]:
+    """Run the command line; return its seconds and the peak memory of its largest process in MB."""
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    cores = (os.cpu_count() or 1) // processes or 1
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(cores)}
+    command = [sys.executable, *launcher, "-m", "modeling.predictor", str(model), str(images), "--output", str(output)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{command} ended with status {status}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20_000, help="in the largest folder")
+    parser.add_argument("--scaling_images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        tiny = make_model(scratch / "tiny", "test_efficientnet", 64)
+        memory = {}
+        for count in (1000, options.images):
+            images = make_images(scratch / f"images-{count}", count, (72, 72))
+            seconds, peak = classify(tiny, images, scratch / f"{count}.parquet")
+            memory[str(count)] = {"seconds": seconds, "images_per_second": count / seconds, "peak_mb": peak}
+            print(f"{count} images: {seconds:.1f} s, {count / seconds:.0f} images/s, peak {peak:.0f} MB", flush=True)
+            shutil.rmtree(images)
+        growth = memory[str(options.images)]["peak_mb"] / memory["1000"]["peak_mb"]
+
+        b0 = make_model(scratch / "b0", "efficientnet_b0", 224)
+        few = make_images(scratch / "few", 8, (600, 450))
+        images = make_images(scratch / "scaling", options.scaling_images, (600, 450))
+
+        def rate(processes: int) -> Callable[[], float]:
+            def run() -> float:
+                spent = []
+                for folder in (few, images):  # the difference leaves out the start of the processes
+                    output = scratch / "out.csv"
+                    spent.append(classify(b0, folder, output, processes)[0])
+                    output.unlink()
+                    (scratch / "out.csv.json").unlink()
+                return (options.scaling_images - 8) / (spent[1] - spent[0])
+
+            return run
+
+        rates = in_turn({"1 process": rate(1), "2 processes": rate(2)}, options.rounds)
+    show(rates, "images/s")
+    scaling = ratio(rates, "2 processes", "1 process")
+    print(f"\npeak memory grows {growth:.3f} times from 1,000 to {options.images} images")
+    print(f"2 processes are {scaling:.2f} times as fast as 1, which uses all {os.cpu_count()} cores too")
+    write(
+        "archive",
+        {"memory": memory, "memory_growth": growth, "images_per_second": rates, "scaling_1_to_2_processes": scaling},
+        {f"peak memory within 5 % from 1,000 to {options.images} images": growth <= 1.05},
+    )
+
+
+if __name__ == "__main__":
+    main()

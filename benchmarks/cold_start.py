@@ -1,0 +1,90 @@
+"""Cold start: import, load and first answer of a new process, beside a minimal script that does the same with timm alone.
+
+python benchmarks/cold_start.py
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from side_by_side import in_turn, ratio, show, write
+
+from modeling.labels import CODES
+from modeling.model import build_model, save_model_folder
+
+OURS = """
+import sys
+from modeling import LesionClassifier
+print(LesionClassifier.from_pretrained(sys.argv[1]).predict(sys.argv[2]).diagnosis)
+"""
+TIMM_ALONE = """
+import sys
+import timm, torch
+from PIL import Image
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+with torch.inference_mode():
+    probs = model(transform(Image.open(sys.argv[2]).convert("RGB"))[None]).softmax(dim=1)
+print(model.pretrained_cfg["label_names"][int(probs.argmax())])
+"""
+TRANSFORMERS = """
+import sys
+from transformers import pipeline
+print(pipeline("image-classification", model=sys.argv[1])(sys.argv[2])[0]["label"])
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    cpu_seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, picture = Path(scratch) / "model", Path(scratch) / "picture.jpg"
+        torch.manual_seed(0)
+        model = build_model("efficientnet_b0", num_classes=len(CODES), size_px=224, pretrained=False)
+        save_model_folder(model, folder, codes=CODES, lesion={"operating_points": []})
+        Image.new("RGB", (600, 450), (200, 150, 120)).save(picture)
+
+        def start(name: str, script: str) -> Callable[[], float]:
+            def run() -> float:
+                before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+                command = [sys.executable, "-c", script, str(folder), str(picture)]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                cpu_seconds.setdefault(name, []).append(spent)
+                return time.perf_counter() - begin
+
+            return run
+
+        scripts = {"ours": OURS, "timm alone": TIMM_ALONE, "transformers pipeline": TRANSFORMERS}
+        seconds = in_turn({name: start(name, script) for name, script in scripts.items()}, options.rounds)
+    cpu_seconds = {name: values[1:] for name, values in cpu_seconds.items()}  # without the warm-up
+    show(seconds, "seconds")
+    show(cpu_seconds, "seconds of CPU")
+    times = {name: ratio(seconds, "ours", name) for name in scripts if name != "ours"}
+    cpu_times = {name: ratio(cpu_seconds, "ours", name) for name in scripts if name != "ours"}
+    print(f"\nours / others: {times}; in CPU time: {cpu_times}")
+    write(
+        "cold_start",
+        {
+            "rounds": options.rounds,
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "ratio": times,
+            "cpu_ratio": cpu_times,
+        },
+        {"cold start at most 1.3 times timm alone": times["timm alone"] <= 1.3},
+    )
+
+
+if __name__ == "__main__":
+    main()
