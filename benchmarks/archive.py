@@ -48,12 +48,11 @@ def make_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder
 
 
-def classify(model: Path, images: Path, output: Path, processes: int = 1) -> tuple[float, float]:
-    """Run the command line; return its seconds and the peak memory of its largest process in MB."""
+def classify(model: Path, images: Path, output: Path, *, processes: int, threads: int) -> tuple[float, float]:
+    """Run the command line, with threads for each process; return its seconds and the peak memory of a process in MB."""
     launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
-    cores = (os.cpu_count() or 1) // processes or 1
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(cores)}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *launcher, "-m", "modeling.predictor", str(model), str(images), "--output", str(output)]
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -75,7 +74,7 @@ def main() -> None:
         memory = {}
         for count in (1000, options.images):
             images = make_images(scratch / f"images-{count}", count, (72, 72))
-            seconds, peak = classify(tiny, images, scratch / f"{count}.parquet")
+            seconds, peak = classify(tiny, images, scratch / f"{count}.parquet", processes=1, threads=1)
             memory[str(count)] = {"seconds": seconds, "images_per_second": count / seconds, "peak_mb": peak}
             print(f"{count} images: {seconds:.1f} s, {count / seconds:.0f} images/s, peak {peak:.0f} MB", flush=True)
             shutil.rmtree(images)
@@ -90,7 +89,8 @@ def main() -> None:
                 spent = []
                 for folder in (few, images):  # the difference leaves out the start of the processes
                     output = scratch / "out.csv"
-                    spent.append(classify(b0, folder, output, processes)[0])
+                    threads = max(1, (os.cpu_count() or 1) // processes)
+                    spent.append(classify(b0, folder, output, processes=processes, threads=threads)[0])
                     output.unlink()
                     (scratch / "out.csv.json").unlink()
                 return (options.scaling_images - 8) / (spent[1] - spent[0])

@@ -17,7 +17,7 @@ from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.loading import LesionDataset, plain_transform, resized_images
 from modeling.model import build_model, save_model_folder
-from modeling.predictor import LesionClassifier
+from modeling.predictor import LesionClassifier, map_ahead
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +144,20 @@ def test_jpegs_are_decoded_whole_so_that_other_loaders_see_the_same_pixels(class
     plain = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
     assert np.array_equal(np.asarray(decode_image(buffer.getvalue())), np.asarray(plain))
     assert classifier.predict(buffer.getvalue()).probabilities == classifier.predict(plain).probabilities
+
+
+def test_only_a_few_images_are_read_ahead_and_an_error_does_not_wait_for_the_rest():
+    taken = []
+
+    def numbers():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_ahead(pool, lambda number: 1 // (5 - number), numbers(), ahead=8)
+        assert [next(results) for _ in range(5)] == [1 // (5 - number) for number in range(5)]
+        assert len(taken) <= 5 + 8 + 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+    assert len(taken) <= 6 + 8 + 1
