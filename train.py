@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, get_constant_schedule, get_cosine_schedule_with_warmup
 
 from modeling import __version__
-from modeling.calibration import AbstentionRule, fit_calibration, fit_operating_points, fold_calibration, softmax
+from modeling.calibration import AbstentionRule, fit_operating_points, fit_temperature, fold_temperature, softmax
 from modeling.checkpoints import CheckpointError, Checkpoints
 from modeling.data import fingerprint, load_data, select_diagnoses
 from modeling.evaluation import Outputs, evaluate_model, golden_prediction, run_model, summary
@@ -635,12 +635,12 @@ def finish(
     unfinished, model_dir = run_dir / ".model.partial", run_dir / "model"
     shutil.rmtree(unfinished, ignore_errors=True)
 
-    # Everything is fitted on val. The calibration goes into the classifier, so that every loader has it.
+    # Everything is fitted on val. The temperature goes into the classifier, so that every loader is calibrated.
     val = outputs["val"]
-    calibration = fit_calibration(val.logits, val.labels)
+    temperature = fit_temperature(val.logits, val.labels)
     model: TimmModel = trainer.evaluated_model
-    fold_calibration(model, calibration)
-    logits = calibration.apply(val.logits)
+    fold_temperature(model, temperature)
+    logits = val.logits / temperature
     lesion = {
         "package_version": __version__,
         "run_id": config["run_id"],
@@ -651,8 +651,7 @@ def finish(
         "license": WEIGHTS_LICENSE if options.dataset == "isic2019" else None,
         "data_fingerprint": config["data_fingerprint"],
         "splits_sha256": config["splits_sha256"],
-        "temperature": calibration.temperature,
-        "bias": list(calibration.bias),
+        "temperature": temperature,
         "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), val.labels, codes)],
         "abstention": AbstentionRule.fit(logits, val.features, val.labels).to_dict(),
     }
@@ -668,7 +667,7 @@ def finish(
         splits=splits,
         val=val,
         test=outputs["test"],
-        calibration=calibration,
+        temperature=temperature,
         output_dir=unfinished,
         predictions_csv=run_dir / "predictions.csv",
         protocol=options.protocol,

@@ -24,28 +24,13 @@ N_FOLDS = 5
 # ---- Calibration ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Calibrated logits are `logits / temperature + bias`; the bias has mean 0 and one value per diagnosis."""
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Fit on val the temperature that calibrated logits are divided by, by negative log-likelihood.
 
-    temperature: float
-    bias: tuple[float, ...]
-
-    def apply(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrate raw logits (N, C)."""
-        return np.asarray(logits, dtype=np.float64) / self.temperature + np.asarray(self.bias)
-
-    def undo(self, logits: np.ndarray) -> np.ndarray:
-        """Return the raw logits (N, C) behind calibrated ones, to compare before with after."""
-        return (np.asarray(logits, dtype=np.float64) - np.asarray(self.bias)) * self.temperature
-
-
-def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Fit temperature and per-diagnosis bias on val by negative log-likelihood (bias-corrected temperature scaling).
-
-    The class-weighted loss shifts the model's prior away from that of the data; a temperature alone cannot undo that.
-    A weak prior (log T ~ N(0, 1), bias ~ N(0, 2²): less than one image's worth) keeps a perfectly separated val split
-    from driving the temperature to 0. The bias of a diagnosis without val images is 0.
+    A temperature changes no answer, so balanced accuracy, which chooses the epoch, stays what it was. A bias per diagnosis
+    (arXiv:1901.06852) would undo the prior of the class-weighted loss too; cross-fitted on val of real images it brought
+    the calibration error from .042 to .039 and cost balanced accuracy .575 → .493. A weak prior (log T ~ N(0, 1), less
+    than one image's worth) keeps a perfectly separated val split from driving the temperature to 0.
 
     Args:
         logits: Raw logits of val, shape (N, C).
@@ -54,46 +39,23 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     Raises:
         ValueError: If there is no image, or a logit is not finite.
 
-    Source: Alexandari et al. (2020), arXiv:1901.06852; temperature alone is Guo et al. (2017), arXiv:1706.04599.
+    Source: Guo et al. (2017), arXiv:1706.04599.
     """
-    from scipy.optimize import minimize  # fitting is for training only; serving does not install scipy
+    from scipy.optimize import minimize_scalar  # fitting is for training only; serving does not install scipy
 
     logits = check_logits(logits)
-    n_images, n_classes = logits.shape
-    target = np.eye(n_classes)[labels]  # (N, C)
-    seen = target.sum(axis=0) > 0
+    rows = np.arange(len(logits))
 
-    def centred(values: np.ndarray) -> np.ndarray:
-        # A common shift changes no probability; a diagnosis without images must not be shifted against the others.
-        return np.where(seen, values - values[seen].mean(), 0.0)
+    def loss(log_temperature: float) -> float:
+        log_probs = log_softmax(logits * math.exp(-log_temperature))
+        return -float(log_probs[rows, labels].sum()) + 0.5 * log_temperature**2
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        inverse_temperature, bias = math.exp(-parameters[0]), centred(parameters[1:])
-        log_probs = log_softmax(logits * inverse_temperature + bias)
-        residual = np.exp(log_probs) - target  # (N, C): gradient of the likelihood by the calibrated logits
-        nll = -float((log_probs * target).sum())
-        gradient = np.concatenate(
-            [
-                [-float((residual * logits).sum()) * inverse_temperature + parameters[0]],
-                centred(residual.sum(axis=0)) + parameters[1:] / 4,
-            ]
-        )
-        prior = 0.5 * parameters[0] ** 2 + 0.5 * float((parameters[1:] ** 2).sum()) / 4
-        return (nll + prior) / n_images, gradient / n_images
-
-    fitted = minimize(
-        loss,
-        np.zeros(1 + n_classes),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9},
-    ).x
-    return Calibration(temperature=math.exp(fitted[0]), bias=tuple(float(value) for value in centred(fitted[1:])))
+    return math.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-8}).x)
 
 
 @torch.no_grad()
-def fold_calibration(model: torch.nn.Module, calibration: Calibration) -> None:
-    """Write the calibration into the classifier of a timm model, in place, so that every loader is calibrated.
+def fold_temperature(model: torch.nn.Module, temperature: float) -> None:
+    """Divide the classifier of a timm model by the temperature, in place, so that every loader is calibrated.
 
     Raises:
         ValueError: If the classifier is not one linear layer with a bias.
@@ -101,13 +63,11 @@ def fold_calibration(model: torch.nn.Module, calibration: Calibration) -> None:
     classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
     if not isinstance(classifier, torch.nn.Linear) or classifier.bias is None:
         raise ValueError(
-            f"the calibration folds into one linear layer with a bias, but the classifier is {classifier}; "
+            f"the temperature folds into one linear layer with a bias, but the classifier is {classifier}; "
             "choose a backbone whose classifier is such a layer"
         )
-    weight = classifier.weight.double() / calibration.temperature
-    bias = classifier.bias.double() / calibration.temperature
-    classifier.weight.copy_(weight)
-    classifier.bias.copy_(bias + torch.tensor(calibration.bias, dtype=torch.float64, device=bias.device))
+    classifier.weight.div_(temperature)
+    classifier.bias.div_(temperature)
 
 
 def check_logits(logits: np.ndarray) -> np.ndarray:

@@ -18,8 +18,7 @@ val, test        n_images, n_lesions, accuracy, balanced_accuracy, macro_f1, mac
                  weighted_recall, weighted_f1, per_class {code: n_images, n_lesions, precision, recall, specificity, f1,
                  auroc, average_precision}, confusion (rows true, columns called);
                  test.by_lesion: all of it by lesion (mean probability over a lesion's photos);
-                 test.before_calibration {accuracy, balanced_accuracy, macro_f1}
-calibration      method, temperature, bias {code}, val and test {before, after: nll, brier, ece, ece_per_class {code}},
+calibration      method, temperature, val and test {before, after: nll, brier, ece, ece_per_class {code}},
                  reliability {before, after: rows of n_images, confidence, correct}
 operating_points  rows of name, codes, wanted_sensitivity, threshold, val {sensitivity, specificity, n_positive, n_negative},
                  test {n_positive_images, n_positive_lesions, n_negative_images, n_negative_lesions, sensitivity,
@@ -60,7 +59,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
-from modeling.calibration import WANTED_SENSITIVITIES, Calibration, check_logits, operating_targets, softmax
+from modeling.calibration import WANTED_SENSITIVITIES, check_logits, operating_targets, softmax
 from modeling.data import load_data
 from modeling.demo import draw_lesion
 from modeling.figures import draw_figures
@@ -95,7 +94,7 @@ from modeling.original import compare
 from modeling.outliers import FAR_KINDS, far_images
 from modeling.predictor import BATCH_SIZE, LesionClassifier
 from modeling.robustness import CHANGES, change_images, score_change
-from modeling.splits import leakage, read_splits, splits_hash
+from modeling.splits import leakage, load_splits, read_splits, splits_hash
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -194,7 +193,7 @@ def evaluate_model(
     splits: pd.DataFrame,
     val: Outputs | None,
     test: Outputs,
-    calibration: Calibration,
+    temperature: float,
     output_dir: Path,
     predictions_csv: Path,
     protocol: str = "lesion",
@@ -207,12 +206,12 @@ def evaluate_model(
     """Measure a model and write metrics.json and figures/ into `output_dir`, and predictions.csv.
 
     Args:
-        classifier: The finished model: calibration folded in, operating points and abstention rule in its config.
+        classifier: The finished model: temperature folded in, operating points and abstention rule in its config.
         dataset: All images in the columns of the contract, those of other diagnoses included.
         splits: Rows of `splits.make_splits` or `read_splits`.
-        val: Outputs before calibration, with image ids; None if the splits have no val.
+        val: Outputs before the temperature, with image ids; None if the splits have no val.
         test: The same of test.
-        calibration: What is folded into the classifier.
+        temperature: What is folded into the classifier.
         output_dir: The model folder.
         predictions_csv: Where the probabilities of val and test go.
         protocol: How the splits were made, "lesion" or "original".
@@ -232,7 +231,7 @@ def evaluate_model(
     table = metadata_table(dataset)
     chosen = {name: _rows(splits, table, name, outputs) for name, outputs in (("val", val), ("test", test))}
     rows = chosen["test"]
-    logits = calibration.apply(test.logits)
+    logits = test.logits / temperature
     probs, labels = softmax(logits), test.labels
     called = probs.argmax(axis=1)
     resampling = resample_lesions(rows["lesion_id"].to_numpy())
@@ -257,16 +256,12 @@ def evaluate_model(
             "seed": SEED,
             "unit": "lesion",
         },
-        "val": _score_val(val, chosen["val"], calibration, codes),
+        "val": _score_val(val, chosen["val"], temperature, codes),
         "test": {
             **test_scores,
             "by_lesion": _score_by_lesion(probs, labels, rows, codes),
-            "before_calibration": {
-                name: score_split(raw_probs, labels, codes, resampling)[name]
-                for name in ("accuracy", "balanced_accuracy", "macro_f1")
-            },
         },
-        "calibration": _score_calibrations(val, test, chosen, calibration, codes),
+        "calibration": _score_calibrations(val, test, chosen, temperature, codes),
         "operating_points": _score_operating_points(classifier, probs, labels, resampling),
         "abstention": unlike[0],
         "risk_coverage": {
@@ -306,7 +301,7 @@ def evaluate_model(
     text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False)
     (output_dir / METRICS_NAME).write_text(text + "\n", encoding="utf-8")
     write_predictions(
-        predictions_csv, classifier, calibration, {"val": (val, chosen["val"]), "test": (test, chosen["test"])}
+        predictions_csv, classifier, temperature, {"val": (val, chosen["val"]), "test": (test, chosen["test"])}
     )
     return metrics
 
@@ -333,7 +328,7 @@ def rounded(value: Any) -> Any:
 def write_predictions(
     path: Path,
     classifier: LesionClassifier,
-    calibration: Calibration,
+    temperature: float,
     parts: Mapping[str, tuple[Outputs | None, pd.DataFrame]],
 ) -> None:
     """Write image_id, lesion_id, split, label, one probability column per diagnosis, and abstained."""
@@ -341,7 +336,7 @@ def write_predictions(
     for split, (outputs, rows) in parts.items():
         if outputs is None:
             continue
-        logits = calibration.apply(outputs.logits)
+        logits = outputs.logits / temperature
         abstained = classifier.abstention.abstains(logits, outputs.features) if classifier.abstention else False
         columns = {"image_id": outputs.image_ids, "lesion_id": rows["lesion_id"].to_numpy(), "split": split}
         frame = pd.DataFrame({**columns, "label": rows["label"].to_numpy()})
@@ -474,12 +469,10 @@ def _describe_training(run: Mapping[str, Any] | None, history: Sequence[Mapping[
     }
 
 
-def _score_val(
-    val: Outputs | None, rows: pd.DataFrame, calibration: Calibration, codes: Sequence[str]
-) -> dict[str, Any]:
+def _score_val(val: Outputs | None, rows: pd.DataFrame, temperature: float, codes: Sequence[str]) -> dict[str, Any]:
     if val is None:
         return {"reason": "the splits have no val images"}
-    probs = softmax(calibration.apply(val.logits))
+    probs = softmax(val.logits / temperature)
     return score_split(probs, val.labels, codes, resample_lesions(rows["lesion_id"].to_numpy()))
 
 
@@ -492,13 +485,12 @@ def _score_calibrations(
     val: Outputs | None,
     test: Outputs,
     chosen: Mapping[str, pd.DataFrame],
-    calibration: Calibration,
+    temperature: float,
     codes: Sequence[str],
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "method": "bias-corrected temperature scaling, fitted on val (arXiv:1901.06852)",
-        "temperature": calibration.temperature,
-        "bias": dict(zip(codes, calibration.bias, strict=True)),
+        "method": "temperature scaling, fitted on val (arXiv:1706.04599)",
+        "temperature": temperature,
     }
     for name, outputs in (("val", val), ("test", test)):
         if outputs is None:
@@ -507,11 +499,11 @@ def _score_calibrations(
         resampling = resample_lesions(chosen[name]["lesion_id"].to_numpy())
         result[name] = {
             "before": score_calibration(outputs.logits, outputs.labels, codes, resampling),
-            "after": score_calibration(calibration.apply(outputs.logits), outputs.labels, codes, resampling),
+            "after": score_calibration(outputs.logits / temperature, outputs.labels, codes, resampling),
         }
     result["reliability"] = {
         name: reliability_table(probs.max(axis=1), probs.argmax(axis=1) == test.labels)
-        for name, probs in (("before", softmax(test.logits)), ("after", softmax(calibration.apply(test.logits))))
+        for name, probs in (("before", softmax(test.logits)), ("after", softmax(test.logits / temperature)))
     }
     return result
 
@@ -849,8 +841,10 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     name = options.dataset or ("isic2019" if options.data_dir else str(classifier.lesion["dataset"]))
     dataset = load_data(name, data_dir=options.data_dir)
     check_diagnoses(classifier, dataset)
-    known = np.isin([dataset.features["label"].names[label] for label in dataset["label"]], classifier.codes)
-    splits = read_splits(_file_of_model(model, options, SPLITS_NAME), dataset.select(np.flatnonzero(known)))
+    splits_csv = _file_of_model(model, options, SPLITS_NAME)
+    # A run that leaves a source out has no row for the other sources' test images.
+    named = np.isin(dataset["image_id"], load_splits(splits_csv)["image_id"])
+    splits = read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
     outputs: dict[str, Outputs | None] = {}
     for split in ("val", "test"):
         ids = splits.loc[splits["split"] == split, "image_id"].tolist()
@@ -860,14 +854,11 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     if not accelerator.is_main_process:
         return None
     # The folder's weights are calibrated already; what they were before follows from its config.
-    calibration = Calibration(
-        temperature=float(classifier.lesion.get("temperature", 1.0)),
-        bias=tuple(classifier.lesion.get("bias", [0.0] * len(classifier.codes))),
-    )
+    temperature = float(classifier.lesion.get("temperature", 1.0))
     raw = {
         split: None
         if part is None
-        else Outputs(part.index, part.labels, calibration.undo(part.logits), part.features, part.image_ids)
+        else Outputs(part.index, part.labels, part.logits * temperature, part.features, part.image_ids)
         for split, part in outputs.items()
     }
     before = _json_of_model(model, options, METRICS_NAME)
@@ -879,7 +870,7 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
         splits=splits,
         val=raw["val"],
         test=raw["test"],  # type: ignore[arg-type]  # checked above
-        calibration=calibration,
+        temperature=temperature,
         output_dir=output,
         predictions_csv=output / "predictions.csv",
         protocol=before.get("data", {}).get("protocol", "lesion"),

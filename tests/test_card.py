@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
 
 from modeling import publish
-from modeling.calibration import AbstentionRule, Calibration, fit_operating_points, softmax
+from modeling.calibration import AbstentionRule, fit_operating_points, softmax
 from modeling.evaluation import Outputs, evaluate_model
 from modeling.isic2019 import FEATURES
 from modeling.labels import ATTRIBUTION, CODES, NOTICE, ORIGINAL_CODES, SYNTHETIC_NOTICE
@@ -75,8 +75,8 @@ def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         logits = (2.5 * np.eye(len(codes))[labels] + rng.normal(0, 1.5, size=(len(ids), len(codes)))).astype(np.float32)
         features = rng.normal(size=(len(ids), model.num_features)).astype(np.float32)
         outputs[split] = Outputs(np.arange(len(ids)), labels, logits, features, ids)
-    calibration = Calibration(1.3, (0.1, -0.1, 0.05, -0.05))
-    val_logits = calibration.apply(outputs["val"].logits)
+    temperature = 1.3
+    val_logits = outputs["val"].logits / temperature
     points = fit_operating_points(softmax(val_logits), outputs["val"].labels, codes)
     rule = AbstentionRule.fit(val_logits, outputs["val"].features, outputs["val"].labels)
     lesion = {
@@ -98,7 +98,7 @@ def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         splits=splits,
         val=outputs["val"],
         test=outputs["test"],
-        calibration=calibration,
+        temperature=temperature,
         output_dir=folder,
         predictions_csv=base / "predictions.csv",
         run={"options": {"dataset": "demo", "pretrained": True, "epochs": 2, "diagnoses": list(codes)}},

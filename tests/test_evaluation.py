@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader
 import modeling.evaluation as evaluation
 from modeling.calibration import (
     AbstentionRule,
-    Calibration,
-    fit_calibration,
     fit_operating_points,
-    fold_calibration,
+    fit_temperature,
+    fold_temperature,
     softmax,
 )
 from modeling.demo import draw_lesion
@@ -84,16 +83,15 @@ def evaluated(small_data, tmp_path_factory) -> dict:
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False).eval()
     splits = make_splits(small_data, diagnoses=CODES)
     val, test = (outputs_of(model, small_data, splits, split) for split in ("val", "test"))
-    calibration = fit_calibration(val.logits, val.labels)
-    fold_calibration(model, calibration)
-    logits = calibration.apply(val.logits)
+    temperature = fit_temperature(val.logits, val.labels)
+    fold_temperature(model, temperature)
+    logits = val.logits / temperature
     lesion = {
         "dataset": "demo",
         "synthetic": True,
         "package_version": "0",
         "run_id": "x",
-        "temperature": calibration.temperature,
-        "bias": list(calibration.bias),
+        "temperature": temperature,
         "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), val.labels, CODES)],
         "abstention": AbstentionRule.fit(logits, val.features, val.labels).to_dict(),
     }
@@ -107,7 +105,7 @@ def evaluated(small_data, tmp_path_factory) -> dict:
         "splits": splits,
         "val": val,
         "test": test,
-        "calibration": calibration,
+        "temperature": temperature,
         "output_dir": folder / "model",
         "predictions_csv": folder / "predictions.csv",
         "history": [
@@ -295,7 +293,7 @@ def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluate
     assert main([str(folder), "--verify"]) == 0
     assert "verified" in capsys.readouterr().out
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
-    fold_calibration(classifier.model, Calibration(0.2, (3.0, -1.0, -1.0, -1.0)))
+    fold_temperature(classifier.model, 0.2)
     with pytest.raises(ModelFolderError, match="differs by"):
         verify(classifier)
 
