@@ -137,14 +137,15 @@ def photo_fields(
     contrast: tuple[str, str],
 ) -> dict[str, Any]:
     """Return the pictures and numbers of one photo for the page."""
+    shown, squashed = render.display_photo(picture, classifier.size_px)
     maps, map_size = render.grey_maps(explanation, contrast)
     prediction = explanation.prediction
     return {
         "name": photo.name,
         "width": picture.width,
         "height": picture.height,
-        "picture": render.display_photo(picture),
-        "model_input": render.model_input(picture, classifier.size_px),
+        "picture": shown,
+        "model_input": squashed,
         "model_input_px": classifier.size_px,
         "maps": maps,
         "map_size": map_size,

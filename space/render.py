@@ -24,14 +24,11 @@ FADE_BELOW = 0.35  # weak evidence is see-through, so that the skin stays visibl
 COLOURS: dict[str, str] = json.loads((Path(__file__).parent / "colours.json").read_text(encoding="utf-8"))
 
 
-def display_photo(picture: Image.Image) -> str:
-    """Return the upright photo at screen size, as a data URI."""
-    return data_uri(fit_within(picture, DISPLAY_SIDE_PX), "JPEG", quality=85)
-
-
-def model_input(picture: Image.Image, size_px: int) -> str:
-    """Return the photo as the model sees it, squashed to a square, as a data URI."""
-    return data_uri(picture.resize((size_px, size_px), Image.Resampling.BICUBIC, reducing_gap=2.0), "JPEG", quality=85)
+def display_photo(picture: Image.Image, size_px: int) -> tuple[str, str]:
+    """Return the upright photo at screen size, and squashed to the square that the model sees, as data URIs."""
+    small = fit_within(picture, max(DISPLAY_SIDE_PX, size_px))
+    squashed = small.resize((size_px, size_px), Image.Resampling.BICUBIC)
+    return data_uri(small, "JPEG", quality=85), data_uri(squashed, "JPEG", quality=85)
 
 
 def grey_maps(explanation: Explanation, contrast: tuple[str, str]) -> tuple[str, tuple[int, int]]:

@@ -206,6 +206,41 @@ def test_an_answer_with_all_heat_maps_costs_one_forward_pass(classifier, photo, 
     assert passes == [1]
 
 
+def test_a_whole_answer_costs_at_most_three_bare_forward_passes_of_efficientnet_b0(tmp_path):
+    model = build_model("efficientnet_b0", num_classes=4, size_px=224, pretrained=False)
+    save_model_folder(model, tmp_path / "model", codes=ORIGINAL_CODES, lesion={"synthetic": True})
+    classifier = LesionClassifier.from_pretrained(tmp_path / "model", device="cpu")
+    noise = np.random.default_rng(0).normal(0, 6, (768, 1024, 3))
+    with Image.open(EXAMPLES[0]) as example:
+        grainy = np.asarray(example.resize((1024, 768))) + noise  # its JPEG is as heavy as a photograph's
+    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.jpg", quality=92)
+    photo = Photo(str(tmp_path / "photo.jpg"), "photo.jpg")
+    pixel_values = classifier.preprocess(photo.source)[None]
+
+    @torch.inference_mode()
+    def bare() -> None:
+        classifier.model(pixel_values)
+
+    def whole() -> None:
+        answer = answers.answer_lesion(classifier, [photo])
+        json.dumps({**answer, "report_html": report_html(answer)})
+
+    def cost(function) -> float:
+        times = []
+        for _ in range(12):
+            started = time.thread_time()  # what it costs, however busy the machine is
+            function()
+            times.append(time.thread_time() - started)
+        return float(np.median(times[2:]))
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert cost(whole) <= 3 * cost(bare)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def test_pictures_and_maps_keep_the_aspect_and_orientation_of_the_photo(classifier, tmp_path):
     image = Image.new("RGB", (300, 200), "white")
     image.paste("red", (0, 0, 150, 200))
