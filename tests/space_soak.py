@@ -237,8 +237,11 @@ class Soak:
         threads = [threading.Thread(target=work, args=(number,)) for number in range(self.n_clients)]
         for thread in threads:
             thread.start()
+        memory: list[int] = []  # every 15 s: growth that levels off is caches, growth that does not is a leak
         while any(thread.is_alive() for thread in threads):
             self.max_disk = max(self.max_disk, self.server.disk_bytes())
+            if time.monotonic() - started >= 15 * len(memory):
+                memory.append(round(self.server.memory_bytes() / 1e6))
             time.sleep(0.5)
         for thread in threads:
             thread.join()
@@ -253,6 +256,7 @@ class Soak:
             "kinds": dict(sorted(self.counts.items())),
             "memory_after_20_mb": round(self.memory_after_20 / 1e6),
             "memory_at_end_mb": round(self.server.memory_bytes() / 1e6),
+            "memory_every_15_s_mb": memory,
             "max_disk_mb": round(self.max_disk / 1e6, 1),
         }
 
