@@ -220,7 +220,8 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     )
 
     try:
-        commit, from_cache = HfApi().model_info(repo_id, revision=revision, timeout=15).sha, False
+        HfApi().model_info(repo_id, revision=revision, timeout=15)
+        from_cache = False
     except HFValidationError:
         raise ModelFolderError(
             f"{repo_id!r} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
@@ -240,10 +241,11 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         ) from None
     except Exception as error:
         # Whatever keeps the Hub from answering (no network, a fault on its side, offline mode), an earlier download serves.
-        commit, from_cache, reason = revision, True, f"{type(error).__name__}: {error}"
+        from_cache, reason = True, f"{type(error).__name__}: {error}"
     try:
+        # By the name asked for, not by its commit: the cache then knows the name too when the Hub is down.
         folder = snapshot_download(
-            repo_id, revision=commit, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], local_files_only=from_cache
+            repo_id, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], local_files_only=from_cache
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         detail = reason if from_cache else f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import timm
 import torch
+from hub import HubServer
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -182,3 +183,42 @@ def test_every_backbone_of_one_linear_classifier_survives_the_round_trip(tmp_pat
         loaded, _ = load_model_folder(tmp_path / backbone)
         pixel_values = torch.randn(2, 3, 64, 64)
         torch.testing.assert_close(loaded(pixel_values), model(pixel_values), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lesion: lesion.update(operating_points=[{"name": "MEL@95"}]),
+        lambda lesion: lesion.update(operating_points=[1]),
+        lambda lesion: lesion.update(abstention={"method": "a later one", "threshold": 1}),
+    ],
+)
+def test_thresholds_that_cannot_be_read_are_refused(folder, change):
+    edit(folder, lambda config: change(config["lesion"]))
+    with pytest.raises(ModelFolderError, match=r"'lesion' of config\.json cannot be used"):
+        LesionClassifier.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0"])
+def test_an_earlier_download_serves_while_the_hub_is_down(folder, revision, monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        repo = hub.add_repo("me/lesions", folder)
+        repo.tags["v1.0"] = repo.head.oid
+        first = LesionClassifier.from_pretrained("me/lesions", revision=revision, device="cpu")
+        assert (first.revision, first.source.from_cache) == (repo.head.oid, False)
+        hub.fail("*", status=503, times=float("inf"))
+        again = LesionClassifier.from_pretrained("me/lesions", revision=revision, device="cpu")
+        assert (again.revision, again.source.from_cache) == (repo.head.oid, True)
+        with pytest.raises(ModelFolderError, match="no earlier download"):
+            LesionClassifier.from_pretrained("me/others", device="cpu")
+
+
+def test_a_missing_repository_and_a_missing_revision_are_told_apart(folder, monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        hub.add_repo("me/lesions", folder)
+        with pytest.raises(ModelFolderError, match="no revision 'v9'"):
+            LesionClassifier.from_pretrained("me/lesions", revision="v9")
+        with pytest.raises(ModelFolderError, match="has no model 'me/nothing'"):
+            LesionClassifier.from_pretrained("me/nothing")
