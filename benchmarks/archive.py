@@ -6,8 +6,11 @@ Memory is measured on a tiny network (its cost must not hide the archive's) and 
 scaling over processes on EfficientNet-B0 at 224 px with JPEGs of 600 x 450. Every run is a new process of the command line.
 """
 
-import argparse
 import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is loaded, see side_by_side.py
+
+import argparse
 import shutil
 import subprocess
 import sys

@@ -3,6 +3,10 @@
 python benchmarks/cold_start.py
 """
 
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is loaded, see side_by_side.py
+
 import argparse
 import resource
 import subprocess

@@ -1,11 +1,17 @@
 """What the benchmarks share: rounds in turn, medians with their spread, ratios within a round, bars, a JSON file.
 
-Ratios are taken within each round, so other work on the machine, which comes and goes, weighs on both sides alike.
+Ratios are taken within each round, in an order drawn anew, so other work on the machine weighs on both sides alike.
+
+Threads that wait must sleep. By default OpenMP's spin as long as they are no more than the cores; where other work holds a
+core, one forward of 30 ms then takes up to 1,700 ms. `predict` escapes, since its decoding threads make OpenMP stop spinning:
+a bare limit measured that way came out at half of `predict`'s throughput. So benchmarks set OMP_WAIT_POLICY before torch
+is loaded, and `in_turn` refuses to start without it.
 """
 
 import json
 import os
 import platform
+import random
 import statistics
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -18,10 +24,13 @@ RESULTS = Path(__file__).parent / "results"
 
 def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Call every function once a round, after one round to warm up, and keep what they return."""
+    if os.environ.get("OMP_WAIT_POLICY") != "PASSIVE":
+        raise RuntimeError("set OMP_WAIT_POLICY=PASSIVE before torch is imported; see this file's first lines.")
     values: dict[str, list[float]] = {name: [] for name in runs}
+    order = random.Random(0)
     for number in range(rounds + 1):
-        for name, run in runs.items():
-            value = run()
+        for name in order.sample(list(runs), len(runs)):
+            value = runs[name]()
             if number:
                 values[name].append(value)
         print(f"round {number} of {rounds}{'' if number else ' (warm-up, not counted)'}", flush=True)
@@ -48,7 +57,7 @@ def write(name: str, content: Mapping[str, object], bars: Mapping[str, bool]) ->
         print(f"{'met' if met else 'MISSED'}: {bar}")
     machine = {
         "cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "load_average_at_the_end": os.getloadavg(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"), "load_average_at_the_end": os.getloadavg(),
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     whole = {"date": date.today().isoformat(), "machine": machine, **content, "bars": bars}

@@ -503,9 +503,9 @@ def classify_each(
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         waiting: list[tuple[str, torch.Tensor | str]] = []
-        for result in map_ahead(pool, preprocess, images, ahead=2 * BATCH_SIZE):
+        for result in map_ahead(pool, preprocess, images, ahead=2 * classifier.batch_size):
             waiting.append(result)
-            if len(waiting) == BATCH_SIZE:
+            if len(waiting) == classifier.batch_size:
                 yield from answer(waiting)
                 waiting = []
         yield from answer(waiting)
