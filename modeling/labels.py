@@ -44,7 +44,9 @@ NOTICE = (
     "Research demonstration, not a medical device. It cannot rule out melanoma or any other disease; "
     "anyone worried about a spot on the skin should see a doctor."
 )
-SYNTHETIC_NOTICE = "Trained on synthetic drawings, not on photographs of skin: its answers about real images mean nothing."
+SYNTHETIC_NOTICE = (
+    "Trained on synthetic drawings, not on photographs of skin: its answers about real images mean nothing."
+)
 
 WEIGHTS_LICENSE = "cc-by-nc-4.0"
 ATTRIBUTION = (
