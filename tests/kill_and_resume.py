@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from runs import TINY, start
 
 COMPARED = ("model/model.safetensors", "model/metrics.json", "predictions.csv")
 DEMO = [
-    *TINY, "--dataset", "demo", "--epochs", "2", "--batch_size", "64", "--checkpoint_every", "1steps", "--num_workers", "1",
+    *TINY, "--dataset", "demo", "--epochs", "4", "--batch_size", "32", "--checkpoint_every", "1steps", "--num_workers", "1",
     "--resume", "auto",
 ]  # fmt: skip
 
@@ -29,11 +30,15 @@ def hashes(run_dir: Path) -> dict[str, str]:
     return {name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in COMPARED}
 
 
-def finish(run_dir: Path) -> None:
-    """Run, or go on with a run, to its end."""
+def finish(run_dir: Path) -> tuple[float, float]:
+    """Run, or go on with a run, to its end; return after how many seconds it had a checkpoint, and when it ended."""
+    started = time.monotonic()
     run = start([*DEMO, "--output_dir", str(run_dir)], run_dir.with_suffix(".log"))
+    run.wait_for(run_dir / "checkpoints" / "best")
+    first = time.monotonic() - started
     if run.wait(600) != 0:
         raise RuntimeError(f"the run failed:\n{run.output[-3000:]}")
+    return first, time.monotonic() - started
 
 
 def kill_once(run_dir: Path, after_s: float) -> dict[str, object]:
@@ -60,21 +65,24 @@ def main() -> int:
     options = parser.parse_args()
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
+        finish(Path(folder) / "warm-up")  # the fork server imports train.py at its first use
         whole = Path(folder) / "whole"
-        started = time.monotonic()
-        finish(whole)
-        seconds = time.monotonic() - started
+        first, end = finish(whole)
         expected = hashes(whole)
-        print(f"uninterrupted: {seconds:.1f} s")
-        survived, writing = 0, 0
-        for number in range(options.kills):
+        print(f"uninterrupted: {end:.1f} s, the first epoch's best weights after {first:.1f} s", flush=True)
+        survived, writing, number = 0, 0, 0
+        while number < options.kills:
             run_dir = Path(folder) / f"killed-{number}"
-            record = kill_once(run_dir, moments.uniform(0.02, 1.0) * seconds)
-            finish(run_dir)
-            same = hashes(run_dir) == expected
-            survived += same
-            writing += bool(record["while_writing_a_checkpoint"])
-            print(json.dumps({"kill": number + 1, **record, "identical": same}), flush=True)
+            # Every second kill falls into training, the others anywhere from the start to the end.
+            record = kill_once(run_dir, moments.uniform(0.8 * first if number % 2 else 0.1, end))
+            if record["killed"]:  # otherwise it had ended before
+                finish(run_dir)
+                same = hashes(run_dir) == expected
+                number += 1
+                survived += same
+                writing += bool(record["while_writing_a_checkpoint"])
+                print(json.dumps({"kill": number, **record, "identical": same}), flush=True)
+            shutil.rmtree(run_dir, ignore_errors=True)
     print(
         f"{survived} of {options.kills} identical after a kill; {writing} kills fell into the writing of a checkpoint"
     )

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio_client
 import httpx
 import numpy as np
 import pytest
@@ -477,7 +478,6 @@ def test_one_client_is_slowed_down_and_another_is_not(tmp_path):
 
 
 def test_gradio_client_gets_typed_answers_from_all_three_endpoints(url, classifier):
-    gradio_client = pytest.importorskip("gradio_client")
     client = gradio_client.Client(url, verbose=False)
     sent = gradio_client.handle_file(str(EXAMPLES[0]))
     expected = classifier.predict(EXAMPLES[0])
@@ -674,6 +674,21 @@ def test_a_space_heals_when_its_repository_appears_and_outlives_a_hub_that_is_do
         with SpaceServer(environment=environment, code=code) as server:
             assert "the copy downloaded earlier" in server.wait_for_page("Photos of one lesion")
             assert SpaceClient(server.url).classify(EXAMPLES[0].read_bytes()) == answer
+
+
+def test_a_space_started_by_model_id_answers_gradio_client_about_a_real_photograph(folder, real_data, tmp_path):
+    photograph = next((real_data / "originals").glob("*.jpg"))
+    with HubServer() as hub:
+        hub.add_repo("me/lesions", folder)
+        environment = hub.env(home=tmp_path) | {"MODEL_ID": "me/lesions"}
+        with SpaceServer(environment=environment, code="import app; app.main([])") as server:
+            server.wait_for_page("Photos of one lesion")
+            client = gradio_client.Client(server.url, verbose=False)
+            answer = client.predict(gradio_client.handle_file(photograph), api_name="/classify")
+    expected = LesionClassifier.from_pretrained(folder, device="cpu").predict(photograph)
+    assert answer["diagnosis"] == expected.diagnosis
+    assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert answer["provenance"]["revision"] == hub.repo("me/lesions").head.oid
 
 
 # ---- Load ----------------------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from runs import ROOT, TINY, start
 from transformers import AutoModelForImageClassification
 
 import train
 from modeling.checkpoints import problem_with
 from modeling.predictor import LesionClassifier
+from runs import ROOT, TINY, start
 
 
 def arguments(isic_folder, run_dir, *more):
@@ -149,6 +149,19 @@ def test_a_finished_run_is_not_written_over(finished, isic_folder):
     assert run.wait() == 1
     assert "already holds a run" in run.output
     assert results(finished) == before
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(isic_folder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_dir = tmp_path / "tracked"
+    run = start(arguments(isic_folder, run_dir, "--epochs", "1", "--report_to", "tensorboard"), tmp_path / "log")
+    assert run.wait() == 0, run.output
+    (events,) = (run_dir / "skin-lesion-classifier").glob("events.out.tfevents*")
+    tracked = EventAccumulator(str(events)).Reload()
+    logged = json.loads((run_dir / "log.jsonl").read_text())
+    assert tracked.Scalars("val/balanced_accuracy")[0].value == pytest.approx(logged["val/balanced_accuracy"])
+    assert tracked.Scalars("train/loss")[0].step == logged["step"]
 
 
 def test_splits_that_leak_are_refused(finished, isic_folder, tmp_path):
