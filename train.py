@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stopped:
         print(f"\n{stopped} Go on with the same command and --resume auto.", file=sys.stderr)
         return 130
-    except (ValueError, TrainingError, CheckpointError, CacheError, PublishError, OSError) as error:
+    except (ValueError, TrainingError, CheckpointError, CacheError, PublishError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
@@ -283,6 +283,19 @@ def main(arguments: list[str] | None = None) -> int:
             "the result stays about the same.",
             file=sys.stderr,
         )
+        return 1
+    except (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError) as error:
+        # A loader process that dies shows as torch's RuntimeError, or as a pipe that breaks.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        print(
+            f"\nerror: a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, "
+            "lower --num_workers; with --num_workers 0 the training process loads them itself. Go on with the same command and --resume auto.",
+            file=sys.stderr,
+        )
+        return 1
+    except OSError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,19 +3,24 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import timm
 import torch
+from corpus import make_corpus
 from transformers import AutoModelForImageClassification
 
 import train
 from modeling.checkpoints import problem_with
+from modeling.labels import CODES
 from modeling.predictor import LesionClassifier
 from runs import ROOT, TINY, start
 
@@ -201,6 +206,48 @@ def test_images_that_cannot_be_used_stop_the_run_or_are_listed(isic_folder, tmp_
     assert {"ISIC_0000003", "ISIC_0000004"} <= set(
         (tmp_path / "run2" / "skipped.csv").read_text().replace(",", "\n").split()
     )
+
+
+def test_a_loader_process_that_dies_ends_the_run_with_advice(isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [*arguments(isic_folder, run_dir, "--epochs", "200", "--patience", "200"), "--num_workers", "1"]
+    run = start(command, tmp_path / "log")
+    run.wait_for(run_dir / "log.jsonl")
+    deadline = time.monotonic() + 60
+    while run.process.exitcode is None and time.monotonic() < deadline:
+        for child in psutil.Process(run.process.pid).children():
+            child.kill()
+        time.sleep(0.2)
+    assert run.wait() == 1
+    assert "--num_workers 0" in run.output
+    assert list((run_dir / "checkpoints").glob("step-*"))
+
+
+def test_every_file_of_the_hostile_corpus_is_trained_on_or_listed(isic_folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(isic_folder, data)
+    hostile = {}
+    with (
+        (data / "ISIC_2019_Training_GroundTruth.csv").open("a", newline="") as labels,
+        (data / "ISIC_2019_Training_Metadata.csv").open("a", newline="") as metadata,
+    ):
+        for number, file in enumerate(make_corpus(tmp_path / "corpus")):
+            if file.path.is_file():
+                name = f"ISIC_{9000000 + number}"
+                hostile[name] = file
+                shutil.copyfile(file.path, data / "ISIC_2019_Training_Input" / f"{name}.jpg")
+                csv.writer(labels).writerow([name, *(float(code == "NV") for code in CODES), 0.0])
+                csv.writer(metadata).writerow([name, 50, "", f"HAM_X{number}", "male"])
+    run_dir = tmp_path / "run"
+    run = start(arguments(data, run_dir, "--skip_bad_images", "--epochs", "1"), tmp_path / "log")
+    assert run.wait() == 0, run.output
+    with (run_dir / "skipped.csv").open() as file:
+        skipped = {row["image_id"]: row["reason"] for row in csv.DictReader(file)}
+    with (run_dir / "splits.csv").open() as file:
+        trained_on = {row["image_id"] for row in csv.DictReader(file)}
+    assert {name for name, file in hostile.items() if file.expected == "refused"} == set(skipped)
+    assert all(skipped.values())
+    assert {name for name, file in hostile.items() if file.expected == "reads"} <= trained_on
 
 
 def launch(processes, *command):
