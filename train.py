@@ -93,7 +93,9 @@ class TrainOptions:
 
     # data
     dataset: str = option(
-        "isic2019", "isic2019, demo (embedded drawings), or the id of any image classification data set on the Hub."
+        "isic2019",
+        "isic2019, demo (embedded drawings), the id of any image classification data set on the Hub, or a folder of one "
+        "folder per diagnosis.",
     )
     data_dir: str | None = option(
         None, "Local copy of ISIC 2019 in the official layout. Default: download it (9.1 GB)."
@@ -290,7 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(
             f"\nerror: a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, "
-            "lower --num_workers; with --num_workers 0 the training process loads them itself. Go on with the same command and --resume auto.",
+            "lower --num_workers; with --num_workers 0 the training process loads them itself. Go on with the same command "
+            "and --resume auto.",
             file=sys.stderr,
         )
         return 1

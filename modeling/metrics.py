@@ -340,31 +340,50 @@ def score_operating_point(
                 "npv": estimate_share(~is_positive, ~reached, resampling, reason="no image is below the threshold"),
             },
             {"prevalence": ASSUMED_PREVALENCE, "of": "an assumed population, by Bayes' rule"}
-            | _predictive_values(reached, is_positive, resampling, ASSUMED_PREVALENCE),
+            | _predictive_values(reached, is_positive, resampling, ASSUMED_PREVALENCE, sensitivity, specificity),
         ],
     }
 
 
 def _predictive_values(
-    reached: np.ndarray, is_positive: np.ndarray, resampling: Resampling, prevalence: float
+    reached: np.ndarray,
+    is_positive: np.ndarray,
+    resampling: Resampling,
+    prevalence: float,
+    sensitivity: Estimate,
+    specificity: Estimate,
 ) -> dict[str, Estimate]:
-    """Return PPV and NPV at another prevalence than that of these images, with intervals."""
+    """Return PPV and NPV at another prevalence than that of these images, with intervals.
+
+    Where a resample cannot differ (nothing was missed, or nothing alarmed), the bounds of sensitivity and specificity are
+    carried through Bayes' rule instead: a perfect score on few lesions is no certainty.
+    """
     counts = np.stack([reached & is_positive, is_positive, ~reached & ~is_positive, ~is_positive], axis=1)
+
+    def bayes(sensitivity: Any, specificity: Any) -> tuple[Any, Any]:
+        caught, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
+        cleared, alarmed = specificity * (1 - prevalence), (1 - specificity) * (1 - prevalence)
+        return caught / (caught + alarmed), cleared / (cleared + missed)
 
     def values(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(invalid="ignore", divide="ignore"):
-            sensitivity, specificity = totals[..., 0] / totals[..., 1], totals[..., 2] / totals[..., 3]
-            caught, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
-            cleared, alarmed = specificity * (1 - prevalence), (1 - specificity) * (1 - prevalence)
-            return caught / (caught + alarmed), cleared / (cleared + missed)
+            return bayes(totals[..., 0] / totals[..., 1], totals[..., 2] / totals[..., 3])
 
     resampled = values(resampling.totals(counts))
     whole = values(counts.sum(axis=0).astype(np.float64))
     reason = "sensitivity or specificity is undefined here, or no image is on that side of the threshold"
-    return {
+    found = {
         name: estimate(float(value), numbers, resampling.n_lesions, reason=reason)
         for name, value, numbers in zip(("ppv", "npv"), whole, resampled, strict=True)
     }
+    bounds = [sensitivity["low"], specificity["low"], sensitivity["high"], specificity["high"]]
+    if all(bound is not None for bound in bounds):
+        lowest = bayes(np.float64(bounds[0]), np.float64(bounds[1]))
+        highest = bayes(np.float64(bounds[2]), np.float64(bounds[3]))
+        for name, low, high in zip(("ppv", "npv"), lowest, highest, strict=True):
+            if found[name]["value"] is not None and found[name]["low"] == found[name]["high"]:
+                found[name] = {**found[name], "low": float(low), "high": float(high)}
+    return found
 
 
 # ---- Binary scores: out-of-distribution and risk against coverage ---------------------------------------------------

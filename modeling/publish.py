@@ -465,7 +465,8 @@ def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mod
     """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
     model, data, test = metrics["model"], metrics["data"], metrics["test"]
     dataset = str(data["dataset"])
-    name = {"isic2019": "ISIC 2019", "demo": "synthetic drawings"}.get(dataset, dataset)
+    sources = ", ".join(data["sources"])
+    name = {"isic2019": f"ISIC 2019 (sources {sources})", "demo": "synthetic drawings"}.get(dataset, dataset)
     values = {
         ("accuracy", "Accuracy"): test["accuracy"],
         ("balanced_accuracy", "Balanced accuracy"): test["balanced_accuracy"],
@@ -499,12 +500,11 @@ def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mod
         "transformers",
     ]
     return ModelCardData(
-        language="en",
         license=_license(config["lesion"]),
         library_name="timm",
         pipeline_tag="image-classification",
         base_model=config["lesion"].get("base_model"),
-        datasets=[dataset],
+        datasets=[dataset] if "/" in dataset else None,  # the Hub reads them as repository ids
         metrics=list(dict.fromkeys(metric for metric, _ in values)),
         tags=[*tags, *(["synthetic"] if data["synthetic"] else [])],
         model_name=f"skin-lesion-{model['architecture']}",

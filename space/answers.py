@@ -208,11 +208,11 @@ def operating_sentence(point: OperatingPoint, reached: bool) -> str:
     if reached:
         others = percent(1 - point.specificity)
         return (
-            f"Above {threshold} ({caught} of {point.n_positive}). "
+            f"Above {threshold} ({caught} of {point.n_positive} images). "
             f"{others} of the {point.n_negative} other images there were above it too."
         )
     missed = point.n_positive - caught
-    return f"Below {threshold} ({caught} of {point.n_positive}). It missed {missed}: this is no all-clear."
+    return f"Below {threshold} ({caught} of {point.n_positive} images). It missed {missed}: this is no all-clear."
 
 
 def percent(share: float) -> str:

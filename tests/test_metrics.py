@@ -199,6 +199,17 @@ def test_operating_point_scores_are_worked_out_by_hand() -> None:
     assert (assumed["ppv"]["value"], assumed["npv"]["value"]) == pytest.approx((ppv, npv))
 
 
+def test_a_perfect_score_on_few_lesions_is_no_certain_predictive_value() -> None:
+    point = OperatingPoint("MEL@90", ("MEL",), 0.9, 0.5, 0.9, 0.5, 1, 1)
+    labels = np.array([2] * 10 + [3] * 10)
+    got = score_operating_point(point, np.eye(4)[labels], labels, CODES, resample_lesions(np.arange(20)))
+    ppv, low = got["at_prevalence"][1]["ppv"], got["specificity"]["low"]
+    assert ppv["value"] == 1
+    sensitivity = got["sensitivity"]["low"]
+    assert ppv["low"] == pytest.approx(sensitivity * 0.02 / (sensitivity * 0.02 + (1 - low) * 0.98))
+    assert ppv["low"] < 0.1
+
+
 def test_operating_point_without_positives_is_not_estimable() -> None:
     point = OperatingPoint("MEL@90", ("MEL",), 0.9, 0.5, 0.9, 0.5, 1, 1)
     got = score_operating_point(point, np.full((4, 4), 0.25), np.full(4, 3), CODES, resample_lesions(np.arange(4)))

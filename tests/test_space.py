@@ -156,7 +156,7 @@ def test_the_differential_is_sorted_and_names_and_marks_every_diagnosis():
 
 def test_an_operating_point_is_told_in_words_with_its_counts():
     above = answers.operating_sentence(MEL_POINT, True)
-    assert above.startswith("Above the threshold that caught 95 % of melanomas in validation (38 of 40).")
+    assert above.startswith("Above the threshold that caught 95 % of melanomas in validation (38 of 40 images).")
     assert "38 % of the 100 other images" in above
     assert "It missed 2: this is no all-clear." in answers.operating_sentence(MEL_POINT, False)
 
