@@ -504,7 +504,7 @@ def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mod
         library_name="timm",
         pipeline_tag="image-classification",
         base_model=config["lesion"].get("base_model"),
-        datasets=[dataset] if "/" in dataset else None,  # the Hub reads them as repository ids
+        datasets=[dataset],
         metrics=list(dict.fromkeys(metric for metric, _ in values)),
         tags=[*tags, *(["synthetic"] if data["synthetic"] else [])],
         model_name=f"skin-lesion-{model['architecture']}",
