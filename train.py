@@ -59,7 +59,7 @@ from modeling.loading import (
     resized_images,
 )
 from modeling.metrics import LesionMetrics
-from modeling.model import TimmModel, build_model, save_model_folder, write_json
+from modeling.model import WEIGHTS_NAME, TimmModel, build_model, file_sha256, save_model_folder, write_json
 from modeling.predictor import LesionClassifier
 from modeling.publish import PublishError, check_can_push, push_model, write_card
 from modeling.splits import (
@@ -212,7 +212,7 @@ class TrainOptions:
 
 # What may differ when a run is resumed, since it cannot change the result.
 FREE_TO_CHANGE = {
-    "data_dir", "image_cache_gb", "num_workers", "output_dir", "resume", "checkpoint_every", "report_to",
+    "data_dir", "splits", "init_from", "image_cache_gb", "num_workers", "output_dir", "resume", "checkpoint_every", "report_to",
     "push_to_hub", "hub_model_id", "hub_private",
 }  # fmt: skip
 
@@ -229,6 +229,8 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         from_file: list[str] = []
         for name, value in content.items():
+            if value is None or value == []:
+                continue  # as in train_config.json: the default
             from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         arguments = from_file + arguments
     parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)  # type: ignore[arg-type]
@@ -388,6 +390,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         # None leaves the choice to `accelerate config` and `accelerate launch --mixed_precision`.
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
     if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -405,7 +408,8 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
 
 def prepare_run_folder(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> bool:
     """Return whether to resume; refuse to write over another run."""
-    started = (run_dir / CONFIG_NAME).exists()
+    # Without a checkpoint nothing is lost: an earlier try ended before training began.
+    started = (run_dir / "checkpoints").exists()
     accelerator.wait_for_everyone()
     if started and options.resume is None:
         raise ValueError(
@@ -443,12 +447,22 @@ def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str]) -> pd.D
     return splits
 
 
+def dataset_name(options: TrainOptions) -> str:
+    """Return what the data set is called in files that others see."""
+    return Path(options.dataset).resolve().name if Path(options.dataset).is_dir() else options.dataset
+
+
 def describe_run(
     options: TrainOptions, accelerator: Accelerator, codes: list[str], data_fingerprint: str, splits: pd.DataFrame
 ) -> dict[str, Any]:
     """Return the content of train_config.json: all that is needed to do the run again, without dates and paths."""
     fixed = {
-        "options": {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_TO_CHANGE},
+        # No path of this machine: a data set in a folder is known by its name, files by their hashes.
+        "options": {
+            **{name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_TO_CHANGE},
+            "dataset": dataset_name(options),
+        },
+        "init_from_sha256": file_sha256(Path(options.init_from) / WEIGHTS_NAME) if options.init_from else None,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "codes": codes,
@@ -666,7 +680,7 @@ def finish(
     lesion = {
         "package_version": __version__,
         "run_id": config["run_id"],
-        "dataset": options.dataset,
+        "dataset": dataset_name(options),
         "synthetic": options.dataset == "demo",
         "protocol": options.protocol,
         "base_model": base_model_of(model) if options.pretrained and not options.init_from else None,

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from safetensors import SafetensorError
 
 from modeling.model import file_sha256, write_json
 
@@ -68,11 +67,7 @@ def _together(accelerator: Accelerator, action: Callable[[], None], folder: Path
     if accelerator.is_main_process or not main_only:
         try:
             action()
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as caught:  # torch and safetensors wrap a full disk in their own
+        except Exception as caught:  # whatever it is, the others wait for the vote below, which raises it on all
             error = caught
     failed = accelerator.gather(torch.tensor([error is not None], device=accelerator.device))
     if bool(failed.any()):
@@ -139,6 +134,9 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint; warn about each newer one that is passed over."""
+        replaced = self.best.with_name(f".{self.best.name}.replaced")
+        if self.accelerator.is_main_process and replaced.exists() and not self.best.exists():
+            replaced.rename(self.best)  # a kill fell between the two renames of write_whole
         for folder in reversed(self._all()):
             problem = problem_with(folder)
             if problem is None:

@@ -40,7 +40,7 @@ heat_maps        masks {n_images, n_lesions, n_without_mask, mean_lesion_share, 
                  road {n_images, n_lesions, model, centred_blob}
 failures         most_confident: rows of image_id, label, called, probability; missed {operating point: n_images, image_ids}
 original         rows of system, protocol, measured_on, leaking_share, scores {name}; or system, protocol and reason
-training         options, history (one record an epoch), best_epoch
+training         options, history (one record an epoch), best_epoch, selection
 figures          file names in figures/
 """
 
@@ -461,11 +461,13 @@ def _describe_training(run: Mapping[str, Any] | None, history: Sequence[Mapping[
         # A path belongs to one machine.
         if not (name.endswith("_dir") or name in ("splits", "init_from", "config"))
     }
-    best = max(history, key=lambda record: record["val/balanced_accuracy"], default=None)
+    selection = "val/accuracy" if options.get("recipe") == "original" else "val/balanced_accuracy"
+    best = max(history, key=lambda record: record[selection], default=None)
     return {
         "options": options,
         "history": [dict(record) for record in history],
         "best_epoch": best["epoch"] if best else None,
+        "selection": selection.removeprefix("val/").replace("_", " "),
     }
 
 

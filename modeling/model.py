@@ -308,6 +308,9 @@ def _config_problem(config: Any) -> str | None:
         return f"label_names must be 2 to {MAX_CLASSES} different names."
     if config.get("num_classes") != len(names):
         return f"num_classes is {config.get('num_classes')!r}, but there are {len(names)} label_names."
+    descriptions = config.get("label_descriptions")
+    if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
+        return "label_descriptions must give a name for each label."
     pretrained_cfg = config.get("pretrained_cfg")
     if not isinstance(pretrained_cfg, dict):
         return "no entry 'pretrained_cfg', which holds the preprocessing."

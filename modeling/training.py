@@ -4,9 +4,12 @@ Everything random depends on (seed, epoch, image) or (seed, step, rank) alone: t
 sampler), the augmentation (`loading.LesionDataset`) and dropout. So a checkpoint needs no state of random generators.
 """
 
+import ctypes
 import json
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from modeling.checkpoints import CheckpointError, Checkpoints, write_whole
+from modeling.checkpoints import CheckpointError, Checkpoints, problem_with, write_whole
 from modeling.evaluation import run_model
 from modeling.loading import mixed_seed
 from modeling.model import WEIGHTS_NAME, write_json
@@ -104,8 +107,15 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
+        self.previous = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            # accelerate's launcher passes no signal on and would leave an orphan: its end is a SIGTERM to us.
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+    def restore(self) -> None:
+        """Let signals do again what they did before."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: Any) -> None:
         if self.signal is not None:  # asked twice: stop at once
@@ -163,6 +173,7 @@ class Trainer:
         self.stop_request = StopRequest()
         self.loss_function = nn.CrossEntropyLoss(weight=self.class_weights.to(self.accelerator.device), reduction="sum")
         self.saved_at = (time.monotonic(), 0)
+        self.window_loss = 0.0  # of the batches since the last optimiser step
         if self.ema is not None:
             self.accelerator.register_for_checkpointing(self.ema)
         self.accelerator.register_for_checkpointing(self.scheduler)
@@ -170,7 +181,12 @@ class Trainer:
     @property
     def evaluated_model(self) -> nn.Module:
         """The network whose scores are reported and whose weights are kept."""
-        return self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
+        return self.ema.module if self.ema is not None else self.network
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained, without the wrappers of accelerate and torch.compile."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
@@ -187,6 +203,7 @@ class Trainer:
             started = time.monotonic()
             self.train_epoch()
             self.finish_epoch(started)
+        self.stop_request.restore()
 
     def _out_of_patience(self) -> bool:
         return self.progress.best_epoch >= 0 and self.progress.epoch - 1 - self.progress.best_epoch >= self.patience
@@ -225,25 +242,35 @@ class Trainer:
             accelerator.backward(loss)
             progress.batches_done += 1
             progress.images_seen += len(batch["label"])
-            loss_value = float(loss.detach())
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-                # The norm is of the gradients of all processes, so all of them come to the same decision.
-                if norm is not None and not math.isfinite(float(norm)) and accelerator.scaler is None:
-                    self._skip_bad_step(loss_value)
-                    return
-            progress.loss_sum += loss_value * len(batch["label"])
+            self.window_loss += float(loss.detach()) * len(batch["label"])
+            if not accelerator.sync_gradients:
+                return
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            window_loss, self.window_loss = self.window_loss, 0.0
+            # The norm is of the gradients of all processes, so all of them come to the same decision.
+            if norm is not None and not math.isfinite(float(norm)):
+                if accelerator.scaler is not None:
+                    self.optimizer.step()  # fp16: the scaler leaves the step out and lowers its scale
+                self.optimizer.zero_grad()
+                if accelerator.scaler is None or self._any_process(not math.isfinite(window_loss)):
+                    self._skip_bad_step(window_loss)
+                return
             self.optimizer.step()
             self.optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            progress.step += 1
-            self.scheduler.step()
-            if self.ema is not None:
-                self.ema.update(accelerator.unwrap_model(self.model), step=progress.step)
+        progress.loss_sum += window_loss
+        progress.step += 1
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step=progress.step)
+
+    def _any_process(self, here: bool) -> bool:
+        """True on all processes if it is true on one of them."""
+        if self.accelerator.num_processes == 1:
+            return here
+        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).any())
 
     def _skip_bad_step(self, loss: float) -> None:
         """Leave out a step whose gradient is not finite, and go back to the last good state if it did harm."""
-        self.optimizer.zero_grad()
         self.progress.bad_steps += 1
         logger.warning(
             f"the gradient of batch {self.progress.batches_done} of epoch {self.progress.epoch + 1} is not finite (loss "
@@ -254,14 +281,16 @@ class Trainer:
                 f"{self.progress.bad_steps} steps had no finite gradient, so training gives up. Lower --learning_rate, or use "
                 "--mixed_precision no. The log, the checkpoints and the best weights so far are kept."
             )
-        # A forward pass on bad numbers also spoils the running statistics of batch normalisation.
-        state = self.accelerator.unwrap_model(self.model).state_dict()
-        if not all(bool(value.isfinite().all()) for value in state.values()):
+        # A forward pass on bad numbers also spoils the running statistics of batch normalisation, on the process that saw
+        # them; all go back together, or they would train different networks from here on.
+        if self._any_process(not all(bool(value.isfinite().all()) for value in self.network.state_dict().values())):
             folder = self.checkpoints.latest()
             if folder is None:
                 raise TrainingError("the weights are no longer finite and there is no checkpoint to go back to.")
             logger.warning(f"the network itself is not finite any more; going back to {folder.name}.")
+            schedule = self.scheduler.state_dict()
             self.accelerator.load_state(str(folder))
+            self.scheduler.load_state_dict(schedule)  # the steps that were taken count all the same
 
     def _answer_requests(self) -> None:
         """Between two steps: write a checkpoint if it is time, and stop if asked to."""
@@ -289,10 +318,10 @@ class Trainer:
         shifted = torch.from_numpy(outputs.logits).double()
         metrics = self.score(shifted.softmax(dim=1).numpy(), outputs.labels)
         val_loss = float(nn.functional.cross_entropy(shifted, torch.from_numpy(outputs.labels)))
-        sums = torch.tensor([[progress.loss_sum, progress.images_seen]], dtype=torch.float64).to(
-            self.accelerator.device
-        )
-        loss_sum, images_seen = (float(value) for value in self.accelerator.gather(sums).sum(dim=0))
+        loss_sum, images_seen = progress.loss_sum, float(progress.images_seen)
+        if self.accelerator.num_processes > 1:
+            sums = torch.tensor([[loss_sum, images_seen]], dtype=torch.float64, device=self.accelerator.device)
+            loss_sum, images_seen = (float(value) for value in self.accelerator.gather(sums).sum(dim=0))
         seconds = time.monotonic() - started
         record = {
             "epoch": progress.epoch + 1,
@@ -311,8 +340,9 @@ class Trainer:
         progress.epoch, progress.batches_done, progress.loss_sum, progress.images_seen = progress.epoch + 1, 0, 0.0, 0
         self._log(record, seconds, images_seen / seconds, is_best)
         self.save()
-        if self.stop_request.signal is not None and progress.epoch < self.epochs:
-            raise Interrupted(f"stopped by {self.stop_request.signal} after epoch {progress.epoch}.")
+        if self._any_process(self.stop_request.signal is not None) and progress.epoch < self.epochs:
+            by = self.stop_request.signal or "another process"
+            raise Interrupted(f"stopped by {by} after epoch {progress.epoch}.")
 
     def _share_buffers(self) -> None:
         """Give every process the batch statistics of the first: each has seen other images, but one model is scored."""
@@ -381,5 +411,9 @@ class Trainer:
 
     def load_best(self) -> None:
         """Put the best weights into the network that is evaluated."""
-        weights = load_file(self.checkpoints.best / WEIGHTS_NAME)
-        self.evaluated_model.load_state_dict(dict(weights.items()))
+        problem = problem_with(self.checkpoints.best)
+        if problem is not None:
+            raise TrainingError(
+                f"the best weights in {self.checkpoints.best} cannot be used: {problem}. Start anew with another --output_dir."
+            )
+        self.evaluated_model.load_state_dict(load_file(self.checkpoints.best / WEIGHTS_NAME))

@@ -19,16 +19,23 @@ CONTEXT.set_forkserver_preload(["train"])
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "false", "--image_size", "32", "--batch_size", "16"]
 
 
-def _train(arguments: list[str], log: str) -> None:
+def _train(arguments: list[str], log: str, spoil_index: int | None) -> None:
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    import torch
-
     import train
 
-    torch.set_num_threads(1)
+    if spoil_index is not None:
+        read = train.LesionDataset.__getitem__
+
+        def spoilt(dataset: "train.LesionDataset", index: int) -> dict:
+            row = read(dataset, index)
+            if index == spoil_index and dataset.seed is not None and dataset.epoch == 1:
+                row["pixel_values"] = row["pixel_values"] * float("nan")
+            return row
+
+        train.LesionDataset.__getitem__ = spoilt  # type: ignore[method-assign]
     sys.exit(train.main(arguments))
 
 
@@ -70,8 +77,14 @@ class Run:
             time.sleep(0.01)
 
 
-def start(arguments: list[str], log: Path) -> Run:
-    """Start train.py with these arguments, its output going to a file."""
-    process = CONTEXT.Process(target=_train, args=(arguments, str(log)))
+def start(arguments: list[str], log: Path, *, spoil_index: int | None = None) -> Run:
+    """Start train.py with these arguments, its output going to a file.
+
+    Args:
+        arguments: As on the command line.
+        log: Takes its output.
+        spoil_index: Give this training image pixels that are not finite, in the second epoch.
+    """
+    process = CONTEXT.Process(target=_train, args=(arguments, str(log), spoil_index))
     process.start()
     return Run(process, log)

@@ -71,6 +71,8 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c.update(model_args={"block_args": 1}), "model_args"),
         (lambda c: c["pretrained_cfg"].update(input_size=[3, 10**6, 10**6]), "input_size"),
         (lambda c: c["pretrained_cfg"].update(input_size="3"), "input_size"),
+        (lambda c: c.update(label_descriptions=[]), "label_descriptions"),
+        (lambda c: c.update(label_descriptions={"MEL": ["<x>"]}), "label_descriptions"),
         (lambda c: c["pretrained_cfg"].update(std=[0, 0, 0]), "std must not be zero"),
         (lambda c: c["pretrained_cfg"].update(mean=["a", 0, 0]), "mean must be three numbers"),
         (lambda c: c["pretrained_cfg"].update(crop_mode="center"), "crop_mode"),

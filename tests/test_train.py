@@ -141,6 +141,25 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder
     assert results(run_dir)["model/model.safetensors"] == results(finished)["model/model.safetensors"]
 
 
+def test_a_launcher_that_is_stopped_leaves_no_orphan(isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "train.py", *arguments(isic_folder, run_dir, "--epochs", "500", "--patience", "500")],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (run_dir / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (child,) = psutil.Process(process.pid).children()
+    process.terminate()  # the launcher alone, as `kill` and container stops do
+    process.wait()
+    child.wait(timeout=60)
+    written = max((run_dir / "checkpoints").glob("step-*"))
+    assert problem_with(written) is None
+    lines = len((run_dir / "log.jsonl").read_text().splitlines())
+    assert 1 <= lines < 500
+
+
 def test_resuming_with_other_options_names_the_differences(finished, isic_folder):
     run = start(arguments(isic_folder, finished, "--resume", "auto", "--seed", "7"), finished.with_suffix(".refused"))
     assert run.wait() == 1
@@ -206,6 +225,21 @@ def test_images_that_cannot_be_used_stop_the_run_or_are_listed(isic_folder, tmp_
     assert {"ISIC_0000003", "ISIC_0000004"} <= set(
         (tmp_path / "run2" / "skipped.csv").read_text().replace(",", "\n").split()
     )
+
+
+@pytest.mark.parametrize("accumulation", ["1", "2"])
+def test_a_bad_image_is_skipped_and_training_goes_on(isic_folder, tmp_path, accumulation):
+    """Pixels that are not finite, in one batch: the network's running statistics are spoilt and must go back."""
+    run_dir = tmp_path / "run"
+    run = start(
+        arguments(isic_folder, run_dir, "--gradient_accumulation_steps", accumulation), tmp_path / "log", spoil_index=5
+    )
+    assert run.wait() == 0, run.output
+    assert "is not finite (loss nan)" in run.output
+    assert "going back to step-" in run.output
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert all(np.isfinite(line["train/loss"]) for line in lines)
 
 
 def test_a_loader_process_that_dies_ends_the_run_with_advice(isic_folder, tmp_path):
