@@ -143,10 +143,9 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder
 
 def test_a_launcher_that_is_stopped_leaves_no_orphan(isic_folder, tmp_path):
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "train.py", *arguments(isic_folder, run_dir, "--epochs", "500", "--patience", "500")],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "train.py"]
+    command += arguments(isic_folder, run_dir, "--epochs", "500", "--patience", "500")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (run_dir / "log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
