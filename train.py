@@ -72,7 +72,14 @@ from modeling.splits import (
     splits_hash,
     write_splits,
 )
-from modeling.training import CheckpointInterval, Interrupted, Trainer, TrainingError
+from modeling.training import (
+    LOADER_ERRORS,
+    CheckpointInterval,
+    Interrupted,
+    Trainer,
+    TrainingError,
+    loader_died,
+)
 
 CONFIG_NAME, SPLITS_NAME = "train_config.json", "splits.csv"
 
@@ -288,9 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError) as error:
-        # A loader process that dies shows as torch's RuntimeError, or as a pipe that breaks.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+    except LOADER_ERRORS as error:
+        if not loader_died(error):
             raise
         print(
             f"\nerror: a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, "

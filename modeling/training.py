@@ -37,6 +37,15 @@ logger = get_logger(__name__)
 CONTINUE, SAVE, STOP = 0, 1, 2
 
 
+# What a loader process that dies looks like from the training process.
+LOADER_ERRORS = (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError)
+
+
+def loader_died(error: BaseException) -> bool:
+    """True if one of LOADER_ERRORS means that a loader process died: torch's own RuntimeError, or a pipe that breaks."""
+    return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; what it reached so far is kept. The message says why and what to do."""
 
@@ -201,8 +210,16 @@ class Trainer:
             self.save()  # the first "last good state"
         while self.progress.epoch < self.epochs and not self._out_of_patience():
             started = time.monotonic()
-            self.train_epoch()
-            self.finish_epoch(started)
+            try:
+                self.train_epoch()
+                self.finish_epoch(started)
+            except LOADER_ERRORS as error:
+                # A signal to the whole group can reach a loader process before it has learned to leave it to us.
+                if self.stop_request.signal is None or not loader_died(error):
+                    raise
+                if self.accelerator.num_processes == 1 and self.accelerator.sync_gradients:
+                    self.save()
+                raise Interrupted(f"stopped by {self.stop_request.signal}.") from error
         self.stop_request.restore()
 
     def _out_of_patience(self) -> bool:

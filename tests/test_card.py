@@ -288,7 +288,7 @@ def test_what_was_not_measured_is_said_with_its_reason(folder):
         original={"reason": "no comparison"},
         test__macro_f1=not_estimable,
         failures={"most_confident": [], "missed": {}},
-        training={"options": {}, "history": [], "best_epoch": None},
+        training={"options": {}, "history": [], "best_epoch": None, "selection": "balanced accuracy"},
     )
     card = plain(render_card(folder))
     for reason in (

@@ -132,7 +132,7 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder
     run = start(command, tmp_path / "log")
     run.wait_for(run_dir / "checkpoints" / "step-00000000")
     run.signal_group(signal.SIGTERM)
-    assert run.wait() == 130
+    assert run.wait() == 130, run.output
     assert "SIGTERM" in run.output
     assert "--resume auto" in run.output
     run = start(command, tmp_path / "log")
