@@ -1,5 +1,6 @@
 """Start train.py in processes of their own, quickly: a fork server has imported it once. For tests and harnesses."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -66,7 +67,8 @@ class Run:
         try:
             os.killpg(self.process.pid or 0, number)
         except ProcessLookupError:
-            os.kill(self.process.pid or 0, number)  # it has not made its group yet
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(self.process.pid or 0, number)  # it has not made its group yet
 
     def wait_for(self, path: Path, timeout_s: float = 120) -> None:
         """Wait until a file exists."""
