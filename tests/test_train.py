@@ -16,13 +16,13 @@ import pytest
 import timm
 import torch
 from corpus import make_corpus
+from runs import ROOT, TINY, start
 from transformers import AutoModelForImageClassification
 
 import train
 from modeling.checkpoints import problem_with
 from modeling.labels import CODES
 from modeling.predictor import LesionClassifier
-from runs import ROOT, TINY, start
 
 
 def arguments(isic_folder, run_dir, *more):
