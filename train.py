@@ -9,16 +9,15 @@ The file reads in the order of the run: options → data → splits → model �
 A research demonstration, not a medical device.
 """
 
-import os
+from modeling.machine import available_cores, default_num_workers, prepare_process
 
-# OpenMP's threads spin while they wait, and it reads this when torch is loaded. Where anything else holds a core (a loader
-# process does), a step of 0.4 s then takes up to 10 s.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+prepare_process()  # before torch is loaded
 
 # isort: split
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -52,8 +51,6 @@ from modeling.loading import (
     CacheError,
     LesionDataset,
     augmentation,
-    available_cores,
-    default_num_workers,
     leave_signals_to_the_trainer,
     plain_transform,
     resized_images,

@@ -162,8 +162,8 @@ class ResizedImages:
 def augmentation(size_px: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
     """Dermoscopy-sensible augmentation: uint8 (3, S', S') → pixel_values (3, S, S).
 
-    A lesion has no upright side, its distance and light vary, and hair, rulers or bubbles may hide a part of it. Hue moves
-    little, because colour is diagnostic.
+    A lesion has no upright side, its distance and light vary, and hair, rulers or bubbles may hide a part of it. Hue stays,
+    because colour is diagnostic; to turn it would also take as long as all the rest.
     """
     return v2.Compose(
         [
@@ -171,7 +171,7 @@ def augmentation(size_px: int, mean: Sequence[float], std: Sequence[float]) -> v
             v2.RandomVerticalFlip(),
             v2.RandomRotation(180, interpolation=v2.InterpolationMode.BILINEAR),
             v2.RandomResizedCrop(size_px, scale=(0.6, 1.0), ratio=(0.8, 1.25), antialias=True),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean=list(mean), std=list(std)),
             v2.RandomErasing(p=0.25, scale=(0.02, 0.15)),
@@ -243,13 +243,3 @@ def leave_signals_to_the_trainer(_worker: int) -> None:
     """Let a loader process ignore SIGTERM and Ctrl-C, which reach the whole group: the trainer ends it in good order."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def available_cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_num_workers(num_processes: int) -> int:
-    """Loader processes for each training process: a share of the cores, one of them left to the training itself."""
-    return min(max(available_cores() // num_processes - 1, 1), 16)

@@ -14,6 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
+from modeling.machine import memory_is_kept, prepare_process
+
+if __name__ == "__main__":
+    prepare_process()  # before torch is loaded
+
+# isort: split
 import numpy as np
 import torch
 
@@ -32,7 +38,8 @@ from modeling.model import (
 )
 
 BATCH_SIZE = 32
-# On a CPU the feature maps of more images leave the cache: B0 at 224 px takes 25 ms an image in eights, 41 ms in 32s.
+# On a CPU, memory for the feature maps of more images costs more than the larger batch saves (B0 at 224 px on two cores:
+# 70 images a second in eights, 56 in 32s), unless the process keeps its memory (88 and 100).
 CPU_BATCH_SIZE = 8
 MAX_TABLE_ROWS = 50  # images that are answered on the console
 # The eight symmetries of a square: a lesion has no upright side.
@@ -90,7 +97,7 @@ class LesionClassifier:
         # The layout that convolutions are fastest in (B0 on CPU: 1.7 times in batches of 32, nothing alone).
         self.model: TimmModel = model.to(device, memory_format=torch.channels_last)
         self.device = device
-        self.batch_size = CPU_BATCH_SIZE if device.type == "cpu" else BATCH_SIZE
+        self.batch_size = CPU_BATCH_SIZE if device.type == "cpu" and not memory_is_kept() else BATCH_SIZE
         self.source = source
         self.model_id = source.model_id
         self.revision = source.revision

@@ -15,8 +15,9 @@ from typing import Any
 
 import tempfolder
 
-# Read when torch is loaded: visitors' requests run side by side, and OpenMP's waiting threads would hold the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from modeling.machine import prepare_process
+
+prepare_process()  # before torch is loaded
 
 # isort: split
 import answers

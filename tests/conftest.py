@@ -11,9 +11,12 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 # datasets would report each load_dataset, of a local folder too.
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-# Read when torch is loaded: servers and training processes share the cores with the tests, and spinning threads starve them.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from modeling.machine import prepare_process
+
+prepare_process()  # before torch is loaded: servers and training processes share the cores with the tests
+
+# isort: split
 import numpy as np
 import pytest
 import torch
