@@ -4,14 +4,16 @@
 
 bare forward     the same network on tensors in memory, in batches of several sizes and both memory layouts: the limit
 predict, …       LesionClassifier.predict on a list: pictures in memory, JPEG files of 224 px and of 1024 px
+decode, …        what predict does with these files before the network, on one core
 explain          LesionClassifier.explain of one picture: answer and heat maps of all 8 diagnoses
 grad-cam, …      pytorch-grad-cam on the whole network, as its README shows it
 """
 
-import os
+from modeling.machine import prepare_process
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is loaded, see side_by_side.py
+prepare_process()  # before torch is loaded, as the command line and the Space do; see side_by_side.py
 
+# isort: split
 import argparse
 import tempfile
 import time
@@ -29,7 +31,7 @@ from modeling.labels import CODES
 from modeling.model import build_model, load_model_folder, save_model_folder
 from modeling.predictor import LesionClassifier
 
-BATCH_SIZES = (1, 4, 8, 16, 32)
+BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 SIZE_PX = 224
 
 
@@ -55,7 +57,7 @@ def in_batches(model: torch.nn.Module, pixel_values: torch.Tensor, size: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=64, help="in a list")
+    parser.add_argument("--images", type=int, default=128, help="in a list")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     n, rng = options.images, np.random.default_rng(0)
@@ -90,6 +92,9 @@ def main() -> None:
         runs["predict, pictures in memory"] = timed(lambda: classifier.predict(pictures), n)
         for size, paths in files.items():
             runs[f"predict, JPEG files of {size} px"] = timed(lambda paths=paths: classifier.predict(paths), n)
+            runs[f"decode, JPEG files of {size} px"] = timed(
+                lambda paths=paths: [classifier.preprocess(path) for path in paths], n
+            )
         some = pictures[: max(4, n // 8)]
         runs["predict, one picture"] = timed(lambda: [classifier.predict(picture) for picture in some], len(some))
         runs["explain, 8 diagnoses"] = timed(lambda: [classifier.explain(picture) for picture in some], len(some))

@@ -22,13 +22,13 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Call every function once a round, after one round to warm up, and keep what they return."""
+def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
+    """Call every function once a round, after one round to warm up unless they do so themselves; keep what they return."""
     if os.environ.get("OMP_WAIT_POLICY") != "PASSIVE":
         raise RuntimeError("set OMP_WAIT_POLICY=PASSIVE before torch is imported; see this file's first lines.")
     values: dict[str, list[float]] = {name: [] for name in runs}
     order = random.Random(0)
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for name in order.sample(list(runs), len(runs)):
             value = runs[name]()
             if number:
