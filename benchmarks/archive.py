@@ -1,9 +1,9 @@
-"""Archives: rate and peak memory of `python -m modeling.predictor`, from 1,000 images up, and 1 against 2 processes.
+"""Archives: rate and peak memory of `python -m modeling.predictor`, from 1,000 images up.
 
     python benchmarks/archive.py --images 100000
 
-Memory is measured on a tiny network (its cost must not hide the archive's) and links to one folder of small JPEGs; the
-scaling over processes on EfficientNet-B0 at 224 px with JPEGs of 600 x 450. Every run is a new process of the command line.
+Memory is measured on a tiny network (its cost must not hide the archive's) and links to one folder of small JPEGs. Every run
+is a new process of the command line.
 """
 
 import os
@@ -16,13 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from side_by_side import in_turn, ratio, show, write
+from side_by_side import write
 
 from modeling.labels import ORIGINAL_CODES
 from modeling.model import build_model, save_model_folder
@@ -68,8 +67,6 @@ def classify(model: Path, images: Path, output: Path, *, processes: int, threads
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000, help="in the largest folder")
-    parser.add_argument("--scaling_images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -83,31 +80,10 @@ def main() -> None:
             shutil.rmtree(images)
         growth = memory[str(options.images)]["peak_mb"] / memory["1000"]["peak_mb"]
 
-        b0 = make_model(scratch / "b0", "efficientnet_b0", 224)
-        few = make_images(scratch / "few", 8, (600, 450))
-        images = make_images(scratch / "scaling", options.scaling_images, (600, 450))
-
-        def rate(processes: int) -> Callable[[], float]:
-            def run() -> float:
-                spent = []
-                for folder in (few, images):  # the difference leaves out the start of the processes
-                    output = scratch / "out.csv"
-                    threads = max(1, (os.cpu_count() or 1) // processes)
-                    spent.append(classify(b0, folder, output, processes=processes, threads=threads)[0])
-                    output.unlink()
-                    (scratch / "out.csv.json").unlink()
-                return (options.scaling_images - 8) / (spent[1] - spent[0])
-
-            return run
-
-        rates = in_turn({"1 process": rate(1), "2 processes": rate(2)}, options.rounds)
-    show(rates, "images/s")
-    scaling = ratio(rates, "2 processes", "1 process")
     print(f"\npeak memory grows {growth:.3f} times from 1,000 to {options.images} images")
-    print(f"2 processes are {scaling:.2f} times as fast as 1, which uses all {os.cpu_count()} cores too")
     write(
         "archive",
-        {"memory": memory, "memory_growth": growth, "images_per_second": rates, "scaling_1_to_2_processes": scaling},
+        {"memory": memory, "memory_growth": growth},
         {f"peak memory within 5 % from 1,000 to {options.images} images": growth <= 1.05},
     )
 
