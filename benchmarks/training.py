@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import datasets
@@ -52,8 +52,8 @@ class Images:
 
     folder: Path
     cache_dir: Path
-    paths: list[Path]
-    labels: list[int]
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
 
 
 Epoch = Callable[[Images], None]
@@ -86,8 +86,9 @@ def bare() -> Epoch:
     return epoch
 
 
+@cache
 def cached(images: Images) -> LesionDataset:
-    """Return the images augmented and from the cache, which is made if it is not there."""
+    """Return the images augmented and from the cache, which is made at the first call, as at the start of a run."""
     data = datasets.Dataset.from_dict(
         {"image": [str(path) for path in images.paths], "image_id": [path.name for path in images.paths]}
     )
@@ -153,7 +154,9 @@ def hf_trainer() -> Epoch:
         }
 
     def epoch(images: Images) -> None:
-        data = datasets.Dataset.from_dict({"image": [str(path) for path in images.paths], "labels": images.labels})
+        data = datasets.Dataset.from_dict(
+            {"image": [str(path) for path in images.paths], "labels": list(images.labels)}
+        )
         settings = TrainingArguments(
             output_dir=str(images.cache_dir), per_device_train_batch_size=BATCH_SIZE, num_train_epochs=1,
             dataloader_num_workers=2, dataloader_drop_last=True, remove_unused_columns=False, report_to=[],
@@ -187,7 +190,7 @@ def repeat_images(source: Path, folder: Path, n_images: int) -> Images:
         os.symlink((source / f"{row['image']}.jpg").resolve(), path)
         paths.append(path)
         labels.append(codes.index(row["label"]))
-    return Images(folder / "images", folder / "cache", paths, labels)
+    return Images(folder / "images", folder / "cache", tuple(paths), tuple(labels))
 
 
 def measure(name: str, source: Path, n_images: int) -> float:
