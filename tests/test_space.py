@@ -169,6 +169,12 @@ def test_a_rounded_probability_never_claims_certainty(share, text):
     assert answers.percent(share) == text
 
 
+def test_a_probability_that_is_rounded_away_is_not_called_impossible():
+    assert answers.probability_percent(0.0) == "< 0.1 %"
+    assert answers.probability_percent(1.0) == "> 99.9 %"
+    assert answers.probability_percent(0.042) == "4.2 %"
+
+
 def prediction(classifier, *probabilities: float, reason: str | None = None) -> Prediction:
     by_code = dict(zip(classifier.codes, probabilities, strict=True))
     best = max(by_code, key=by_code.__getitem__)
@@ -790,7 +796,7 @@ def test_a_visitor_uploads_by_click_and_reads_the_answer(browser, url, classifie
         rows = page.locator(".differential tbody tr").all_inner_texts()
         assert len(rows) == 4
         assert expected.diagnosis in rows[0]
-        assert answers.percent(expected.probability) in rows[0]
+        assert answers.probability_percent(expected.probability) in rows[0]
         malignant = [row for row in rows if "⚠ malignant" in row]
         assert {re.search(r"\b[A-Z]{2,3}\b", row)[0] for row in malignant} == {"MEL", "BCC"}
         point = page.locator(".points").inner_text()
@@ -910,7 +916,7 @@ def test_a_batch_shows_a_sortable_table_and_hands_out_its_csv(browser, url, clas
         assert head.get_attribute("aria-sort") == "descending"
         shown = [classifier.predict(file).probability for file in EXAMPLES[:3]]
         cells = page.locator(".batch tbody tr td.number:nth-child(4)").all_inner_texts()
-        assert cells == [answers.percent(value) for value in sorted(shown, reverse=True)]
+        assert cells == [answers.probability_percent(value) for value in sorted(shown, reverse=True)]
         with page.expect_download() as download:
             page.locator("#save-csv").click()
         download.value.save_as(tmp_path / "lesions.csv")
