@@ -1,5 +1,6 @@
 """The Space: answers, batches, uploads, endpoints, faults at start, and the page itself in a real browser."""
 
+import asyncio
 import base64
 import contextlib
 import csv
@@ -615,6 +616,43 @@ def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier):
     assert len(sessions) == 1
     app.forget_session(demo, next(iter(sessions)))
     assert len(sessions) == 0
+    demo.close(verbose=False)
+
+
+def test_a_client_that_fetches_nothing_is_forgotten_after_a_while_and_one_that_waits_is_not(classifier):
+    demo = app.build_demo(classifier)
+    queue = demo._queue
+    asked = {"done": set(), "waits": {"a"}, "fetches nothing": {"b"}, "asks again": {"c"}}
+    for session, requests in asked.items():
+        queue.pending_event_ids_session[session] = requests
+        queue.pending_messages_per_session[session] = asyncio.Queue()
+    queue.event_ids_to_events["a"] = object()
+    late = app.KEEP_ANSWERS_S + 1
+    seen = app.forget_answers(demo, {}, now_s=0)
+    asked["asks again"].add("d")
+    seen = app.forget_answers(demo, seen, now_s=app.KEEP_ANSWERS_S - 1)
+    assert set(queue.pending_messages_per_session) == set(asked)
+    app.forget_answers(demo, seen, now_s=late)
+    assert set(queue.pending_messages_per_session) == {"waits", "asks again"}
+    assert set(queue.pending_event_ids_session) == {"waits", "asks again"}
+
+
+def test_a_running_server_keeps_nothing_of_requests_that_are_done(classifier, monkeypatch):
+    monkeypatch.setattr(uploads, "SWEEP_EVERY_S", 0.1)
+    monkeypatch.setattr(app, "KEEP_ANSWERS_S", 0.5)
+    demo = app.build_demo(classifier)
+    client = SpaceClient(app.launch(demo, prevent_thread_lock=True, quiet=True).rstrip("/"))
+    for data in photos(3):
+        assert client.classify(data)["diagnosis"] in classifier.codes
+        client.start("explain", client.upload(data), "")
+    queue = demo._queue
+    deadline = time.monotonic() + 20
+    while queue.pending_messages_per_session and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kept = (queue.pending_messages_per_session, queue.pending_event_ids_session, queue.event_ids_to_events)
+    assert [len(part) for part in kept] == [0, 0, 0]
+    assert len(queue.event_analytics) <= 1  # gradio makes a table of them at every request
+    assert queue.cached_event_analytics_summary == {"functions": {}}
     demo.close(verbose=False)
 
 
