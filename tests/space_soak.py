@@ -102,7 +102,12 @@ class SpaceServer:
 
     def disk_bytes(self) -> int:
         """Return what the server keeps of its visitors."""
-        return sum(file.stat().st_size for file in self.uploads.rglob("*") if file.is_file())
+        total = 0
+        for folder, _, names in os.walk(self.uploads):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # moved or swept since the folder was listed
+                    total += (Path(folder) / name).stat().st_size
+        return total
 
     def close(self) -> None:
         """End the server."""
