@@ -33,7 +33,7 @@ function welcome() {
 function summary(answer) {
   if (answer.abstained) return `The model abstains. ${answer.reason}`;
   const first = answer.differential[0];
-  return `Most probable: ${first.name}, ${percent(first.probability)}.`;
+  return `Most probable: ${first.name}, ${probabilityPercent(first.probability)}.`;
 }
 
 // Before anything else: what makes the answer unusable, or covers only a part of the photos.
@@ -56,7 +56,7 @@ function differentialCard(answer) {
       el("th", { scope: "row" }, el("span", { class: "name" }, row.name), " ", el("span", { class: "code" }, row.code), " ", behaviourBadge(row)),
       el("td", { class: "bar-cell", "aria-hidden": "true" },
         el("div", { class: "bar" }, el("div", { class: row.malignant ? "fill malignant" : "fill", style: `width:${100 * row.probability}%` }))),
-      el("td", { class: "number" }, percent(row.probability))));
+      el("td", { class: "number" }, probabilityPercent(row.probability))));
   const several = answer.n_photos > 1 ? `Mean of ${answer.n_photos - answer.left_out.length} photos of one lesion. ` : "";
   const points = el("div", { class: "thresholds" }, el("h3", {}, "At tested thresholds"));
   const card = el("section", { class: answer.abstained ? "card muted split" : "card split", "aria-labelledby": "h-diff" },

@@ -215,6 +215,12 @@ def operating_sentence(point: OperatingPoint, reached: bool) -> str:
     return f"Below {threshold} ({caught} of {point.n_positive} images). It missed {missed}: this is no all-clear."
 
 
+def probability_percent(probability: float) -> str:
+    """Write a probability, which is never 0 or 1 but may be rounded to it: `percent`, but < 0.1 % in place of 0 %."""
+    rounding = 10**-DIGITS
+    return percent(min(max(probability, rounding), 1 - rounding))
+
+
 def percent(share: float) -> str:
     """Write a share as people read it: 95 %, 4.2 %, 99.6 %, and never as certain when it is not."""
     value = 100 * share

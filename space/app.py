@@ -5,19 +5,22 @@ MODEL_ID=me/skin-lesion-b0 MODEL_REVISION=v1.0 python app.py     # as a hosted S
 """
 
 import argparse
+import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import tempfolder
 
-from modeling.machine import prepare_process
+from modeling.machine import prepare_server
 
-prepare_process()  # before torch is loaded
+prepare_server()  # before torch is loaded
+# At every request gradio makes a table of the last 10,000, for a monitoring page that is off here.
+os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 
 # isort: split
 import answers
@@ -39,7 +42,10 @@ PROGRESS_EVERY_S = 0.4
 # Requests that run at once; more only compete for the same cores. Their answers hold pictures, so few sessions are kept.
 AT_ONCE = max(1, min(4, (os.cpu_count() or 2)))
 MAX_WAITING = 64
-MAX_SESSIONS = 64
+MAX_SESSIONS = 16  # this page keeps no state, so one that is forgotten misses nothing
+KEEP_ANSWERS_S = 60  # that nobody fetches; clients do at once
+
+Asked = tuple[str, frozenset[str]]  # a client's session, and its requests whose answers have not been fetched
 
 
 def build_demo(classifier: LesionClassifier) -> gr.Blocks:
@@ -227,6 +233,51 @@ def forget_session(demo: gr.Blocks, session: str | None) -> None:
         demo.state_holder.session_data.pop(session, None)
 
 
+def forget_answers(demo: gr.Blocks, seen: dict[Asked, float], *, now_s: float) -> dict[Asked, float]:
+    """Drop what gradio's queue keeps of clients whose requests are done, as it would while the server runs.
+
+    Of each it keeps the session, and the answer too where nobody fetched it.
+
+    Args:
+        demo: A page that is being served; call this in its event loop, which alone changes the queue.
+        seen: What the last call returned; at first {}.
+        now_s: A clock that never goes back.
+
+    Returns:
+        Since when each idle client has been seen with the same unfetched answers, for the next call.
+    """
+    queue = demo._queue
+    idle: dict[Asked, float] = {}
+    for session, requests in list(queue.pending_event_ids_session.items()):
+        if not requests.isdisjoint(queue.event_ids_to_events):
+            continue  # waiting or being answered
+        asked = (session, frozenset(requests))
+        since = seen.get(asked, now_s)
+        if now_s - since < KEEP_ANSWERS_S:
+            idle[asked] = since
+        else:
+            del queue.pending_event_ids_session[session]
+            queue.pending_messages_per_session.pop(session, None)
+    return idle
+
+
+@contextlib.asynccontextmanager
+async def forgetting(server: gr.routes.App) -> AsyncIterator[None]:
+    """While the server runs, forget the answers that nobody fetches."""
+
+    async def keep_forgetting() -> None:
+        seen: dict[Asked, float] = {}
+        while True:
+            await asyncio.sleep(uploads.SWEEP_EVERY_S)
+            seen = forget_answers(server.get_blocks(), seen, now_s=monotonic())
+
+    task = asyncio.create_task(keep_forgetting())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
 def build_fault_page(sentence: str) -> gr.Blocks:
     """Return the page that is shown while there is no model to answer with."""
     with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
@@ -255,7 +306,7 @@ def launch(demo: gr.Blocks, *, requests_per_minute: int = uploads.REQUESTS_PER_M
             font_mono=["ui-monospace", "monospace"],
         ),
         css_paths=HERE / "style.css",
-        app_kwargs={"middleware": [guard]},
+        app_kwargs={"middleware": [guard], "lifespan": forgetting},
         max_file_size=MAX_FILE_BYTES,
         state_session_capacity=MAX_SESSIONS,
         mcp_server=True,

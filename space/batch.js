@@ -67,8 +67,8 @@ function line(row) {
   return el("tr", { class: row.abstained ? "abstained" : "" },
     el("td", {}, picture), el("th", { scope: "row" }, row.image),
     el("td", {}, row.diagnosis_name, " ", el("span", { class: "code" }, row.diagnosis)),
-    el("td", { class: "number" }, percent(row.probability)),
-    el("td", { class: "number" }, percent(row.malignant_probability)),
+    el("td", { class: "number" }, probabilityPercent(row.probability)),
+    el("td", { class: "number" }, probabilityPercent(row.malignant_probability)),
     el("td", {}, ...remarks(row).map((remark) => el("span", { class: remark.startsWith("▲") || row.abstained ? "badge malignant" : "badge" }, remark))));
 }
 

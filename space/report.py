@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 PHOTO_GAP, HEAT_GAP, OVERLAY_GAP, CAPTION_GAP = "@@photo@@", "@@heat@@", "@@overlay@@", "@@caption@@"
 
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-_TEMPLATES.filters["percent"] = answers.percent
+_TEMPLATES.filters["probability_percent"] = answers.probability_percent
 
 
 def report_html(answer: dict[str, Any]) -> str:

@@ -28,6 +28,11 @@ function percent(share) {
   return `${value.toFixed(value === 0 || value === 100 || (value >= 10 && value <= 99) ? 0 : 1)} %`;
 }
 
+// As in answers.py: a probability is never 0 or 1, but may be rounded to it.
+function probabilityPercent(probability) {
+  return percent(Math.min(Math.max(probability, 1e-6), 1 - 1e-6));
+}
+
 function save(name, type, text) {
   const address = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
   const link = el("a", { href: address, download: name });

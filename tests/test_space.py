@@ -1,5 +1,6 @@
 """The Space: answers, batches, uploads, endpoints, faults at start, and the page itself in a real browser."""
 
+import asyncio
 import base64
 import contextlib
 import csv
@@ -167,6 +168,12 @@ def test_an_operating_point_is_told_in_words_with_its_counts():
 )
 def test_a_rounded_probability_never_claims_certainty(share, text):
     assert answers.percent(share) == text
+
+
+def test_a_probability_that_is_rounded_away_is_not_called_impossible():
+    assert answers.probability_percent(0.0) == "< 0.1 %"
+    assert answers.probability_percent(1.0) == "> 99.9 %"
+    assert answers.probability_percent(0.042) == "4.2 %"
 
 
 def prediction(classifier, *probabilities: float, reason: str | None = None) -> Prediction:
@@ -612,6 +619,43 @@ def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier):
     demo.close(verbose=False)
 
 
+def test_a_client_that_fetches_nothing_is_forgotten_after_a_while_and_one_that_waits_is_not(classifier):
+    demo = app.build_demo(classifier)
+    queue = demo._queue
+    asked = {"done": set(), "waits": {"a"}, "fetches nothing": {"b"}, "asks again": {"c"}}
+    for session, requests in asked.items():
+        queue.pending_event_ids_session[session] = requests
+        queue.pending_messages_per_session[session] = asyncio.Queue()
+    queue.event_ids_to_events["a"] = object()
+    late = app.KEEP_ANSWERS_S + 1
+    seen = app.forget_answers(demo, {}, now_s=0)
+    asked["asks again"].add("d")
+    seen = app.forget_answers(demo, seen, now_s=app.KEEP_ANSWERS_S - 1)
+    assert set(queue.pending_messages_per_session) == set(asked)
+    app.forget_answers(demo, seen, now_s=late)
+    assert set(queue.pending_messages_per_session) == {"waits", "asks again"}
+    assert set(queue.pending_event_ids_session) == {"waits", "asks again"}
+
+
+def test_a_running_server_keeps_nothing_of_requests_that_are_done(classifier, monkeypatch):
+    monkeypatch.setattr(uploads, "SWEEP_EVERY_S", 0.1)
+    monkeypatch.setattr(app, "KEEP_ANSWERS_S", 0.5)
+    demo = app.build_demo(classifier)
+    client = SpaceClient(app.launch(demo, prevent_thread_lock=True, quiet=True).rstrip("/"))
+    for data in photos(3):
+        assert client.classify(data)["diagnosis"] in classifier.codes
+        client.start("explain", client.upload(data), "")
+    queue = demo._queue
+    deadline = time.monotonic() + 20
+    while queue.pending_messages_per_session and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kept = (queue.pending_messages_per_session, queue.pending_event_ids_session, queue.event_ids_to_events)
+    assert [len(part) for part in kept] == [0, 0, 0]
+    assert len(queue.event_analytics) <= 1  # gradio makes a table of them at every request
+    assert queue.cached_event_analytics_summary == {"functions": {}}
+    demo.close(verbose=False)
+
+
 def test_nothing_in_this_process_reached_beyond_this_machine(url):
     assert outside == []
 
@@ -790,7 +834,7 @@ def test_a_visitor_uploads_by_click_and_reads_the_answer(browser, url, classifie
         rows = page.locator(".differential tbody tr").all_inner_texts()
         assert len(rows) == 4
         assert expected.diagnosis in rows[0]
-        assert answers.percent(expected.probability) in rows[0]
+        assert answers.probability_percent(expected.probability) in rows[0]
         malignant = [row for row in rows if "⚠ malignant" in row]
         assert {re.search(r"\b[A-Z]{2,3}\b", row)[0] for row in malignant} == {"MEL", "BCC"}
         point = page.locator(".points").inner_text()
@@ -910,7 +954,7 @@ def test_a_batch_shows_a_sortable_table_and_hands_out_its_csv(browser, url, clas
         assert head.get_attribute("aria-sort") == "descending"
         shown = [classifier.predict(file).probability for file in EXAMPLES[:3]]
         cells = page.locator(".batch tbody tr td.number:nth-child(4)").all_inner_texts()
-        assert cells == [answers.percent(value) for value in sorted(shown, reverse=True)]
+        assert cells == [answers.probability_percent(value) for value in sorted(shown, reverse=True)]
         with page.expect_download() as download:
             page.locator("#save-csv").click()
         download.value.save_as(tmp_path / "lesions.csv")
