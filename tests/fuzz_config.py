@@ -348,6 +348,7 @@ def main() -> int:
 
 def work(options: argparse.Namespace) -> int:
     warnings.simplefilter("ignore")
+    until = time.monotonic() + options.seconds  # loading the libraries counts: the parent takes what is late for a hang
     scratch = Path(tempfile.mkdtemp(dir=options.folder))
     if options.work == "atheris":
         import atheris
@@ -386,13 +387,12 @@ def work(options: argparse.Namespace) -> int:
         for name, reader in readers.items():
             for number, content in enumerate([reader.seed, *reader.extra]):
                 (seeds / f"{name}-{number}").write_bytes(name.encode() + b"\n" + content)
-        limits = [f"-max_total_time={max(1, int(options.seconds))}", f"-timeout={MAX_SECONDS_PER_INPUT}"]
+        limits = [f"-max_total_time={max(1, int(until - time.monotonic()))}", f"-timeout={MAX_SECONDS_PER_INPUT}"]
         search = [f"-seed={options.seed + 1}", "-max_len=100000", f"-rss_limit_mb={MAX_BYTES // 2**20}"]
         atheris.Setup([sys.argv[0], *limits, *search, f"-artifact_prefix={options.folder}/", str(seeds)], try_one)
         atheris.Fuzz()  # ends the process
         return 0
 
-    until = time.monotonic() + options.seconds
     rng = random.Random(options.seed)
     # A card takes a hundred times as long as a splits.csv.
     names = [name for name in sorted(readers) for _ in range(1 if name == "metrics" else 6)]
