@@ -14,9 +14,11 @@ from modeling.machine import available_cores, default_num_workers, prepare_proce
 prepare_process()  # before torch is loaded
 
 # isort: split
+import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -56,7 +58,16 @@ from modeling.loading import (
     resized_images,
 )
 from modeling.metrics import LesionMetrics
-from modeling.model import WEIGHTS_NAME, TimmModel, build_model, file_sha256, save_model_folder, write_json
+from modeling.model import (
+    WEIGHTS_NAME,
+    TimmModel,
+    build_model,
+    file_sha256,
+    read_json,
+    save_model_folder,
+    shortened,
+    write_json,
+)
 from modeling.predictor import LesionClassifier
 from modeling.publish import PublishError, check_can_push, push_model, write_card
 from modeling.splits import (
@@ -79,6 +90,7 @@ from modeling.training import (
 )
 
 CONFIG_NAME, SPLITS_NAME = "train_config.json", "splits.csv"
+MAX_CONFIG_BYTES = 100_000  # all options with their values are 2 kB
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
@@ -225,21 +237,58 @@ def parse_options(arguments: list[str]) -> TrainOptions:
     """Read the command line, after the file named by --config if there is one, and fill in what depends on the rest.
 
     Raises:
-        ValueError: If options contradict each other.
+        ValueError: If the file cannot be used, or options contradict each other.
     """
-    if "--config" in arguments:
-        at = arguments.index("--config")
-        path, arguments = arguments[at + 1], arguments[:at] + arguments[at + 2 :]
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        from_file: list[str] = []
-        for name, value in content.items():
-            if value is None or value == []:
-                continue  # as in train_config.json: the default
-            from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        arguments = from_file + arguments
+    config_parser = argparse.ArgumentParser(prog="accelerate launch train.py", add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", metavar="FILE")
+    given, arguments = config_parser.parse_known_args(arguments)
+    if given.config is not None:
+        arguments = arguments_of_file(Path(given.config)) + arguments
     parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)  # type: ignore[arg-type]
     (options,) = parser.parse_args_into_dataclasses(arguments)
     return fill_defaults(options)
+
+
+def arguments_of_file(path: Path) -> list[str]:
+    """Return the options of a YAML file as the command line has them.
+
+    Raises:
+        ValueError: If it is not a short file of `option: value` lines.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1000} kB")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+    except (
+        Exception
+    ) as error:  # PyYAML also answers damage with KeyError, IndexError, AttributeError, RecursionError, …
+        raise ValueError(f"--config {path} cannot be read ({type(error).__name__}: {str(error)[:300]}).") from error
+    if not isinstance(content or {}, dict):
+        raise ValueError(f"--config {path} must hold lines such as `epochs: 30`, got {shortened(content)}.")
+    arguments: list[str] = []
+    for name, value in (content or {}).items():
+        if name not in TrainOptions.__dataclass_fields__:
+            raise ValueError(f"--config {path}: there is no option {shortened(name)}; --help lists them.")
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        for item in values:
+            if isinstance(item, int) and item.bit_length() > 64:
+                raise ValueError(f"--config {path}: the number of {name} is too large.")
+            if not isinstance(item, str | int | float) or str(item).startswith("--"):
+                raise ValueError(
+                    f"--config {path}: {name} must be a value or a list of values, got {shortened(value)}."
+                )
+        if values:  # none, as in train_config.json: the default
+            arguments += [f"--{name}", *map(str, values)] if isinstance(value, list) else [f"--{name}={value}"]
+    return arguments
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without references: by them a few lines can grow to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has references (*name); write the values out")
+        return super().compose_node(parent, index)
 
 
 def fill_defaults(options: TrainOptions) -> TrainOptions:
@@ -254,6 +303,9 @@ def fill_defaults(options: TrainOptions) -> TrainOptions:
     if options.resume not in (None, "auto"):
         raise ValueError(f"--resume must be auto, got {options.resume!r}; it finds the newest checkpoint by itself.")
     CheckpointInterval.parse(options.checkpoint_every)
+    for name, value in vars(options).items():
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"--{name} must be a number from 0 on, got {value}.")
     pretrained = not demo if options.pretrained is None else options.pretrained
     warm_start = pretrained or options.init_from is not None
     defaults: dict[str, Any] = {
@@ -493,13 +545,15 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ValueError: If something that changes the result differs, with the list of differences.
     """
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
+    if not isinstance(before.get("options"), dict):
+        raise ValueError(f"{path} is damaged: it holds no options. Start anew with another --output_dir.")
     differences = [
-        f"{name}: {before['options'].get(name)!r} before, {value!r} now"
+        f"{name}: {shortened(before['options'].get(name))} before, {value!r} now"
         for name, value in config["options"].items()
         if before["options"].get(name) != value
     ] + [
-        f"{name}: {before.get(name)!r} before, {value!r} now"
+        f"{name}: {shortened(before.get(name))} before, {value!r} now"
         for name, value in config.items()
         if name not in ("options", "run_id", "device") and before.get(name) != value
     ]

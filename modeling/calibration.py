@@ -125,7 +125,25 @@ class OperatingPoint:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "OperatingPoint":
-        return cls(**{**values, "codes": tuple(values["codes"])})
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a number or the name cannot be.
+            KeyError, TypeError: If an entry is missing, unknown or of another type.
+        """
+        point = cls(**{**values, "codes": tuple(values["codes"])})
+        shares = (point.wanted_sensitivity, point.sensitivity, point.specificity)
+        counts = (point.n_positive, point.n_negative)
+        if (
+            not (isinstance(point.name, str) and point.name.isprintable() and 1 <= len(point.name) <= 100)
+            or not point.codes
+            or len(set(point.codes)) < len(point.codes)
+            or not all(0 <= share <= 1 for share in shares)
+            or not all(isinstance(count, int) and 0 <= count < 2**53 for count in counts)
+            or not math.isfinite(point.threshold)
+        ):
+            raise ValueError("an operating point has a name, share, count or threshold that cannot be.")
+        return point
 
 
 def fit_operating_points(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -> list[OperatingPoint]:
@@ -322,13 +340,10 @@ class AbstentionRule:
             )
         n_features = int(values["n_features"])
         centre, directions = (_from_base64(values[name], n_features) for name in ("centre", "directions"))
-        return cls(
-            threshold=float(values["threshold"]),
-            false_alarm_rate=float(values["false_alarm_rate"]),
-            residual_weight=float(values["residual_weight"]),
-            centre=centre[0],
-            directions=directions,
-        )
+        numbers = {name: float(values[name]) for name in ("threshold", "false_alarm_rate", "residual_weight")}
+        if not all(map(math.isfinite, numbers.values())) or not 0 <= numbers["false_alarm_rate"] <= 1:
+            raise ValueError("a number of the abstention rule cannot be; download the model again.")
+        return cls(**numbers, centre=centre[0], directions=directions)
 
 
 def _principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

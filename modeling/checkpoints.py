@@ -106,7 +106,7 @@ def problem_with(folder: Path) -> str | None:
                 return f"{name} is damaged"
     except FileNotFoundError:
         return "it was never finished"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read ({error})"
     return None
 

@@ -21,6 +21,7 @@ from modeling.isic2019 import (
     write_skipped,
 )
 from modeling.labels import CODES, DIAGNOSES
+from modeling.model import is_name, shortened
 
 COLUMNS = tuple(FEATURES)
 # Names under which Hub data sets keep the label, and the optional columns of HAM10000's own CSV.
@@ -133,6 +134,9 @@ def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> dat
         has = ", ".join(f"{name} {n}" for name, n in zip(names, present, strict=True))
         wrong = f"no image of {', '.join(absent)}" if absent else f"empty or repeated list {list(chosen)}"
         raise DataError(f"--diagnoses: {wrong}; the data set has {has}. Choose from these, or pass all.")
+    unusable = [name for name in chosen if not is_name(name)]
+    if unusable:  # said now, not when the trained model is saved
+        raise DataError(f"the label {shortened(unusable[0])} is too long or not printable; rename it in the data set.")
     new_label = np.full(len(names) + 1, -1)  # the last entry answers the label -1 (unlabelled)
     new_label[[names.index(code) for code in chosen]] = np.arange(len(chosen))
     relabelled = new_label[labels]

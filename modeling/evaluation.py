@@ -8,7 +8,7 @@ Shares and scores are in [0, 1]. <code> is a diagnosis such as "MEL".
 
 schema_version   1
 model            codes, names {code}, architecture, image_size_px, n_parameters, weights_sha256, license, run_id,
-                 package_version
+                 package_version, revision (commit on the Hub; null for a folder)
 data             dataset, synthetic, fingerprint, splits_sha256, protocol, split_unit,
                  leakage {overall, code}: share of test images whose lesion is also in train,
                  flow {in_dataset, skipped, other_diagnoses {code}, splits {split: n_images, n_lesions, per_class {code}}},
@@ -89,7 +89,7 @@ from modeling.metrics import (
     score_operating_point,
     score_split,
 )
-from modeling.model import ModelFolderError, resolve_model_folder
+from modeling.model import ModelFolder, ModelFolderError, config_sha256, read_config, read_json, shortened
 from modeling.original import compare
 from modeling.outliers import FAR_KINDS, far_images
 from modeling.predictor import BATCH_SIZE, LesionClassifier
@@ -102,6 +102,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 METRICS_NAME = "metrics.json"
 SPLITS_NAME = "splits.csv"
+RUN_NAME = "train_config.json"
+HISTORY_KEYS = ("train/loss", "val/loss", "val/balanced_accuracy", "val/accuracy")  # what figures show of an epoch
 # What needs many passes of the network is measured on a sample of test: a third of it within these bounds.
 MIN_SAMPLE, MAX_SAMPLE = 40, 500
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
@@ -419,6 +421,7 @@ def _describe_model(classifier: LesionClassifier) -> dict[str, Any]:
         "image_size_px": classifier.size_px,
         "n_parameters": sum(parameter.numel() for parameter in classifier.model.parameters()),
         **{key: classifier.lesion.get(key) for key in ("weights_sha256", "license", "run_id", "package_version")},
+        "revision": classifier.revision,
     }
 
 
@@ -766,34 +769,89 @@ def golden_prediction(classifier: LesionClassifier) -> dict[str, Any]:
 
 
 def verify(classifier: LesionClassifier) -> str:
-    """Check a loaded model against the answer stored in its config, and say what was checked.
+    """Check a loaded model against the hashes and the answer stored in its config, and say what was checked.
 
-    Loading has compared the weights with `lesion.weights_sha256` already.
+    Loading has compared the weights with `lesion.weights_sha256` already. Compared here: every value of config.json with
+    its own hash, splits.csv with its hash, whether metrics.json and train_config.json are of this model, and the answer for
+    a drawn picture. The numbers of metrics.json have no hash; scoring again shows whether they hold.
 
     Raises:
-        ModelFolderError: If there is no stored answer, or it differs.
+        ModelFolderError: If there is no stored answer, or something differs.
     """
-    stored = classifier.lesion.get("golden")
-    if not stored:
+    lesion = classifier.lesion
+    if not lesion.get("golden"):
         raise ModelFolderError(
             "config.json stores no golden prediction; only models trained by train.py can be verified."
         )
-    now = golden_prediction(classifier)
+    checked = [f"weights sha256 {str(lesion['weights_sha256'])[:12]}"]
+    if lesion.get("config_sha256"):  # written since it exists
+        now = config_sha256(read_config(classifier.source.path))
+        if now != lesion["config_sha256"]:
+            raise ModelFolderError(
+                f"config.json is not as it was saved: its hash is {now[:12]}, stored {lesion['config_sha256'][:12]}; a label, "
+                "the preprocessing, a threshold or another entry was changed."
+            )
+        checked.append("every entry of config.json")
+    try:
+        beside = [_check_beside(classifier, name) for name in (METRICS_NAME, RUN_NAME, SPLITS_NAME)]
+        gap, diagnosis, probability = _check_golden(classifier)
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise ModelFolderError(
+            f"what is stored beside the weights cannot be compared ({type(error).__name__}: {str(error)[:300]}); "
+            "download the folder again."
+        ) from error
+    return (
+        f"verified: {', '.join([*checked, *filter(None, beside)])}, golden prediction {diagnosis} {probability:.4f}, "
+        f"largest difference {gap:.1e}. Not covered: the numbers of {METRICS_NAME}; score again to compare them."
+    )
+
+
+def _check_beside(classifier: LesionClassifier, name: str) -> str | None:
+    """Compare one file beside the weights with config.json; return what was checked, None if there is no such file."""
+    path, lesion = _file_beside(classifier.source, name), classifier.lesion
+    if path is None:
+        return None
+    if name == SPLITS_NAME:
+        stored = {"splits_sha256": splits_hash(load_splits(path))}
+    elif name == RUN_NAME:
+        content = read_json(path)
+        stored = {key: content[key] for key in ("run_id", "data_fingerprint", "splits_sha256")}
+    else:
+        content = read_json(path)
+        if content["model"]["codes"] != list(classifier.codes):
+            raise ModelFolderError(f"{name} has other diagnoses than config.json, or in another order.")
+        stored = {
+            **{key: content["model"][key] for key in ("weights_sha256", "run_id")},
+            "data_fingerprint": content["data"]["fingerprint"],
+        }
+    for key, value in stored.items():
+        if lesion.get(key) is not None and lesion[key] != value:
+            raise ModelFolderError(
+                f"{name} is not of this model: its {key} is {shortened(value)}, and config.json says {lesion[key]!r}."
+            )
+    return name
+
+
+def _check_golden(classifier: LesionClassifier) -> tuple[float, str, float]:
+    """Compare the answer for the drawn picture with the stored one; return the difference, diagnosis and probability."""
+    stored, now = classifier.lesion["golden"], golden_prediction(classifier)
     if now["mean_rgb"] != stored["mean_rgb"]:
         raise ModelFolderError(
-            f"the drawn picture itself differs (mean colour {now['mean_rgb']}, stored {stored['mean_rgb']}): this "
+            f"the drawn picture itself differs (mean colour {now['mean_rgb']}, stored {shortened(stored['mean_rgb'])}): this "
             "version of the package or of Pillow draws differently, so the model cannot be verified with it."
         )
+    if list(stored["probabilities"]) != list(now["probabilities"]):
+        raise ModelFolderError(
+            f"the stored answer is of {shortened(list(stored['probabilities']))}, the model's diagnoses are "
+            f"{', '.join(classifier.codes)}: the labels are not those that it was saved with."
+        )
     gap = max(abs(now["probabilities"][code] - value) for code, value in stored["probabilities"].items())
-    if gap > GOLDEN_TOLERANCE:
+    if not gap <= GOLDEN_TOLERANCE:
         raise ModelFolderError(
             f"the answer for the drawn picture differs by {gap:.4f} (now {now['probabilities']}, stored "
-            f"{stored['probabilities']}): the weights, the preprocessing or a library is not what it was."
+            f"{shortened(stored['probabilities'])}): the weights, the preprocessing or a library is not what it was."
         )
-    return (
-        f"verified: weights sha256 {str(classifier.lesion['weights_sha256'])[:12]}, golden prediction "
-        f"{now['diagnosis']} {now['probabilities'][now['diagnosis']]:.4f}, largest difference {gap:.1e}"
-    )
+    return gap, now["diagnosis"], now["probabilities"][now["diagnosis"]]
 
 
 # ---- Command line --------------------------------------------------------------------------------------------------
@@ -840,10 +898,14 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
 
     accelerator = Accelerator()
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision, device=accelerator.device)
-    name = options.dataset or ("isic2019" if options.data_dir else str(classifier.lesion["dataset"]))
+    name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
+    splits_csv = options.splits or _file_beside(classifier.source, SPLITS_NAME)
+    if name is None or splits_csv is None:
+        missing = "data set in config.json: give --dataset" if name is None else f"{SPLITS_NAME}: give --splits"
+        raise ValueError(f"{classifier.model_id} has no {missing}.")
+    before = _known_before(classifier.source)
     dataset = load_data(name, data_dir=options.data_dir)
     check_diagnoses(classifier, dataset)
-    splits_csv = _file_of_model(model, options, SPLITS_NAME)
     # A run that leaves a source out has no row for the other sources' test images.
     named = np.isin(dataset["image_id"], load_splits(splits_csv)["image_id"])
     splits = read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
@@ -856,14 +918,13 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     if not accelerator.is_main_process:
         return None
     # The folder's weights are calibrated already; what they were before follows from its config.
-    temperature = float(classifier.lesion.get("temperature", 1.0))
+    temperature = float(classifier.lesion.get("temperature") or 1.0)
     raw = {
         split: None
         if part is None
         else Outputs(part.index, part.labels, part.logits * temperature, part.features, part.image_ids)
         for split, part in outputs.items()
     }
-    before = _json_of_model(model, options, METRICS_NAME)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     return evaluate_model(
@@ -875,9 +936,9 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
         temperature=temperature,
         output_dir=output,
         predictions_csv=output / "predictions.csv",
-        protocol=before.get("data", {}).get("protocol", "lesion"),
-        run=before.get("training"),
-        history=before.get("training", {}).get("history", []),
+        protocol=before["protocol"],
+        run=before["run"],
+        history=before["history"],
         masks_dir=Path(options.masks) if options.masks else None,
         tta_on_all=options.tta,
     )
@@ -919,26 +980,39 @@ def _run_split(
     return run_model(classifier.model, loader, accelerator, image_ids=image_ids)
 
 
-def _file_of_model(model: str, options: EvaluationOptions, name: str) -> Path:
-    """Return a file beside the model's weights: from its folder, or from the same revision on the Hub."""
-    if name == SPLITS_NAME and options.splits:
-        return Path(options.splits)
-    source = resolve_model_folder(model, options.revision)
-    if source.revision is None:
-        return source.path / name
-    from huggingface_hub import hf_hub_download
+def _file_beside(source: ModelFolder, name: str) -> Path | None:
+    """Return a file beside the model's weights, from its folder or from the same revision on the Hub; None without one."""
+    path = source.path / name
+    if source.revision is not None and not path.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
 
-    return Path(hf_hub_download(source.model_id, name, revision=source.revision))
+        try:
+            return Path(hf_hub_download(source.model_id, name, revision=source.revision))
+        except EntryNotFoundError:
+            return None
+    return path if path.is_file() else None
 
 
-def _json_of_model(model: str, options: EvaluationOptions, name: str) -> dict[str, Any]:
-    """Read a JSON file beside the weights; empty if the model folder has none."""
-    from huggingface_hub.errors import EntryNotFoundError
+def _known_before(source: ModelFolder) -> dict[str, Any]:
+    """Return protocol, run and history as the metrics.json beside the weights has them.
 
+    Raises:
+        ModelFolderError: If the file is damaged.
+    """
+    path = _file_beside(source, METRICS_NAME)
+    if path is None:
+        return {"protocol": "lesion", "run": None, "history": []}
+    content = read_json(path)
     try:
-        return json.loads(_file_of_model(model, options, name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, EntryNotFoundError):
-        return {}
+        training, protocol = content["training"], content["data"]["protocol"]
+        _describe_training(training, training["history"])
+        numbers = [record[key] for record in training["history"] for key in ("epoch", *HISTORY_KEYS)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelFolderError(f"{path} is damaged or of another version ({type(error).__name__}: {error}).") from error
+    if protocol not in ("lesion", "original") or not all(isinstance(number, int | float) for number in numbers):
+        raise ModelFolderError(f"{path} is damaged: protocol {shortened(protocol)}, or an epoch without its numbers.")
+    return {"protocol": protocol, "run": training, "history": training["history"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -950,10 +1024,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = EvaluationOptions(**values)
     try:
         if options.verify:
-            print(verify(LesionClassifier.from_pretrained(model, revision=options.revision)))
+            classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
+            print(f"{classifier.origin}\n{verify(classifier)}")
             return 0
         metrics = evaluate_folder(model, options)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if metrics is not None:
@@ -985,6 +1060,11 @@ def summary(metrics: Mapping[str, Any]) -> str:
         lines.append(
             f"  {metrics['data']['leakage']['overall']:.1%} of the test images show a lesion that is also in train"
         )
+    model, data = metrics["model"], metrics["data"]
+    lines.append(
+        f"model of run {model['run_id']}, revision {model['revision'] or 'local'}, weights sha256 {model['weights_sha256']}, "
+        f"data {data['fingerprint']}, skin-lesion-classifier {model['package_version']}"
+    )
     return "\n".join(lines)
 
 

@@ -185,7 +185,9 @@ def _describe(content: Any, config: dict[str, Any]) -> None:
         "preprocessing": "upright RGB, squashed to input_size, divided by 255, minus mean, divided by std",
         "operating_points": lesion.get("operating_points", []),
         "weights_sha256": lesion["weights_sha256"],
-        "license": lesion.get("license", ""),
+        "data_fingerprint": lesion.get("data_fingerprint") or "",
+        "run_id": lesion.get("run_id") or "",
+        "license": lesion.get("license") or "",
         "package_version": __version__,
         "notice": notice,
     }

@@ -7,6 +7,7 @@ A model folder holds `model.safetensors` (timm's own key names) and `config.json
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,36 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MAX_CLASSES = 1000
 MAX_SIZE_PX = 1024
 MAX_WEIGHTS_BYTES = 4 * 1024**3
+MAX_JSON_BYTES = 16 * 1024**2  # config.json of B0 has 0.2 MB, most of it the abstention rule
+MAX_TEXT = 200  # characters of a name
+MAX_OPERATING_POINTS = 100
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
+# What `save_model_folder` writes. All else would be for somebody else to obey: model_args, auto_map, url, file, …
+CONFIG_KEYS = {
+    "architecture",
+    "num_classes",
+    "num_features",
+    "label_names",
+    "label_descriptions",
+    "pretrained_cfg",
+    "lesion",
+}
+PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+NETWORK_KEYS = ("fixed_input_size", "pool_size", "first_conv", "classifier")
+# Entries of `lesion` that are shown, compared or computed with; each may be missing or null.
+LESION_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("package_version", "run_id", "dataset", "protocol", "base_model", "license"), str),
+    **dict.fromkeys(("data_fingerprint", "splits_sha256", "weights_sha256", "config_sha256"), str),
+    "synthetic": bool,
+    "temperature": (int, float),  # of what was folded into the weights
+    "operating_points": list,
+    "abstention": dict,
+    "golden": dict,
+}
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+shortened = _SHORT.repr  # shows what a stranger wrote, which may be long, in a message
 
 # An nn.Module with timm's own methods (forward_features, get_classifier, …), which no type describes.
 TimmModel = Any
@@ -146,7 +176,7 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
         model: Network of `build_model`, calibration already folded into its classifier.
         folder: Created if missing; files of the same name are replaced.
         codes: Diagnosis codes in the order of the classifier's outputs.
-        lesion: Operating points, abstention rule and provenance; `schema` and `weights_sha256` are added here.
+        lesion: Operating points, abstention rule and provenance; `schema` and the two hashes are added here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -163,29 +193,46 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
             "custom_load": False,
             **{
                 key: model.pretrained_cfg[key]
-                for key in (
-                    "input_size",
-                    "fixed_input_size",
-                    "interpolation",
-                    "crop_pct",
-                    "crop_mode",
-                    "mean",
-                    "std",
-                    "pool_size",
-                    "first_conv",
-                    "classifier",
-                )
+                for key in (*PREPROCESSING_KEYS, *NETWORK_KEYS)
                 if model.pretrained_cfg.get(key) is not None
             },
         },
         "lesion": {"schema": CONFIG_SCHEMA, **lesion, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)},
     }
+    config["lesion"]["config_sha256"] = config_sha256(config)
     write_json(folder / CONFIG_NAME, config)
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a configuration's values, however its file is written; its own entry is left out."""
+    lesion = {key: value for key, value in config["lesion"].items() if key != "config_sha256"}
+    return hashlib.sha256(json.dumps({**config, "lesion": lesion}, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write strictly valid JSON (NaN is refused), with a final newline."""
     path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a stranger may have written: of bounded size, valid text, every number finite.
+
+    Raises:
+        ModelFolderError: If it is not that, or there is no such file.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelFolderError(f"{path} is larger than {MAX_JSON_BYTES // 1024**2} MiB; refused.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # Python reads NaN, 1e999 and half a surrogate pair, which nothing else could show or write again.
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+    except ModelFolderError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{path} is not valid JSON ({str(error)[:300]}).") from error
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path}: a JSON object was expected, got {shortened(content)}.")
+    return content
 
 
 def file_sha256(path: Path) -> str:
@@ -265,31 +312,41 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {CONFIG_NAME}; give the folder `model` of a run or a Hub repository.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelFolderError(f"{path} is not valid JSON ({error}); download it again.") from error
+    config = read_json(path)
     problem = _config_problem(config)
     if problem:
         raise ModelFolderError(f"{path}: {problem}")
     return config
 
 
-def _config_problem(config: Any) -> str | None:
+def _config_problem(config: dict[str, Any]) -> str | None:
     """Return what is wrong with a configuration, in words, or None."""
-    if not isinstance(config, dict):
-        return "a JSON object was expected."
     lesion = config.get("lesion")
     if not isinstance(lesion, dict):
         return "no entry 'lesion', so this package did not write it; load such a model with timm or transformers."
     if lesion.get("schema") != CONFIG_SCHEMA:
         return (
-            f"its schema is {lesion.get('schema')!r} and this version reads {CONFIG_SCHEMA}; "
+            f"its schema is {shortened(lesion.get('schema'))} and this version reads {CONFIG_SCHEMA}; "
             "update skin-lesion-classifier or take an older revision of the model."
         )
-    if config.get("model_args"):
+    for key, wanted in LESION_TYPES.items():
+        value = lesion.get(key)
+        if value is not None and (not isinstance(value, wanted) or (isinstance(value, str) and not is_name(value))):
+            return f"{key} of the entry 'lesion' is {shortened(value)}, which cannot be."
+    if lesion.get("temperature") is not None and not 0 < lesion["temperature"] < 1e6:
+        return f"temperature must be above 0, got {shortened(lesion['temperature'])}."
+    if len(lesion.get("operating_points") or []) > MAX_OPERATING_POINTS:
+        return f"it has more than {MAX_OPERATING_POINTS} operating points."
+    pretrained_cfg = config.get("pretrained_cfg")
+    if not isinstance(pretrained_cfg, dict):
+        return "no entry 'pretrained_cfg', which holds the preprocessing."
+    foreign = [key for key in config if key not in CONFIG_KEYS]
+    foreign += [key for key in pretrained_cfg if key not in (*PREPROCESSING_KEYS, *NETWORK_KEYS, "custom_load")]
+    foreign += ["custom_load"] if pretrained_cfg.get("custom_load") else []
+    if foreign:
         return (
-            "it has model_args, which this package never writes; refused, since they reach the network's constructor."
+            f"it has {', '.join(map(shortened, foreign[:5]))}, which this package never writes; refused, since other "
+            "programs take from such entries what to build, download or run."
         )
     architecture = config.get("architecture")
     if (
@@ -297,32 +354,32 @@ def _config_problem(config: Any) -> str | None:
         or not re.fullmatch(r"[a-z0-9_]+", architecture)
         or not timm.is_model(architecture)
     ):
-        return f"architecture {architecture!r} is no timm network of this installation."
+        return f"architecture {shortened(architecture)} is no timm network of this installation."
     names = config.get("label_names")
     if (
         not isinstance(names, list)
-        or not all(isinstance(name, str) and name for name in names)
+        or not all(isinstance(name, str) and is_name(name) for name in names)
         or len(set(names)) != len(names)
         or not 2 <= len(names) <= MAX_CLASSES
     ):
-        return f"label_names must be 2 to {MAX_CLASSES} different names."
+        return f"label_names must be 2 to {MAX_CLASSES} different names, each of 1 to {MAX_TEXT} printable characters."
     if config.get("num_classes") != len(names):
-        return f"num_classes is {config.get('num_classes')!r}, but there are {len(names)} label_names."
+        return f"num_classes is {shortened(config.get('num_classes'))}, but there are {len(names)} label_names."
     descriptions = config.get("label_descriptions")
-    if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
+    if not isinstance(descriptions, dict) or not all(
+        isinstance(text, str) and is_name(text) for text in descriptions.values()
+    ):
         return "label_descriptions must give a name for each label."
-    pretrained_cfg = config.get("pretrained_cfg")
-    if not isinstance(pretrained_cfg, dict):
-        return "no entry 'pretrained_cfg', which holds the preprocessing."
     size = pretrained_cfg.get("input_size")
     if not (
         isinstance(size, list)
         and len(size) == 3
         and all(type(side) is int for side in size)
         and size[0] == 3
-        and all(16 <= side <= MAX_SIZE_PX for side in size[1:])
+        and size[1] == size[2]
+        and 16 <= size[1] <= MAX_SIZE_PX
     ):
-        return f"input_size must be [3, S, S] with S from 16 to {MAX_SIZE_PX}, got {size!r}."
+        return f"input_size must be [3, S, S] with S from 16 to {MAX_SIZE_PX}, got {shortened(size)}."
     for key in ("mean", "std"):
         value = pretrained_cfg.get(key)
         if not (
@@ -330,14 +387,19 @@ def _config_problem(config: Any) -> str | None:
             and len(value) == 3
             and all(isinstance(v, int | float) and 0 <= v < 10 for v in value)
         ):
-            return f"{key} must be three numbers, got {value!r}."
-    if any(value == 0 for value in pretrained_cfg["std"]):
-        return "std must not be zero."
+            return f"{key} must be three numbers, got {shortened(value)}."
+    if any(value < 0.001 for value in pretrained_cfg["std"]):
+        return "std must not be zero or close to it."
     if pretrained_cfg.get("crop_mode") != "squash" or pretrained_cfg.get("crop_pct") != 1.0:
         return "crop_mode must be 'squash' and crop_pct 1.0, as this package trains."
     if pretrained_cfg.get("interpolation") not in ("bicubic", "bilinear"):
-        return f"interpolation {pretrained_cfg.get('interpolation')!r} is not bicubic or bilinear."
+        return f"interpolation {shortened(pretrained_cfg.get('interpolation'))} is not bicubic or bilinear."
     return None
+
+
+def is_name(text: str) -> bool:
+    """True if a text can stand in a table, a message and a file without harm."""
+    return 1 <= len(text) <= MAX_TEXT and text.isprintable()
 
 
 def load_model_folder(folder: Path) -> tuple[TimmModel, dict[str, Any]]:
@@ -354,35 +416,46 @@ def load_model_folder(folder: Path) -> tuple[TimmModel, dict[str, Any]]:
         raise ModelFolderError(f"{folder} has no {WEIGHTS_NAME}{hint}.")
     if weights.stat().st_size > MAX_WEIGHTS_BYTES:
         raise ModelFolderError(f"{weights} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
-    model: TimmModel = timm.create_model(config["architecture"], num_classes=config["num_classes"], pretrained=False)
-    _check_weights_fit(weights, model)
+    architecture = {"model_name": config["architecture"], "num_classes": config["num_classes"], "pretrained": False}
+    # First without memory: what is allocated after the comparison is no larger than the file that is there.
+    with torch.device("meta"):
+        _check_weights_fit(weights, timm.create_model(**architecture))
     expected = config["lesion"].get("weights_sha256")
     if expected != file_sha256(weights):
         raise ModelFolderError(
             f"{weights} is not the file that {CONFIG_NAME} describes (weights_sha256 differs); download the folder again, "
             "or save it anew if you changed the weights."
         )
+    model: TimmModel = timm.create_model(**architecture)
     model.load_state_dict(load_file(weights))
-    # transformers names sizes and statistics by lists; timm's own code wants tuples.
-    model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
+    preprocessing = {key: config["pretrained_cfg"][key] for key in PREPROCESSING_KEYS}
+    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing, "architecture": config["architecture"]}
     model.requires_grad_(False)
     return model.eval(), config
 
 
 def _check_weights_fit(weights: Path, model: TimmModel) -> None:
     """Compare the file's header with the network, before any tensor is read."""
-    wanted = {key: list(value.shape) for key, value in model.state_dict().items()}
+    wanted = {key: (list(value.shape), value.dtype) for key, value in model.state_dict().items()}
     try:
         with safe_open(weights, framework="pt") as file:
-            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
+            entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            found = {key: (entry.get_shape(), DTYPES.get(entry.get_dtype())) for key, entry in entries.items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFolderError(f"{weights} is no whole safetensors file ({error}); download it again.") from error
+        raise ModelFolderError(
+            f"{weights} is no whole safetensors file ({str(error)[:300]}); download it again."
+        ) from error
     missing = sorted(wanted.keys() - found.keys())
-    extra = sorted(found.keys() - wanted.keys())
+    extra = [shortened(key) for key in sorted(found.keys() - wanted.keys())[:3]]
     if missing or extra:
         raise ModelFolderError(
-            f"{weights} does not fit the network: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown {extra[:3]}."
+            f"{weights} does not fit the network: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(found.keys() - wanted.keys())} unknown [{', '.join(extra)}]."
         )
-    misshapen = [f"{key} {found[key]} instead of {wanted[key]}" for key in wanted if found[key] != wanted[key]]
-    if misshapen:
-        raise ModelFolderError(f"{weights}: {len(misshapen)} tensors have another shape, first {misshapen[0]}.")
+    different = [key for key in wanted if found[key] != wanted[key]]
+    if different:
+        first = different[0]
+        raise ModelFolderError(
+            f"{weights}: {len(different)} tensors have another shape or type, first {first}: {shortened(found[first])} "
+            f"instead of {wanted[first]}."
+        )

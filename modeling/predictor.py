@@ -6,6 +6,7 @@ accelerate launch -m modeling.predictor MODEL DIR_OR_DATASET --output out.parque
 
 import argparse
 import logging
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ if __name__ == "__main__":
 # isort: split
 import numpy as np
 import torch
+from PIL import Image
 
 from modeling import __version__
 from modeling.calibration import AbstentionRule, OperatingPoint, softmax
@@ -106,7 +108,7 @@ class LesionClassifier:
         self.lesion: dict[str, Any] = config["lesion"]
         self.size_px = int(config["pretrained_cfg"]["input_size"][1])
         self.transform = eval_transform(config["pretrained_cfg"])
-        self.operating_points = [OperatingPoint.from_dict(point) for point in self.lesion.get("operating_points", [])]
+        self.operating_points = [OperatingPoint.from_dict(point) for point in self.lesion.get("operating_points") or []]
         abstention = self.lesion.get("abstention")
         self.abstention = AbstentionRule.from_dict(abstention) if abstention else None
         self.provenance: dict[str, str | None] = {
@@ -134,13 +136,20 @@ class LesionClassifier:
         source = resolve_model_folder(repo_or_folder, revision)
         model, config = load_model_folder(source.path)
         default = "cuda" if torch.cuda.is_available() else "cpu"
+        compute_on = torch.device(device or default)
         try:
-            return cls(model, config, source, torch.device(device or default))
-        except (ValueError, TypeError, KeyError) as error:
+            classifier = cls(model, config, source, compute_on)
+            # What a stranger published is tried once: weights, preprocessing and thresholds must give an answer together.
+            prediction = classifier.predict(Image.new("RGB", (8, 8), (192, 144, 128)))
+        except Exception as error:  # of torch, timm or numpy: whatever it is, this model cannot answer
             raise ModelFolderError(
-                f"{source.path}: the entry 'lesion' of config.json cannot be used ({type(error).__name__}: {error}); "
+                f"{source.path}: the network or the entry 'lesion' of config.json cannot be used "
+                f"({type(error).__name__}: {str(error)[:300]}); "
                 "download the folder again, or update skin-lesion-classifier."
             ) from error
+        if not math.isfinite(prediction.probability):
+            raise ModelFolderError(f"{source.path}: the weights give no finite probability; download the folder again.")
+        return classifier
 
     @overload
     def predict(self, images: ImageInput, *, tta: bool = False) -> Prediction: ...
@@ -230,6 +239,14 @@ class LesionClassifier:
         """What every surface says of this model: no medical device, and whether it has only ever seen drawings."""
         return f"{NOTICE} {SYNTHETIC_NOTICE}" if self.lesion.get("synthetic") else NOTICE
 
+    @property
+    def origin(self) -> str:
+        """The provenance of every answer in one line, for people."""
+        return (
+            f"{self.model_id}, revision {self.revision or 'local'}, weights sha256 {self.provenance['weights_sha256']}, "
+            f"data {self.provenance['data_fingerprint'] or 'not recorded'}, skin-lesion-classifier {__version__}"
+        )
+
 
 def dihedral_view(pixel_values: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
     """Turn (B, 3, S, S) by `turns` quarter turns, then mirror it."""
@@ -295,10 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processes = archive.join_processes()
         classifier = LesionClassifier.from_pretrained(options.model, options.revision, processes.device)
         if processes.rank == 0:
-            print(
-                f"{classifier.model_id}, revision {classifier.revision or 'local'}. {classifier.notice}",
-                file=sys.stderr,
-            )
+            print(f"{classifier.origin}. {classifier.notice}", file=sys.stderr)
         if options.output is None:
             print(
                 archive.answer_few(

@@ -11,7 +11,6 @@ the Hub already has is not sent again: a second run completes a push that failed
 
 import argparse
 import hashlib
-import json
 import logging
 import mmap
 import re
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +43,15 @@ from huggingface_hub.utils import _http as hub_http
 from huggingface_hub.utils import validate_repo_id
 
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
-from modeling.model import CONFIG_NAME, PICKLE_SUFFIXES, WEIGHTS_NAME, ModelFolderError, file_sha256, read_config
+from modeling.model import (
+    CONFIG_NAME,
+    PICKLE_SUFFIXES,
+    WEIGHTS_NAME,
+    ModelFolderError,
+    file_sha256,
+    read_config,
+    read_json,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS_NAME = "metrics.json"
@@ -270,12 +277,15 @@ def check_model_folder(folder: Path, *, token: str | None = None) -> None:
             problems.append(f"{name} does not belong in a model folder (allowed: {' '.join(ALLOWED_SUFFIXES)})")
         elif file.is_symlink():
             problems.append(f"{name} is a link")
-        elif file.suffix == ".json" and not _is_json(file):
-            problems.append(f"{name} is not valid JSON")
+        elif file.suffix == ".json":
+            try:
+                read_json(file)
+            except ModelFolderError as error:
+                problems.append(str(error))
     if not problems:
         try:
             ModelCard((folder / CARD_NAME).read_text(encoding="utf-8"))
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             problems.append(f"the metadata of {CARD_NAME} is not valid: {error}")
     if problems:
         raise PublishError(f"{folder} cannot be published:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -423,18 +433,15 @@ def render_card(model_folder: str | Path) -> str:
     """Render the model card of a folder from its `metrics.json` and `config.json` alone.
 
     Raises:
-        PublishError: If a file or the template is missing.
-        jinja2.UndefinedError: If the template names something that is not in these files.
+        PublishError: If a file or the template is missing, or the template names something that is not in these files.
     """
-    # Imported late: publishing the Space does not need it.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     folder = Path(model_folder)
     try:
         config = read_config(folder)
+        metrics = read_json(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else None
     except ModelFolderError as error:
         raise PublishError(str(error)) from error
-    if not (folder / METRICS_NAME).is_file():
+    if metrics is None:
         raise PublishError(
             f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR`."
         )
@@ -442,23 +449,37 @@ def render_card(model_folder: str | Path) -> str:
         raise PublishError(
             f"{ROOT} has no {CARD_TEMPLATE}: install from a clone of the repository with `pip install -e`."
         )
-    metrics = json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+    try:
+        body = _card_template(ROOT).render(
+            metrics=metrics,
+            base_model=config["lesion"].get("base_model"),
+            license=_license(config["lesion"]),
+            diagnoses=[diagnosis_of(code) for code in config["label_names"]],
+            notice=NOTICE,
+            synthetic_notice=SYNTHETIC_NOTICE,
+            attribution=ATTRIBUTION,
+            repo_id=CARD_REPO_ID,
+        )
+        metadata = _card_metadata(config, metrics).to_yaml()
+    except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
+        raise PublishError(
+            f"{folder / METRICS_NAME} does not go with {CARD_TEMPLATE} ({type(error).__name__}: {str(error)[:300]}): it is "
+            f"damaged or of another version; make it anew with `python -m modeling.evaluation {folder} --data_dir DIR`."
+        ) from error
+    body = re.sub(r"\n{3,}", "\n\n", body.strip())
+    return f"---\n{metadata}\n---\n\n{body}\n"
+
+
+@cache
+def _card_template(root: Path) -> Any:
+    # Imported late: publishing the Space does not need it.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
-        loader=FileSystemLoader(ROOT), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": format_number, "estimate": format_estimate, "count": "{:,}".format, "cell": _cell}
-    body = environment.get_template(CARD_TEMPLATE).render(
-        metrics=metrics,
-        base_model=config["lesion"].get("base_model"),
-        license=_license(config["lesion"]),
-        diagnoses=[diagnosis_of(code) for code in config["label_names"]],
-        notice=NOTICE,
-        synthetic_notice=SYNTHETIC_NOTICE,
-        attribution=ATTRIBUTION,
-        repo_id=CARD_REPO_ID,
-    )
-    body = re.sub(r"\n{3,}", "\n\n", body.strip())
-    return f"---\n{_card_metadata(config, metrics).to_yaml()}\n---\n\n{body}\n"
+    return environment.get_template(CARD_TEMPLATE)
 
 
 def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCardData:
@@ -727,14 +748,6 @@ def _has_token(content: "bytes | mmap.mmap", token: str | None) -> bool:
     return HUB_TOKEN.search(content) is not None or (token is not None and content.find(token.encode()) >= 0)
 
 
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
-
-
 def _command(*arguments: str) -> str:
     return shlex.join(["python", "-m", "modeling.publish", *arguments])
 
@@ -795,7 +808,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(export_onnx(options.folder, int8=options.int8, data_dir=options.data_dir))
             return 0
-    except (PublishError, ModelFolderError) as error:
+    except (PublishError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{pushed.url} {'is now at' if pushed.changed else 'already was at'} revision {pushed.revision}")

@@ -23,6 +23,7 @@ from modeling.isic2019 import DataError
 SPLITS = ("train", "val", "test")
 SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 COLUMNS = ("image_id", "lesion_id", "label", "source", "split")
+MAX_CELL = 200  # characters
 DUPLICATE_PREFIX = "dup:"
 # pHash with 16 × 16 = 256 bits: most lesions are a dark blot in the middle, which the usual 64 bits cannot tell apart.
 # Measured on the 10,015 images of HAM10000, 50 million pairs: at most 32 of 256 bits differ in 113 pairs of one lesion
@@ -152,6 +153,7 @@ def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
             (given - wanted, "rows name images that the data do not have"),
             (set(other_label), "labels differ from the data"),
             (set(other_lesion), "lesion ids differ from the data"),
+            (set(splits["image_id"][splits["image_id"].duplicated()]), "images have more than one row"),
         )
         if ids
     ]
@@ -164,9 +166,19 @@ def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
 
 
 def load_splits(path: str | Path) -> pd.DataFrame:
-    """Read splits.csv as it stands, sorted by image id; `read_splits` also compares it with the data."""
-    splits = pd.read_csv(path, dtype=str, keep_default_na=False)
+    """Read splits.csv as it stands, sorted by image id; `read_splits` also compares it with the data.
+
+    Raises:
+        DataError: If it is no table with the columns of splits.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:  # a name alone pandas would also download or unpack
+            splits = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}: {str(error)[:300]}).") from error
     _check_columns(splits, str(path))
+    if splits[list(COLUMNS)].map(len).to_numpy().max(initial=0) > MAX_CELL:
+        raise DataError(f"{path} has a cell of more than {MAX_CELL} characters; no id or name is that long.")
     splits["lesion_id"] = splits["lesion_id"].astype(object).where(splits["lesion_id"] != "", None)
     return splits[list(COLUMNS)].sort_values("image_id", ignore_index=True)
 

@@ -63,13 +63,15 @@ def main() -> int:
     return 1 if findings else 0
 
 
-def supervise(engine: str, folder: Path, seconds: float, seed: int, output: Path) -> tuple[int, str]:
+def supervise(
+    engine: str, folder: Path, seconds: float, seed: int, output: Path, *, script: str = __file__
+) -> tuple[int, str]:
     """Run one child process until the time is up or it fails; return the inputs tried and what was found."""
     current, count_file = folder / "current", folder / "count"
     current.write_bytes(b"")
     count_file.write_text("0")
     log = folder / "log"
-    command = [sys.executable, __file__, "--work", engine, "--folder", str(folder)]
+    command = [sys.executable, script, "--work", engine, "--folder", str(folder)]
     with log.open("wb") as stderr:
         child = subprocess.Popen(
             [*command, "--seconds", str(seconds), "--seed", str(seed)], stdout=stderr, stderr=subprocess.STDOUT

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import jinja2
+import fuzz_config
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
@@ -62,7 +62,11 @@ def draw_dataset(masks: Path) -> datasets.Dataset:
 @pytest.fixture(scope="module")
 def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with the metrics and figures of a real evaluation of a made-up model; only to be read."""
-    base = tmp_path_factory.mktemp("card")
+    return make_scored_folder(tmp_path_factory.mktemp("card"))
+
+
+def make_scored_folder(base: Path) -> Path:
+    """Write a model folder and score it with made-up outputs; also a start for fuzz_config.py."""
     folder, codes, rng = base / "model", ORIGINAL_CODES, np.random.default_rng(0)
     dataset = draw_dataset(base / "masks")
     label_of = dict(zip(dataset["image_id"], [CODES[label] for label in dataset["label"]], strict=True))
@@ -357,7 +361,7 @@ def test_a_misspelt_placeholder_fails_instead_of_vanishing(folder, tmp_path, mon
     template = (publish.ROOT / "model_card.md").read_text().replace("test.macro_auroc", "test.macro_aurok")
     (tmp_path / "model_card.md").write_text(template)
     monkeypatch.setattr(publish, "ROOT", tmp_path)
-    with pytest.raises(jinja2.UndefinedError, match="macro_aurok"):
+    with pytest.raises(PublishError, match="macro_aurok"):
         render_card(folder)
 
 
@@ -369,6 +373,32 @@ def test_a_missing_template_or_metrics_says_what_to_do(folder, tmp_path, monkeyp
     monkeypatch.setattr(publish, "ROOT", tmp_path)
     with pytest.raises(PublishError, match=r"has no model_card\.md: install from a clone"):
         render_card(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": 3}', '{"model": NaN}', "[" * 10**5])
+def test_damaged_metrics_give_no_card_but_a_sentence(folder, content, capsys):
+    (folder / "metrics.json").write_text(content)
+    before = (folder / "README.md").read_bytes() if (folder / "README.md").exists() else None
+    assert publish.main(["card", str(folder)]) == 1
+    assert "metrics.json" in capsys.readouterr().err
+    assert before == ((folder / "README.md").read_bytes() if (folder / "README.md").exists() else None)
+
+
+def test_changed_metrics_give_a_card_or_a_sentence(scored_folder, tmp_path):
+    reader = fuzz_config.make_readers(scored_folder, tmp_path)["metrics"]
+    for tree in fuzz_config.examples(reader.structure, 15, seed=0):
+        reader.read(reader.encode(tree))
+
+
+def test_the_card_names_revision_weights_data_and_package(folder):
+    metrics = edit_metrics(folder)
+    card = render_card(folder)
+    for said in (metrics["model"]["weights_sha256"], metrics["data"]["fingerprint"], "skin-lesion-classifier 0.1.0"):
+        assert said in card
+    # It cannot name the commit that it will be part of; a model of the Hub that is scored again has one.
+    assert "| Revision | the commit that holds this card" in card
+    edit_metrics(folder, model__revision="c0ffee" * 6)
+    assert f"| Revision | `{'c0ffee' * 6}` |" in render_card(folder)
 
 
 def test_the_card_subcommand_writes_the_card_and_pushing_gives_it_the_repositorys_name(folder, monkeypatch, capsys):

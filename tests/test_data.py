@@ -214,3 +214,11 @@ def test_isic2019_is_read_from_its_folder_through_the_same_door(tmp_path: Path) 
         "image_id": "ISIC_1", "label": 0, "lesion_id": "HAM_1", "source": "HAM", "age_approx": 5.0, "sex": None,
         "anatom_site_general": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "line\nfeed", "\x1b[2J"])
+def test_a_label_that_no_model_folder_may_have_is_refused_before_training(name) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["NV", name])})
+    data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+    with pytest.raises(DataError, match="too long or not printable"):
+        select_diagnoses(data, ["all"])

@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -30,12 +32,13 @@ from modeling.evaluation import (
     rounded,
     run_model,
     sample_evenly,
+    summary,
     verify,
 )
 from modeling.isic2019 import FEATURES
 from modeling.labels import ORIGINAL_CODES
 from modeling.loading import LesionDataset, plain_transform, resized_images
-from modeling.model import ModelFolderError, build_model, save_model_folder
+from modeling.model import ModelFolderError, build_model, config_sha256, save_model_folder
 from modeling.predictor import LesionClassifier
 from modeling.splits import make_splits, write_splits
 
@@ -291,11 +294,83 @@ def test_all_images_abstained_and_no_val_are_said_and_not_scored(evaluated, tmp_
 def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluated, capsys) -> None:
     folder = evaluated["folder"] / "model"
     assert main([str(folder), "--verify"]) == 0
-    assert "verified" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "verified: weights sha256" in said
+    assert "every entry of config.json, metrics.json, splits.csv, golden prediction" in said
+    assert "Not covered: the numbers of metrics.json" in said
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
     fold_temperature(classifier.model, 0.2)
     with pytest.raises(ModelFolderError, match="differs by"):
         verify(classifier)
+
+
+def swap(items, first: int, second: int) -> None:
+    items[first], items[second] = items[second], items[first]
+
+
+def seal(config) -> None:
+    """Give a changed configuration its new hash, as somebody would who knows of it."""
+    config["lesion"]["config_sha256"] = config_sha256(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("config.json", lambda c: swap(c["label_names"], 0, 1), "config.json is not as it was saved"),
+        ("config.json", lambda c: c["label_descriptions"].update(MEL="freckle"), "config.json is not as it was saved"),
+        ("config.json", lambda c: c["pretrained_cfg"].update(mean=[0.5, 0.5, 0.5]), "is not as it was saved"),
+        ("config.json", lambda c: c["pretrained_cfg"].update(interpolation="bilinear"), "is not as it was saved"),
+        ("config.json", lambda c: c["lesion"].update(temperature=9.0), "config.json is not as it was saved"),
+        ("config.json", lambda c: c["lesion"]["operating_points"][0].update(threshold=0.9), "is not as it was saved"),
+        ("config.json", lambda c: (swap(c["label_names"], 0, 1), seal(c)), "the stored answer is of|other diagnoses"),
+        ("config.json", lambda c: (c["lesion"]["golden"].pop("mean_rgb"), seal(c)), "cannot be compared"),
+        (
+            "config.json",
+            lambda c: (c["lesion"]["golden"].update(probabilities=[1]), seal(c)),
+            "the stored answer is of",
+        ),
+        (
+            "config.json",
+            lambda c: (c["lesion"].update(splits_sha256="0" * 64), seal(c)),
+            "is not of this model: its splits_sha256",
+        ),
+        ("metrics.json", lambda m: m["model"].update(weights_sha256="0" * 64), "metrics.json is not of this model"),
+        ("metrics.json", lambda m: swap(m["model"]["codes"], 0, 1), "metrics.json has other diagnoses"),
+        ("metrics.json", lambda m: m.pop("model"), "cannot be compared"),
+        ("train_config.json", lambda c: c.update(run_id="other"), "train_config.json is not of this model"),
+    ],
+)
+def test_a_changed_file_does_not_verify(evaluated, tmp_path, name, change, words, capsys) -> None:
+    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
+    run = {"run_id": "x", "data_fingerprint": None, "splits_sha256": None}
+    (folder / "train_config.json").write_text(json.dumps(run))
+    assert main([str(folder), "--verify"]) == 0
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    assert main([str(folder), "--verify"]) == 1
+    assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"training": 3, "data": {}}', '{"training": {"history": [{"epoch": 1}]}, "data": {}}']
+)
+def test_a_damaged_metrics_json_beside_the_model_is_named(evaluated, tmp_path, content, capsys) -> None:
+    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
+    (folder / "metrics.json").write_text(content)
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
+    assert "metrics.json" in capsys.readouterr().err
+
+
+def test_a_model_without_splits_or_data_set_says_what_to_give(evaluated, tmp_path, tiny_model_folder, capsys) -> None:
+    assert main([str(tiny_model_folder), "--output", str(tmp_path / "out")]) == 1
+    assert "has no splits.csv: give --splits" in capsys.readouterr().err
+
+
+def test_the_report_names_model_data_and_package(evaluated) -> None:
+    model = evaluated["metrics"]["model"]
+    assert model["revision"] is None
+    assert f"model of run x, revision local, weights sha256 {model['weights_sha256']}" in summary(evaluated["metrics"])
 
 
 def test_a_model_without_a_golden_prediction_cannot_be_verified(tiny_model_folder, capsys) -> None:

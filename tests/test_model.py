@@ -1,7 +1,9 @@
 """modeling/model.py: what is saved is what others load, and what does not fit is refused with the reason."""
 
 import json
+import os
 import pickle
+import resource
 import shutil
 
 import pytest
@@ -11,9 +13,18 @@ from hub import HubServer
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from modeling import __version__
 from modeling.labels import ORIGINAL_CODES
-from modeling.model import ModelFolderError, build_model, file_sha256, load_model_folder, save_model_folder
+from modeling.model import (
+    CONFIG_KEYS,
+    ModelFolderError,
+    build_model,
+    file_sha256,
+    load_model_folder,
+    save_model_folder,
+)
 from modeling.predictor import LesionClassifier
+from modeling.predictor import main as classify
 
 
 @pytest.fixture
@@ -68,7 +79,23 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c.update(label_names=["x"] * 10**5), "different names"),
         (lambda c: c.update(architecture="hf-hub:someone/evil"), "no timm network"),
         (lambda c: c.update(architecture=7), "no timm network"),
+        (lambda c: c.update(architecture="local-dir:."), "no timm network"),
+        (lambda c: c.update(architecture="../efficientnet_b0"), "no timm network"),
         (lambda c: c.update(model_args={"block_args": 1}), "model_args"),
+        (lambda c: c.update(auto_map={"AutoModel": "evil.Evil"}), "auto_map"),
+        (lambda c: c["pretrained_cfg"].update(url="https://evil.example/w.pth"), "url"),
+        (lambda c: c["pretrained_cfg"].update(file="/etc/passwd"), "file"),
+        (lambda c: c["pretrained_cfg"].update(hf_hub_id="someone/evil"), "hf_hub_id"),
+        (lambda c: c["pretrained_cfg"].update(custom_load=True), "custom_load"),
+        (lambda c: c.update(label_names=["a", "b", "c", "\x1b[2J"]), "printable"),
+        (lambda c: c.update(label_names=["a", "b", "c", "d" * 10**6]), "printable"),
+        (lambda c: c["lesion"].update(run_id={"a": 1}), "run_id of the entry 'lesion'"),
+        (lambda c: c["lesion"].update(license="x" * 10**6), "license of the entry 'lesion'"),
+        (lambda c: c["lesion"].update(temperature=-1), "temperature must be above 0"),
+        (lambda c: c["lesion"].update(operating_points=[{}] * 101), "more than 100 operating points"),
+        (lambda c: c["lesion"].update(threshold=float("nan")), "not valid JSON"),
+        (lambda c: c["lesion"].update(run_id="\ud800"), "not valid JSON"),
+        (lambda c: c["pretrained_cfg"].update(input_size=[3, 64, 96]), "input_size"),
         (lambda c: c["pretrained_cfg"].update(input_size=[3, 10**6, 10**6]), "input_size"),
         (lambda c: c["pretrained_cfg"].update(input_size="3"), "input_size"),
         (lambda c: c.update(label_descriptions=[]), "label_descriptions"),
@@ -87,6 +114,26 @@ def test_a_wrong_configuration_is_refused_with_the_reason(folder, change, words)
         LesionClassifier.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize("key", sorted(CONFIG_KEYS - {"num_features"}))
+def test_no_entry_of_the_configuration_may_be_missing(folder, key):
+    edit(folder, lambda config: config.pop(key))
+    with pytest.raises(ModelFolderError, match=r"config\.json: "):
+        load_model_folder(folder)
+
+
+def test_a_configuration_of_any_size_is_not_read(folder):
+    os.truncate(folder / "config.json", 10**10)  # of zeros, which take no place on the disk
+    with pytest.raises(ModelFolderError, match="larger than 16 MiB"):
+        load_model_folder(folder)
+
+
+def test_a_message_about_a_strangers_value_stays_short(folder):
+    edit(folder, lambda config: config["pretrained_cfg"].update(mean=["x" * 10**6]))
+    with pytest.raises(ModelFolderError) as caught:
+        load_model_folder(folder)
+    assert len(str(caught.value)) < 500
+
+
 def rewrite(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -99,6 +146,7 @@ def rewrite(folder, change):
         (lambda t: t.pop("classifier.bias"), "1 tensors missing"),
         (lambda t: t.update(extra=torch.zeros(1)), "1 unknown"),
         (lambda t: t.update({"classifier.bias": torch.zeros(5)}), "another shape"),
+        (lambda t: t.update({"classifier.bias": torch.zeros(4, dtype=torch.float16)}), "another shape or type"),
         (lambda t: t.update({"classifier.bias": torch.ones(4)}), "weights_sha256 differs"),
     ],
 )
@@ -108,8 +156,24 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(folder, change, wor
         load_model_folder(folder)
 
 
+def with_header(entries):
+    """Bytes of a safetensors file that claims these tensors and holds none."""
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 8, b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"hello world, no tensors here"]
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        b"\x10\x00\x00\x00\x00\x00\x00\x00{}",
+        b"hello world, no tensors here",
+        (2**62).to_bytes(8, "little") + b"{}",
+        with_header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        with_header({"x": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 0]}}),
+        pickle.dumps({"state_dict": [1.0] * 100}),
+    ],
 )
 def test_a_damaged_weights_file_is_refused(folder, content):
     (folder / "model.safetensors").write_bytes(content)
@@ -135,6 +199,47 @@ def test_a_pickle_is_never_opened(folder, capsys):
     with pytest.raises(ModelFolderError, match=r"pytorch_model\.bin is a pickle"):
         load_model_folder(folder)
     assert "opened" not in capsys.readouterr().out
+
+
+def test_weights_of_any_size_are_not_read(folder):
+    os.truncate(folder / "model.safetensors", 5 * 1024**3)
+    with pytest.raises(ModelFolderError, match="larger than 4 GiB"):
+        load_model_folder(folder)
+
+
+def test_a_network_is_built_only_after_its_weights_are_seen_to_be_there(folder):
+    edit(folder, lambda config: config.update(architecture="eva_giant_patch14_224"))  # four gigabytes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelFolderError, match="does not fit the network"):
+        load_model_folder(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+
+
+def test_weights_that_give_no_number_are_refused(folder):
+    rewrite(folder, lambda tensors: tensors["classifier.bias"].fill_(float("nan")))
+    edit(folder, lambda config: config["lesion"].update(weights_sha256=file_sha256(folder / "model.safetensors")))
+    with pytest.raises(ModelFolderError, match="no finite probability"):
+        LesionClassifier.from_pretrained(folder, device="cpu")
+
+
+def test_code_in_the_folder_is_never_run(folder, tmp_path):
+    marker = tmp_path / "was run"
+    for name in ("__init__.py", "modeling.py", "modeling_evil.py", "configuration_evil.py"):
+        (folder / name).write_text(f"open({str(marker)!r}, 'w')")
+    LesionClassifier.from_pretrained(folder, device="cpu")
+    assert not marker.exists()
+
+
+def test_links_out_of_the_folder_give_nothing_away(folder, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("password: 1234")
+    (folder / "config.json").unlink()
+    for target, words in ((secret, "not valid JSON"), ("/dev/zero", "has no config.json"), (tmp_path, "has no config")):
+        (folder / "config.json").symlink_to(target)
+        with pytest.raises(ModelFolderError, match=words) as caught:
+            load_model_folder(folder)
+        assert "1234" not in str(caught.value)
+        (folder / "config.json").unlink()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"a": ' * 5000, "\x00"])
@@ -187,12 +292,39 @@ def test_every_backbone_of_one_linear_classifier_survives_the_round_trip(tmp_pat
         torch.testing.assert_close(loaded(pixel_values), model(pixel_values), rtol=0, atol=0)
 
 
+def point(**changes):
+    values = {"name": "MEL@95", "codes": ["MEL"], "wanted_sensitivity": 0.95, "threshold": 0.1, "sensitivity": 0.96}
+    return {**values, "specificity": 0.5, "n_positive": 50, "n_negative": 100, **changes}
+
+
+def rule(**changes):
+    values = {"method": "ViM", "threshold": 1.0, "false_alarm_rate": 0.05, "residual_weight": 1.0, "n_features": 256}
+    arrays = {"centre": "AAAA" * 341 + "AA==", "directions": "AAAA" * 341 + "AA=="}  # of 256 zeros
+    return {**values, **arrays, **changes}
+
+
+def test_thresholds_that_can_be_read_are_read(folder):
+    edit(folder, lambda config: config["lesion"].update(operating_points=[point()], abstention=rule()))
+    classifier = LesionClassifier.from_pretrained(folder, device="cpu")
+    assert classifier.operating_points[0].threshold == 0.1
+    assert classifier.abstention.directions.shape == (1, 256)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda lesion: lesion.update(operating_points=[{"name": "MEL@95"}]),
         lambda lesion: lesion.update(operating_points=[1]),
         lambda lesion: lesion.update(abstention={"method": "a later one", "threshold": 1}),
+        lambda lesion: lesion.update(operating_points=[point(codes=["SCC"])]),
+        lambda lesion: lesion.update(operating_points=[point(codes=[])]),
+        lambda lesion: lesion.update(operating_points=[point(threshold="0.5")]),
+        lambda lesion: lesion.update(operating_points=[point(sensitivity=2)]),
+        lambda lesion: lesion.update(operating_points=[point(n_positive=0.5)]),
+        lambda lesion: lesion.update(operating_points=[point(name="\x1b[2J")]),
+        lambda lesion: lesion.update(abstention=rule(n_features=7, centre="AAAA" * 7)),
+        lambda lesion: lesion.update(abstention=rule(threshold="inf")),
+        lambda lesion: lesion.update(abstention=rule(n_features=1e300)),
     ],
 )
 def test_thresholds_that_cannot_be_read_are_refused(folder, change):
@@ -224,3 +356,24 @@ def test_a_missing_repository_and_a_missing_revision_are_told_apart(folder, monk
             LesionClassifier.from_pretrained("me/lesions", revision="v9")
         with pytest.raises(ModelFolderError, match="has no model 'me/nothing'"):
             LesionClassifier.from_pretrained("me/nothing")
+
+
+def test_a_revision_pins_what_is_loaded_and_is_shown(folder, lesion_image, monkeypatch, tmp_path, capsys):
+    lesion_image.save(tmp_path / "lesion.png")
+    first_sha256 = file_sha256(folder / "model.safetensors")
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        repo = hub.add_repo("me/lesions", folder)
+        first = repo.tags["v1.0"] = repo.head.oid
+        rewrite(folder, lambda tensors: tensors["classifier.bias"].add_(1))
+        edit(folder, lambda config: config["lesion"].update(weights_sha256=file_sha256(folder / "model.safetensors")))
+        later = hub.add_repo("me/lesions", folder)
+        later.commits = [*repo.commits, *later.commits]
+        later.tags["v1.0"], later.lfs = first, {**repo.lfs, **later.lfs}
+        for revision in ("v1.0", first):
+            assert classify(["me/lesions", str(tmp_path / "lesion.png"), "--revision", revision]) == 0
+            told = capsys.readouterr().err
+            assert f"me/lesions, revision {first}, weights sha256 {first_sha256}, data not recorded" in told
+            assert f"skin-lesion-classifier {__version__}" in told
+        assert classify(["me/lesions", str(tmp_path / "lesion.png")]) == 0
+        assert f"me/lesions, revision {later.head.oid}" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from modeling.splits import (
     check_no_leakage,
     leakage,
     leave_one_source_out,
+    load_splits,
     make_splits,
     near_duplicates,
     near_duplicates_across,
@@ -323,3 +324,34 @@ def test_near_duplicates_across_splits_are_reported_whatever_their_lesion_ids_sa
         {"image_id": "image_000", "split": "train", "other_image_id": "image_002", "other_split": "test"},
         {"image_id": "image_001", "split": "train", "other_image_id": "image_002", "other_split": "test"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cannot be read as a table"),
+        (b"\x00\xff\xfe rubbish", "cannot be read as a table"),
+        (b'image_id,lesion_id\n"a,b\n', "cannot be read as a table"),
+        (b"a,b\n1,2\n", "lack the columns image_id, lesion_id, label, source, split"),
+        (b"image_id,lesion_id,label,source,split\n" + b"x" * 10**5 + b",l,MEL,HAM,test\n", "more than 200 characters"),
+    ],
+)
+def test_what_is_no_table_of_splits_is_refused_by_name(tmp_path, content, words):
+    path = tmp_path / "splits.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        load_splits(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_splits_are_refused_and_no_address_is_fetched(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path, "https://127.0.0.1:1/splits.csv"):
+        with pytest.raises(DataError, match="cannot be read as a table"):
+            load_splits(path)
+
+
+def test_an_image_with_two_rows_is_refused(tmp_path):
+    row = {"image_id": "a", "lesion_id": "l", "label": "MEL", "source": "HAM", "split": "test"}
+    write_splits(pd.DataFrame([row, row]), tmp_path / "splits.csv")
+    with pytest.raises(DataError, match="1 images have more than one row, such as a"):
+        read_splits(tmp_path / "splits.csv", pd.DataFrame([row]))
