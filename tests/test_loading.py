@@ -170,6 +170,8 @@ def test_a_killed_build_goes_on_where_it_stopped(photographs, tmp_path, monkeypa
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not list((tmp_path / "c").glob("*.pixels"))
+    (partial,) = (tmp_path / "c").glob("*.partial")
+    assert partial.stat().st_blocks * 512 >= partial.stat().st_size  # its room on the disk was reserved at the start
     import modeling.loading as loading
 
     calls = []
