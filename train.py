@@ -319,11 +319,16 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except (OSError, SafetensorError) as error:
-        full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = " Make room on the disk and go on with the same command and --resume auto." if full else ""
+        advice = " Make room on the disk and go on with the same command and --resume auto." if no_room(error) else ""
         print(f"\nerror: {error}.{advice}", file=sys.stderr)
         return 1
     return 0
+
+
+def no_room(error: OSError | SafetensorError) -> bool:
+    """True if an error says that the disk, the quota or the longest file is full; safetensors has the number in its text."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def train(options: TrainOptions) -> None:

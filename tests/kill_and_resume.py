@@ -34,15 +34,17 @@ def hashes(run_dir: Path) -> dict[str, str]:
     return {name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in COMPARED}
 
 
-def finish(run_dir: Path, processes: int) -> tuple[float, float]:
-    """Run, or go on with a run, to its end; return after how many seconds its first epoch had ended, and when it ended."""
+def finish(run_dir: Path, processes: int) -> list[float]:
+    """Run, or go on with a run, to its end; return after how many seconds an epoch, the training and the run had ended."""
     started = time.monotonic()
     run = start([*DEMO, "--output_dir", str(run_dir)], run_dir.with_suffix(".log"), processes=processes)
-    run.wait_for(run_dir / "log.jsonl", timeout_s=300)
-    first = time.monotonic() - started
+    moments = []
+    for sign in ("log.jsonl", ".model.partial"):
+        run.wait_for(run_dir / sign, timeout_s=300)
+        moments.append(time.monotonic() - started)
     if run.wait(600) != 0:
         raise RuntimeError(f"the run failed:\n{run.output[-3000:]}")
-    return first, time.monotonic() - started
+    return [*moments, time.monotonic() - started]
 
 
 def kill_once(run_dir: Path, after_s: float, processes: int, rank: int | None) -> dict[str, Any]:
@@ -83,14 +85,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         finish(Path(folder) / "warm-up", processes)  # the fork server imports train.py at its first use
         whole = Path(folder) / "whole"
-        first, end = finish(whole, processes)
+        first, trained, end = finish(whole, processes)
         expected = hashes(whole)
-        print(f"uninterrupted: {end:.1f} s, its first epoch ended after {first:.1f} s", flush=True)
+        print(f"uninterrupted: {end:.1f} s; first epoch after {first:.1f} s, all after {trained:.1f} s", flush=True)
         survived, writing, number, longest = 0, 0, 0, 0.0
         while number < options.kills:
             run_dir = Path(folder) / f"killed-{number}"
             # Every second kill falls into training, the others anywhere from the start to the end.
-            after_s = moments.uniform(0.8 * first if number % 2 else 0.1, end)
+            after_s = moments.uniform(0.8 * first, trained) if number % 2 else moments.uniform(0.1, end)
             record = kill_once(run_dir, after_s, processes, victims[number % len(victims)])
             if record["killed"]:  # otherwise it had ended before
                 finish(run_dir, processes)
