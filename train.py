@@ -15,7 +15,9 @@ prepare_process()  # before torch is loaded
 
 # isort: split
 import argparse
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -23,6 +25,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +40,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from datasets import Dataset
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
@@ -44,7 +49,7 @@ from transformers import HfArgumentParser, get_constant_schedule, get_cosine_sch
 
 from modeling import __version__
 from modeling.calibration import AbstentionRule, fit_operating_points, fit_temperature, fold_temperature, softmax
-from modeling.checkpoints import CheckpointError, Checkpoints
+from modeling.checkpoints import CheckpointError, Checkpoints, any_process
 from modeling.data import fingerprint, load_data, select_diagnoses
 from modeling.evaluation import Outputs, evaluate_model, golden_prediction, run_model, summary
 from modeling.labels import ORIGINAL_CODES, SYNTHETIC_NOTICE, WEIGHTS_LICENSE
@@ -83,14 +88,18 @@ from modeling.splits import (
 from modeling.training import (
     LOADER_ERRORS,
     CheckpointInterval,
+    EpochLog,
     Interrupted,
     Trainer,
     TrainingError,
     loader_died,
+    process_lost,
 )
 
 CONFIG_NAME, SPLITS_NAME = "train_config.json", "splits.csv"
 MAX_CONFIG_BYTES = 100_000  # all options with their values are 2 kB
+# Loader processes of a killed run end within 5 s; with an older filelock they hold its lock until then.
+LOCK_WAIT_S = 6
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
@@ -345,6 +354,13 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except LOADER_ERRORS as error:
+        if process_lost(error):
+            print(
+                f"\nerror: another process of this run failed or was killed, so this one stops too ({error}). Go on with the "
+                "same command and --resume auto.",
+                file=sys.stderr,
+            )
+            return 1
         if not loader_died(error):
             raise
         print(
@@ -354,18 +370,31 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except OSError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+    except (OSError, SafetensorError) as error:
+        advice = " Make room on the disk and go on with the same command and --resume auto." if no_room(error) else ""
+        print(f"\nerror: {error}.{advice}", file=sys.stderr)
         return 1
     return 0
 
 
+def no_room(error: OSError | SafetensorError) -> bool:
+    """True if an error says that the disk, the quota or the longest file is full; safetensors has the number in its text."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+
+
 def train(options: TrainOptions) -> None:
-    """Train, evaluate and publish one model."""
+    """Set up the processes of the run, and keep its folder to them."""
     warn_of_missing_processes()
     accelerator = make_accelerator(options)
     run_dir = Path(str(options.output_dir))
-    resuming = prepare_run_folder(run_dir, options, accelerator)
+    with sole_user(run_dir, accelerator):
+        train_in(run_dir, options, accelerator)
+
+
+def train_in(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> None:
+    """Train, evaluate and publish one model."""
+    resuming = holds_run(run_dir, options, accelerator)
     if options.push_to_hub and accelerator.is_main_process:
         check_can_push(str(options.hub_model_id))
 
@@ -461,8 +490,33 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     return accelerator
 
 
-def prepare_run_folder(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> bool:
-    """Return whether to resume; refuse to write over another run."""
+@contextlib.contextmanager
+def sole_user(run_dir: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Make the run folder and keep other runs out of it. The lock ends with the process, also when it is killed.
+
+    Raises:
+        ValueError: On all processes, if another run is writing there.
+    """
+    lock = FileLock(run_dir / ".lock")
+    taken = False
+    if accelerator.is_main_process:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=LOCK_WAIT_S)
+        except Timeout:
+            taken = True
+    if any_process(accelerator, taken):
+        raise ValueError(f"another run is writing to {run_dir}; wait for its end, or give another --output_dir.")
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+def holds_run(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> bool:
+    """Return whether there is a run to resume; refuse to write over it without --resume."""
     # Without a checkpoint nothing is lost: an earlier try ended before training began.
     started = (run_dir / "checkpoints").exists()
     accelerator.wait_for_everyone()
@@ -470,7 +524,6 @@ def prepare_run_folder(run_dir: Path, options: TrainOptions, accelerator: Accele
         raise ValueError(
             f"{run_dir} already holds a run. Continue it with --resume auto, give another --output_dir, or delete the folder."
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
     return started
 
 
@@ -485,7 +538,7 @@ def diagnoses_of(options: TrainOptions, dataset: Dataset) -> list[str]:
 def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str]) -> pd.DataFrame:
     """Make the splits, or read those that --splits names; each diagnosis must be in each of them."""
     if options.splits:
-        splits = read_splits(options.splits, dataset)
+        splits = read_splits(options.splits, dataset, test_source=options.test_source)
     else:
         splits = make_splits(dataset, protocol=options.protocol, diagnoses=codes, seed=options.seed)  # type: ignore[arg-type]
     if options.test_source:
@@ -703,7 +756,7 @@ def make_trainer(
         checkpoint_every=CheckpointInterval.parse(options.checkpoint_every),
         seed=options.seed,
         checkpoints=Checkpoints(run_dir / "checkpoints", accelerator),
-        log_path=run_dir / "log.jsonl",
+        log=EpochLog(run_dir / "log.jsonl"),
     )
 
 

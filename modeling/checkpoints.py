@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is written beside its final name, flushed to the disk, sealed with a manifest of sizes and hashes, and only
-then renamed. One that does not agree with its manifest is passed over with a warning. The last two are kept.
+then renamed. One that does not agree with its manifest is passed over with a warning. The last two are kept, each with the
+best weights up to its step inside: so whichever of them a run goes on from, its best weights are those of its own past.
 """
 
 import json
@@ -39,13 +40,10 @@ def write_whole(folder: Path, write: Callable[[Path], None], accelerator: Accele
 
     def put_in_place() -> None:
         seal(temporary)
-        replaced = folder.with_name(f".{folder.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if folder.exists():
-            folder.rename(replaced)
+        if folder.exists():  # a step that was taken again; a kill from here on leaves the checkpoint before it
+            shutil.rmtree(folder)
         temporary.rename(folder)
         flush(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
 
     def start() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -69,9 +67,15 @@ def _together(accelerator: Accelerator, action: Callable[[], None], folder: Path
             action()
         except Exception as caught:  # whatever it is, the others wait for the vote below, which raises it on all
             error = caught
-    failed = accelerator.gather(torch.tensor([error is not None], device=accelerator.device))
-    if bool(failed.any()):
+    if any_process(accelerator, error is not None):
         raise CheckpointError(f"{folder} could not be written: {error or 'another process failed'}") from error
+
+
+def any_process(accelerator: Accelerator, here: bool) -> bool:
+    """True on all processes if it is true on one of them; all of them must ask."""
+    if accelerator.num_processes == 1:
+        return here
+    return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).any())
 
 
 def seal(folder: Path) -> None:
@@ -112,31 +116,26 @@ def problem_with(folder: Path) -> str | None:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `step-NNNNNNNN` to resume from, and `best`."""
+    """The checkpoints of one run, `step-NNNNNNNN` each."""
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.folder = folder
         self.accelerator = accelerator
 
-    @property
-    def best(self) -> Path:
-        """The weights that scored best on val so far."""
-        return self.folder / "best"
-
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Write the checkpoint of an optimiser step, and delete those older than the last two."""
+        """Write the checkpoint of an optimiser step; delete those before the last two, and what kills left behind."""
         folder = self.folder / f"step-{step:08d}"
         write_whole(folder, write, self.accelerator)
         if self.accelerator.is_main_process:
-            for old in self._all()[:-KEPT]:
-                shutil.rmtree(old)
+            # One of a later step is damaged: the run went on from before it.
+            kept = [path for path in self._all() if path.name <= folder.name][-KEPT:]
+            for path in self.folder.iterdir():
+                if path not in kept:
+                    shutil.rmtree(path)
         return folder
 
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint; warn about each newer one that is passed over."""
-        replaced = self.best.with_name(f".{self.best.name}.replaced")
-        if self.accelerator.is_main_process and replaced.exists() and not self.best.exists():
-            replaced.rename(self.best)  # a kill fell between the two renames of write_whole
         for folder in reversed(self._all()):
             problem = problem_with(folder)
             if problem is None:

@@ -1,19 +1,22 @@
 """From a data set to batches: images decoded and resized once into a cache, augmentation that can be repeated exactly.
 
 The cache is one flat file of uint8 pixels, memory-mapped, so memory stays flat however many images there are and
-workers share its pages. Its key covers the data, the size and this file's version. Several processes may ask for the
-same cache: one builds it under a file lock while the others wait; a killed build goes on where it stopped.
+workers share its pages. After the pixels stands a checksum of each image: at every start, images that are damaged or were
+never finished are decoded again. The file's key covers the data, the size and this file's version. Several processes may
+ask for the same cache: one builds it under a file lock while the others wait; a killed build goes on where it stopped.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import signal
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -28,7 +31,10 @@ from tqdm import tqdm
 from modeling.images import ImageError, decode_image
 from modeling.model import eval_transform
 
-CACHE_VERSION = 1
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 2
+CHECKSUM_BYTES = 4
 # Training images are kept this much larger than the network's input: random crops then need not enlarge them.
 TRAIN_MARGIN = 1.15
 DEFAULT_CACHE_DIR = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
@@ -61,7 +67,7 @@ def resized_images(
         show_progress: Show a progress bar while building.
 
     Raises:
-        CacheError: If the cache does not fit its bound or the disk.
+        CacheError: If the cache does not fit its bound or the disk, or cannot be read or written.
         ImageError: If an image cannot be read.
     """
     source = dataset.select_columns(["image", "image_id"]).cast_column("image", datasets.Image(decode=False))
@@ -71,16 +77,19 @@ def resized_images(
     key = hashlib.sha256(
         "\n".join([str(CACHE_VERSION), fingerprint, str(size_px), str(exact), *dataset["image_id"]]).encode()
     ).hexdigest()[:24]
-    cache_dir.mkdir(parents=True, exist_ok=True)
     path = cache_dir / f"{key}.pixels"
-    with FileLock(cache_dir / f"{key}.lock"):
-        if not path.exists():
-            _make_room(cache_dir, needed=int(np.prod(shape)), bound=int(cache_gb * 1e9))
-            _build(source, cache_dir / f"{key}.partial", path, shape, exact=exact, show_progress=show_progress)
-        os.utime(path)
-    return ResizedImages(
-        source, size_px=size_px, exact=exact, pixels=np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
-    )
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / f"{key}.lock"):
+            if not _is_whole(path, shape):
+                _build(source, path, shape, exact=exact, bound=int(cache_gb * 1e9), show_progress=show_progress)
+            os.utime(path)
+            pixels = _mapped(path, shape, mode="r")[0]
+    except OSError as error:
+        raise CacheError(
+            f"the image cache {path} cannot be used: {error}. Delete it, or do without it with --image_cache_gb 0."
+        ) from error
+    return ResizedImages(source, size_px=size_px, exact=exact, pixels=pixels)
 
 
 def _make_room(cache_dir: Path, *, needed: int, bound: int) -> None:
@@ -96,38 +105,85 @@ def _make_room(cache_dir: Path, *, needed: int, bound: int) -> None:
         raise CacheError(f"the image cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB; {hint}.")
 
 
+def _file_bytes(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape)) + CHECKSUM_BYTES * shape[0]
+
+
+def _mapped(path: Path, shape: tuple[int, ...], *, mode: Literal["r", "r+"]) -> tuple[np.memmap, np.memmap]:
+    """Return the pixels (N, S, S, 3) and the checksums (N,) of a cache file."""
+    pixels = np.memmap(path, dtype=np.uint8, mode=mode, shape=shape)
+    return pixels, np.memmap(path, dtype="<u4", mode=mode, shape=shape[:1], offset=pixels.nbytes)
+
+
+def _unfinished(pixels: np.ndarray, checksums: np.ndarray) -> list[int]:
+    """Return the indices of the images that do not agree with their checksum; never-written ones do not either."""
+    return [index for index, image in enumerate(pixels) if zlib.crc32(image) != checksums[index]]
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """True if there is a cache and nothing in it is damaged; says so if something is. 4 GB are checked in a second."""
+    if not path.exists():
+        return False
+    if path.stat().st_size != _file_bytes(shape):
+        logger.warning(
+            f"the image cache {path} has {path.stat().st_size} bytes, not {_file_bytes(shape)}; it is made again."
+        )
+        return False
+    damaged = _unfinished(*_mapped(path, shape, mode="r"))
+    if damaged:
+        logger.warning(f"the image cache {path} has {len(damaged)} damaged images; they are decoded again.")
+    return not damaged
+
+
 def _build(
-    source: Dataset, partial: Path, path: Path, shape: tuple[int, ...], *, exact: bool, show_progress: bool
+    source: Dataset, path: Path, shape: tuple[int, ...], *, exact: bool, bound: int, show_progress: bool
 ) -> None:
-    """Fill the partial file and rename it when it is whole."""
-    done_path = partial.with_suffix(".done")
-    _fill(source, partial, done_path, shape, exact=exact, show_progress=show_progress)
+    """Make the file, or go on with what is there of it, under another name until it is whole."""
+    partial = path.with_suffix(".partial")
+    if path.exists():
+        path.replace(partial)
+    if not partial.exists() or partial.stat().st_size != _file_bytes(shape):
+        partial.unlink(missing_ok=True)
+        _make_room(path.parent, needed=_file_bytes(shape), bound=bound)
+        _reserve(partial, _file_bytes(shape))
+    _fill(source, partial, shape, exact=exact, show_progress=show_progress)
     partial.rename(path)
-    done_path.unlink()
 
 
-def _fill(
-    source: Dataset, partial: Path, done_path: Path, shape: tuple[int, ...], *, exact: bool, show_progress: bool
-) -> None:
-    """Decode what is not marked as done into the partial file, row by row in any order."""
-    fresh = not (partial.exists() and done_path.exists())
-    pixels = np.memmap(partial, dtype=np.uint8, mode="w+" if fresh else "r+", shape=shape)
-    done = np.memmap(done_path, dtype=np.bool_, mode="w+" if fresh else "r+", shape=shape[:1])
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of zeros that has its blocks on the disk, where the system can do that.
+
+    A process that writes to the map of a file for which the disk has no room is killed without a word.
+    """
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _fill(source: Dataset, partial: Path, shape: tuple[int, ...], *, exact: bool, show_progress: bool) -> None:
+    """Decode what is not finished into the partial file, row by row in any order."""
+    pixels, checksums = _mapped(partial, shape, mode="r+")
 
     def fill(index: int) -> None:
         pixels[index] = _read(source, index, shape[1], exact=exact)
-        done[index] = True  # after the pixels: a row that is marked is whole
+        checksums[index] = zlib.crc32(pixels[index])
 
-    todo = np.flatnonzero(~done)
+    todo = _unfinished(pixels, checksums)
     with (
         ThreadPoolExecutor(max_workers=max(torch.get_num_threads(), 1)) as pool,
         tqdm(
             total=shape[0], initial=shape[0] - len(todo), desc="resizing", unit="image", disable=not show_progress
         ) as bar,
     ):
-        for _ in pool.map(fill, todo.tolist()):
+        for _ in pool.map(fill, todo):
             bar.update()
     pixels.flush()
+    checksums.flush()
 
 
 def _read(source: Dataset, index: int, size_px: int, *, exact: bool) -> np.ndarray:

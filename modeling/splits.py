@@ -127,12 +127,13 @@ def write_splits(splits: pd.DataFrame, path: str | Path) -> None:
     splits[list(COLUMNS)].sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
 
 
-def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
+def read_splits(path: str | Path, dataset: Table, *, test_source: str | None = None) -> pd.DataFrame:
     """Read splits.csv and check that it is about exactly these images and labels.
 
     Args:
         path: A file of `write_splits`.
         dataset: The data set to split, already reduced to the diagnoses of the run.
+        test_source: Images of other sources may be missing then: `leave_one_source_out` leaves their test images out.
 
     Raises:
         DataError: If a column is missing, images are missing or unknown, or labels or lesion ids differ; with counts.
@@ -140,6 +141,7 @@ def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
     splits = load_splits(path)
     table = to_table(dataset)
     given, wanted = set(splits["image_id"]), set(table["image_id"])
+    needed = wanted if test_source is None else set(table["image_id"][table["source"] == test_source])
     label_of = dict(zip(table["image_id"], table["label"], strict=True))
     lesion_of = dict(zip(table["image_id"], table["lesion_id"], strict=True))
     known = splits[splits["image_id"].isin(wanted)]
@@ -149,7 +151,7 @@ def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
     wrong = [
         f"{len(ids)} {what}, such as {', '.join(sorted(ids)[:5])}"
         for ids, what in (
-            (wanted - given, "images of the data have no row"),
+            (needed - given, "images of the data have no row"),
             (given - wanted, "rows name images that the data do not have"),
             (set(other_label), "labels differ from the data"),
             (set(other_lesion), "lesion ids differ from the data"),
@@ -160,7 +162,7 @@ def read_splits(path: str | Path, dataset: Table) -> pd.DataFrame:
     if wrong:
         raise DataError(
             f"{path} does not belong to these data: {'; '.join(wrong)}. "
-            "Use the data and --diagnoses that it was made with, or leave --splits out to make new splits."
+            "Use the data, --diagnoses and --test_source that it was made with, or leave --splits out to make new splits."
         )
     return splits
 

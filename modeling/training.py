@@ -27,14 +27,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from modeling.checkpoints import CheckpointError, Checkpoints, problem_with, write_whole
+from modeling.checkpoints import CheckpointError, Checkpoints, any_process, flush
 from modeling.evaluation import run_model
 from modeling.loading import mixed_seed
-from modeling.model import WEIGHTS_NAME, write_json
+from modeling.model import write_json
 
 logger = get_logger(__name__)
 
 CONTINUE, SAVE, STOP = 0, 1, 2
+BEST_NAME = "best.safetensors"  # inside each checkpoint
 
 
 # What a loader process that dies looks like from the training process.
@@ -44,6 +45,11 @@ LOADER_ERRORS = (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError)
 def loader_died(error: BaseException) -> bool:
     """True if one of LOADER_ERRORS means that a loader process died: torch's own RuntimeError, or a pipe that breaks."""
     return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+
+
+def process_lost(error: BaseException) -> bool:
+    """True if an error says that another process of the run is gone: gloo's own RuntimeError, or one of torch.distributed."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 class TrainingError(RuntimeError):
@@ -155,7 +161,7 @@ class Trainer:
         checkpoint_every: Beside the one at the end of each epoch.
         seed: Of dropout.
         checkpoints: Where to write them.
-        log_path: `log.jsonl`.
+        log: `log.jsonl`.
     """
 
     accelerator: Accelerator
@@ -175,7 +181,7 @@ class Trainer:
     checkpoint_every: CheckpointInterval
     seed: int
     checkpoints: Checkpoints
-    log_path: Path
+    log: "EpochLog"
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -183,6 +189,7 @@ class Trainer:
         self.loss_function = nn.CrossEntropyLoss(weight=self.class_weights.to(self.accelerator.device), reduction="sum")
         self.saved_at = (time.monotonic(), 0)
         self.window_loss = 0.0  # of the batches since the last optimiser step
+        self.best_weights: dict[str, torch.Tensor] = {}  # in main memory: a full disk cannot take them
         if self.ema is not None:
             self.accelerator.register_for_checkpointing(self.ema)
         self.accelerator.register_for_checkpointing(self.scheduler)
@@ -200,7 +207,7 @@ class Trainer:
     # ---- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train until the last epoch or until patience ends; the best weights are then in `checkpoints/best`.
+        """Train until the last epoch or until patience ends; `load_best` then gives the best weights.
 
         Raises:
             Interrupted: If a signal asked to stop; a checkpoint was written.
@@ -269,7 +276,7 @@ class Trainer:
                 if accelerator.scaler is not None:
                     self.optimizer.step()  # fp16: the scaler leaves the step out and lowers its scale
                 self.optimizer.zero_grad()
-                if accelerator.scaler is None or self._any_process(not math.isfinite(window_loss)):
+                if accelerator.scaler is None or any_process(accelerator, not math.isfinite(window_loss)):
                     self._skip_bad_step(window_loss)
                 return
             self.optimizer.step()
@@ -279,12 +286,6 @@ class Trainer:
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.network, step=progress.step)
-
-    def _any_process(self, here: bool) -> bool:
-        """True on all processes if it is true on one of them."""
-        if self.accelerator.num_processes == 1:
-            return here
-        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).any())
 
     def _skip_bad_step(self, loss: float) -> None:
         """Leave out a step whose gradient is not finite, and go back to the last good state if it did harm."""
@@ -300,7 +301,8 @@ class Trainer:
             )
         # A forward pass on bad numbers also spoils the running statistics of batch normalisation, on the process that saw
         # them; all go back together, or they would train different networks from here on.
-        if self._any_process(not all(bool(value.isfinite().all()) for value in self.network.state_dict().values())):
+        spoilt = not all(bool(value.isfinite().all()) for value in self.network.state_dict().values())
+        if any_process(self.accelerator, spoilt):
             folder = self.checkpoints.latest()
             if folder is None:
                 raise TrainingError("the weights are no longer finite and there is no checkpoint to go back to.")
@@ -352,12 +354,16 @@ class Trainer:
         is_best = score > progress.best_score
         if is_best:
             progress.best_score, progress.best_epoch = score, progress.epoch
-            write_whole(self.checkpoints.best, self._write_best, self.accelerator)
+            self.best_weights = {
+                # Copied, also where it is in main memory already: training goes on and writes to it.
+                key: value.detach().to("cpu", copy=True).contiguous()
+                for key, value in self.evaluated_model.state_dict().items()
+            }
         progress.history.append(record)
         progress.epoch, progress.batches_done, progress.loss_sum, progress.images_seen = progress.epoch + 1, 0, 0.0, 0
         self._log(record, seconds, images_seen / seconds, is_best)
         self.save()
-        if self._any_process(self.stop_request.signal is not None) and progress.epoch < self.epochs:
+        if any_process(self.accelerator, self.stop_request.signal is not None) and progress.epoch < self.epochs:
             by = self.stop_request.signal or "another process"
             raise Interrupted(f"stopped by {by} after epoch {progress.epoch}.")
 
@@ -367,18 +373,10 @@ class Trainer:
             for buffer in self.evaluated_model.buffers():
                 buffer.copy_(broadcast(buffer))
 
-    def _write_best(self, folder: Path) -> None:
-        if self.accelerator.is_main_process:
-            tensors = {
-                key: value.detach().cpu().contiguous() for key, value in self.evaluated_model.state_dict().items()
-            }
-            save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-
     def _log(self, record: dict[str, Any], seconds: float, images_per_second: float, is_best: bool) -> None:
         timing = {"seconds": round(seconds, 2), "images_per_second": round(images_per_second, 2)}
         if self.accelerator.is_main_process:
-            with self.log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**record, **timing}) + "\n")
+            self.log.add({**record, **timing})
             tqdm.write(
                 f"epoch {record['epoch']:>3}/{self.epochs}  train loss {record['train/loss']:.4f}  "
                 f"val loss {record['val/loss']:.4f}  val balanced accuracy {record['val/balanced_accuracy']:.4f}  "
@@ -402,6 +400,8 @@ class Trainer:
 
     def _write_state(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder))
+        if self.accelerator.is_main_process and self.best_weights:
+            save_file(self.best_weights, folder / BEST_NAME, metadata={"format": "pt"})
         # Each process has summed the losses of its own images.
         self.progress.save(folder / f"progress-{self.accelerator.process_index}.json")
 
@@ -412,25 +412,54 @@ class Trainer:
             return False
         self.accelerator.load_state(str(folder))
         self.progress = Progress.load(folder / f"progress-{self.accelerator.process_index}.json")
+        if self.progress.best_epoch >= 0:
+            self.best_weights = load_file(folder / BEST_NAME)
         self.saved_at = (time.monotonic(), self.progress.step)
         if self.accelerator.is_main_process:
-            self._cut_log()
+            self.log.go_back_to(self.progress.history)
         return True
 
-    def _cut_log(self) -> None:
-        """Drop the epochs that will be run again from `log.jsonl`, and a line that was cut off by a kill."""
-        if not self.log_path.exists():
-            return
-        lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.progress.epoch]
-        partial = self.log_path.with_suffix(".partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.rename(self.log_path)
-
     def load_best(self) -> None:
-        """Put the best weights into the network that is evaluated."""
-        problem = problem_with(self.checkpoints.best)
-        if problem is not None:
-            raise TrainingError(
-                f"the best weights in {self.checkpoints.best} cannot be used: {problem}. Start anew with another --output_dir."
-            )
-        self.evaluated_model.load_state_dict(load_file(self.checkpoints.best / WEIGHTS_NAME))
+        """Put the best weights into the network that is evaluated.
+
+        Raises:
+            TrainingError: If no epoch was trained.
+        """
+        if not self.best_weights:
+            raise TrainingError("no epoch was trained, so there are no best weights; raise --epochs.")
+        self.evaluated_model.load_state_dict(self.best_weights)
+
+
+class EpochLog:
+    """`log.jsonl`: one JSON object per epoch. It is replaced as a whole, so that no line in it is ever torn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[int, str] = {}
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add an epoch. A disk that is full is reported and does not end the run: the next epoch's line brings this one."""
+        self.lines[record["epoch"]] = json.dumps(record)
+        self._write()
+
+    def go_back_to(self, history: list[dict[str, Any]]) -> None:
+        """Hold the epochs of a run's history and no others: those that will be run again are dropped."""
+        written: dict[int, str] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            try:
+                written[json.loads(line)["epoch"]] = line
+            except (ValueError, TypeError, KeyError):
+                logger.warning(f"{self.path} has a line that is no epoch; it is dropped: {line[:80]!r}")
+        # An epoch that could not be written then lacks nothing but its timing.
+        self.lines = {record["epoch"]: written.get(record["epoch"], json.dumps(record)) for record in history}
+        self._write()
+
+    def _write(self) -> None:
+        partial = self.path.with_suffix(".partial")
+        try:
+            partial.write_text("".join(f"{line}\n" for line in self.lines.values()), encoding="utf-8")
+            flush(partial)
+            partial.replace(self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            logger.warning(f"{self.path} could not be written: {error}; training goes on and tries again later.")

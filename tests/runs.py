@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -20,73 +21,133 @@ CONTEXT.set_forkserver_preload(["train"])
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "false", "--image_size", "32", "--batch_size", "16"]
 
 
-def _train(arguments: list[str], log: str, spoil_index: int | None) -> None:
+def _train(
+    arguments: list[str], log: str, environment: dict[str, str], spoil_index: int | None, failing_rank: int | None
+) -> None:
     os.setsid()
+    os.environ.update(environment)
+    # Loader processes start as in a program of its own, not from yet another fork server that imports everything again.
+    multiprocessing.set_start_method(None, force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     import train
 
-    if spoil_index is not None:
-        read = train.LesionDataset.__getitem__
+    read = train.LesionDataset.__getitem__
 
-        def spoilt(dataset: "train.LesionDataset", index: int) -> dict:
-            row = read(dataset, index)
-            if index == spoil_index and dataset.seed is not None and dataset.epoch == 1:
+    def read_with_faults(dataset: "train.LesionDataset", index: int) -> dict:
+        row = read(dataset, index)
+        if dataset.seed is not None and dataset.epoch == 1:
+            if index == spoil_index:
                 row["pixel_values"] = row["pixel_values"] * float("nan")
-            return row
+            if environment.get("RANK") == str(failing_rank):
+                raise OSError("the disk of this process is gone")
+        return row
 
-        train.LesionDataset.__getitem__ = spoilt  # type: ignore[method-assign]
+    train.LesionDataset.__getitem__ = read_with_faults  # type: ignore[method-assign]
     sys.exit(train.main(arguments))
 
 
 @dataclass
 class Run:
-    """One start of train.py."""
+    """One start of train.py, in one or several processes."""
 
-    process: BaseProcess
+    processes: list[BaseProcess]
     log: Path
 
+    @property
+    def process(self) -> BaseProcess:
+        """The first process."""
+        return self.processes[0]
+
     def wait(self, timeout_s: float = 240) -> int:
-        self.process.join(timeout_s)
-        if self.process.exitcode is None:
+        """Wait for the end of all processes; return 0 or the first exit status that is not."""
+        deadline = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(deadline - time.monotonic(), 0))
+        if self.alive:
             self.kill()
             raise TimeoutError(f"still running after {timeout_s} s:\n{self.output[-3000:]}")
-        return self.process.exitcode
+        return next((code for code in self.exit_codes if code), 0)
+
+    @property
+    def alive(self) -> bool:
+        return None in self.exit_codes
+
+    @property
+    def exit_codes(self) -> list[int | None]:
+        return [process.exitcode for process in self.processes]
 
     @property
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def kill(self) -> None:
-        """SIGKILL the process with its loader workers, as a power cut or an out-of-memory killer would."""
+        """SIGKILL all processes with their loader workers, as a power cut or an out-of-memory killer would."""
         self.signal_group(signal.SIGKILL)
-        self.process.join()
+        for process in self.processes:
+            process.join()
+
+    def kill_rank(self, rank: int) -> None:
+        """SIGKILL one process with its loader workers."""
+        _signal_group(self.processes[rank], signal.SIGKILL)
 
     def signal_group(self, number: int) -> None:
-        try:
-            os.killpg(self.process.pid or 0, number)
-        except ProcessLookupError:
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                os.kill(self.process.pid or 0, number)  # it has not made its group yet
+        for process in self.processes:
+            _signal_group(process, number)
 
     def wait_for(self, path: Path, timeout_s: float = 120) -> None:
         """Wait until a file exists."""
         deadline = time.monotonic() + timeout_s
         while not path.exists():
-            if self.process.exitcode is not None or time.monotonic() > deadline:
+            if not self.alive or time.monotonic() > deadline:
                 raise TimeoutError(f"{path} did not appear:\n{self.output[-3000:]}")
             time.sleep(0.01)
 
 
-def start(arguments: list[str], log: Path, *, spoil_index: int | None = None) -> Run:
+def _signal_group(process: BaseProcess, number: int) -> None:
+    try:
+        os.killpg(process.pid or 0, number)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(process.pid or 0, number)  # it has not made its group yet
+
+
+def start(
+    arguments: list[str],
+    log: Path,
+    *,
+    processes: int = 1,
+    spoil_index: int | None = None,
+    failing_rank: int | None = None,
+) -> Run:
     """Start train.py with these arguments, its output going to a file.
 
     Args:
         arguments: As on the command line.
         log: Takes its output.
+        processes: How many train together, as `accelerate launch --multi_gpu` would start them.
         spoil_index: Give this training image pixels that are not finite, in the second epoch.
+        failing_rank: Let this process be unable to read images, in the second epoch.
     """
-    process = CONTEXT.Process(target=_train, args=(arguments, str(log), spoil_index))
-    process.start()
-    return Run(process, log)
+    run = Run([], log)
+    for environment in _environments(processes):
+        run.processes.append(
+            CONTEXT.Process(target=_train, args=(arguments, str(log), environment, spoil_index, failing_rank))
+        )
+        run.processes[-1].start()
+    return run
+
+
+def _environments(processes: int) -> list[dict[str, str]]:
+    """Return what the launcher tells each process about the others; nothing if there are none."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {
+        "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+    }  # fmt: skip
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

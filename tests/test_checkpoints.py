@@ -6,7 +6,7 @@ import resource
 import pytest
 from accelerate import Accelerator
 
-from modeling.checkpoints import CheckpointError, Checkpoints, problem_with, write_whole
+from modeling.checkpoints import CheckpointError, Checkpoints, problem_with
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,35 @@ def test_a_written_checkpoint_is_found_and_whole(tmp_path, accelerator):
     assert (folder / "deeper" / "state.json").read_text() == "{}"
 
 
-def test_the_last_two_and_the_best_are_kept(tmp_path, accelerator):
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_two_are_kept(tmp_path, accelerator):
     checkpoints = Checkpoints(tmp_path, accelerator)
-    write_whole(checkpoints.best, writer(), accelerator)
     for step in (1, 2, 3, 10):
         checkpoints.save(step, writer())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-00000003", "step-00000010"]
+    assert names(tmp_path) == ["step-00000003", "step-00000010"]
+
+
+def test_a_step_taken_again_replaces_its_checkpoint(tmp_path, accelerator):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    for content in ("first", "second"):
+        folder = checkpoints.save(4, writer(content))
+        assert (folder / "model.bin").read_text() == content
+        assert problem_with(folder) is None
+    assert names(tmp_path) == ["step-00000004"]
+
+
+def test_what_a_kill_left_behind_and_what_was_passed_over_is_deleted(tmp_path, accelerator):
+    """The run goes on from step 1 with other intervals: the damaged step 9 may not count as one of the last two."""
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    checkpoints.save(1, writer())
+    (checkpoints.save(9, writer()) / "model.bin").write_text("")
+    (tmp_path / ".step-00000012.partial").mkdir()
+    assert checkpoints.latest() == tmp_path / "step-00000001"
+    checkpoints.save(5, writer())
+    assert names(tmp_path) == ["step-00000001", "step-00000005"]
 
 
 @pytest.mark.parametrize(
@@ -88,11 +111,3 @@ def test_a_write_that_fails_is_reported_and_harms_nothing(tmp_path, accelerator)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoints.latest() == whole
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-
-
-def test_the_best_is_replaced_in_one_step(tmp_path, accelerator):
-    checkpoints = Checkpoints(tmp_path, accelerator)
-    for content in ("first", "second"):
-        write_whole(checkpoints.best, writer(content), accelerator)
-        assert (checkpoints.best / "model.bin").read_text() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 
@@ -78,6 +79,63 @@ def test_the_oldest_cache_makes_room_for_a_new_one(photographs, tmp_path):
     assert len(list((tmp_path / "c").glob("*.pixels"))) == 2
 
 
+def damage(path, offset, content):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+IMAGE_BYTES = 32 * 32 * 3
+
+
+@pytest.mark.parametrize(
+    ("harm", "words", "decoded"),
+    [
+        (lambda path: os.truncate(path, 5 * IMAGE_BYTES), "15360 bytes, not 36912", 12),
+        (lambda path: os.truncate(path, 0), "0 bytes", 12),
+        (lambda path: os.truncate(path, 14 * IMAGE_BYTES), "43008 bytes", 12),
+        (lambda path: damage(path, 3 * IMAGE_BYTES + 7, b"\x00\xff" * 1000), "1 damaged", 1),
+        (lambda path: damage(path, 12 * IMAGE_BYTES, bytes(8)), "2 damaged", 2),  # the checksums of the first two
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pixels", ".partial"])
+def test_a_damaged_cache_is_mended(photographs, tmp_path, monkeypatch, caplog, harm, words, decoded, suffix):
+    import modeling.loading as loading
+
+    expected = np.stack(list(load(photographs, tmp_path / "c")))
+    (path,) = (tmp_path / "c").glob("*.pixels")
+    harm(path.rename(path.with_suffix(suffix)))
+    calls, read = [], loading._read
+    monkeypatch.setattr(loading, "_read", lambda *args, **kwargs: (calls.append(0), read(*args, **kwargs))[1])
+    np.testing.assert_array_equal(np.stack(list(load(photographs, tmp_path / "c"))), expected)
+    assert len(calls) == decoded
+    assert (words in caplog.text) == (suffix == ".pixels")  # a build that did not end is nothing to worry about
+    assert sorted(file.suffix for file in (tmp_path / "c").iterdir()) == [".lock", ".pixels"]
+
+
+def test_a_cache_that_cannot_be_opened_says_what_to_do(photographs, tmp_path):
+    load(photographs, tmp_path / "c")
+    (path,) = (tmp_path / "c").glob("*.pixels")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CacheError, match=r"cannot be used: .*--image_cache_gb 0"):
+        load(photographs, tmp_path / "c")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"cannot be used: .*--image_cache_gb 0"):
+        load(photographs, tmp_path / "file")
+
+
+def test_a_cache_that_the_disk_has_no_room_for_leaves_nothing_behind(photographs, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files cannot grow, as on a full disk
+    try:
+        with pytest.raises(CacheError, match="File too large"):
+            load(photographs, tmp_path / "c")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.suffix for file in (tmp_path / "c").iterdir()] == [".lock"]
+
+
 def test_a_cache_that_cannot_fit_says_what_to_change(photographs, tmp_path):
     with pytest.raises(CacheError, match="--image_cache_gb"):
         load(photographs, tmp_path / "c", cache_gb=1e-6)
@@ -112,6 +170,8 @@ def test_a_killed_build_goes_on_where_it_stopped(photographs, tmp_path, monkeypa
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not list((tmp_path / "c").glob("*.pixels"))
+    (partial,) = (tmp_path / "c").glob("*.partial")
+    assert partial.stat().st_blocks * 512 >= partial.stat().st_size  # its room on the disk was reserved at the start
     import modeling.loading as loading
 
     calls = []

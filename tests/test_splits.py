@@ -173,6 +173,18 @@ def test_leaving_a_source_out_tests_on_all_of_it_and_trains_on_the_others() -> N
         leave_one_source_out(splits[splits["source"] == "HAM"], "HAM")
 
 
+def test_the_file_of_a_run_that_left_a_source_out_is_read_back_for_the_same_source(tmp_path: Path) -> None:
+    table = lesions()
+    held_out = leave_one_source_out(make_splits(table, diagnoses=["MEL", "NV"]), "HAM")
+    path = tmp_path / "splits.csv"
+    write_splits(held_out, path)
+    again = leave_one_source_out(read_splits(path, table, test_source="HAM"), "HAM")
+    pd.testing.assert_frame_equal(again, held_out, check_dtype=False)
+    for other in (None, "BCN"):
+        with pytest.raises(DataError, match=r"images of the data have no row.*--test_source"):
+            read_splits(path, table, test_source=other)
+
+
 def drawn(seed: int, code: str = "NV") -> Image.Image:
     return draw_lesion(np.random.default_rng(seed), code, width_px=160, height_px=120)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from corpus import make_corpus
 from runs import ROOT, TINY, start
 from transformers import AutoModelForImageClassification
@@ -23,6 +25,7 @@ import train
 from modeling.checkpoints import problem_with
 from modeling.labels import CODES
 from modeling.predictor import LesionClassifier
+from modeling.training import EpochLog
 
 
 def arguments(isic_folder, run_dir, *more):
@@ -106,11 +109,18 @@ def test_the_log_has_one_object_per_epoch_and_the_loss_falls(finished):
     assert {"val/balanced_accuracy", "val/loss", "learning_rate", "images_per_second"} <= set(lines[0])
 
 
+def test_the_weights_that_are_kept_are_those_of_the_best_epoch(finished):
+    scores = [json.loads(line)["val/balanced_accuracy"] for line in (finished / "log.jsonl").read_text().splitlines()]
+    kept = json.loads((finished / "model" / "metrics.json").read_text())["val"]["balanced_accuracy"]["value"]
+    assert kept == pytest.approx(max(scores))
+    assert kept > scores[-1]  # otherwise this proves nothing
+
+
 def test_the_command_that_opens_the_space_is_printed(finished):
     assert f"python space/app.py --model {finished / 'model'}" in finished.with_suffix(".log").read_text()
 
 
-@pytest.mark.parametrize("moment", ["step-00000001", "step-00000005"])
+@pytest.mark.parametrize("moment", ["step-00000001", "step-00000007"])  # the best epoch is the first of three
 def test_killed_and_resumed_is_never_killed(finished, isic_folder, tmp_path, moment):
     run_dir = tmp_path / "killed"
     command = arguments(isic_folder, run_dir, "--checkpoint_every", "1steps", "--resume", "auto")
@@ -157,6 +167,117 @@ def test_a_launcher_that_is_stopped_leaves_no_orphan(isic_folder, tmp_path):
     assert problem_with(written) is None
     lines = len((run_dir / "log.jsonl").read_text().splitlines())
     assert 1 <= lines < 500
+
+
+@pytest.fixture(scope="module")
+def finished_by_two(isic_folder, tmp_path_factory):
+    """The folder of an uninterrupted run of two processes."""
+    run_dir = tmp_path_factory.mktemp("runs") / "two"
+    run = start(arguments(isic_folder, run_dir), run_dir.with_suffix(".log"), processes=2)
+    assert run.wait() == 0, run.output
+    return run_dir
+
+
+def test_two_processes_killed_one_or_both_and_resumed_are_never_killed(finished_by_two, isic_folder, tmp_path):
+    run_dir = tmp_path / "killed"
+    command = arguments(isic_folder, run_dir, "--checkpoint_every", "1steps", "--resume", "auto")
+    run = start(command, tmp_path / "log", processes=2)
+    run.wait_for(run_dir / "checkpoints" / "step-00000001")
+    run.kill_rank(1)
+    assert run.wait(60) != 0
+    assert run.exit_codes == [1, -signal.SIGKILL]
+    assert "another process of this run failed or was killed" in run.output
+    run = start(command, tmp_path / "log", processes=2)
+    run.wait_for(run_dir / "checkpoints" / "step-00000003")
+    run.kill()
+    run = start(command, tmp_path / "log", processes=2)
+    assert run.wait() == 0, run.output
+    assert run.output.count("resuming at epoch") == 2
+    assert results(run_dir) == results(finished_by_two)
+
+
+def test_a_process_that_cannot_read_its_images_stops_the_others(isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    run = start(arguments(isic_folder, run_dir), tmp_path / "log", processes=2, failing_rank=1)
+    run.wait_for(run_dir / "log.jsonl")  # it fails in the second epoch
+    assert run.wait(60) == 1
+    assert run.exit_codes == [1, 1]
+    assert "error: the disk of this process is gone" in run.output
+    assert "another process of this run failed or was killed" in run.output
+    assert "Traceback" not in run.output
+    assert list((run_dir / "checkpoints").glob("step-*"))
+
+
+def test_a_second_run_is_kept_out_of_the_folder_on_all_its_processes(isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    command = arguments(isic_folder, run_dir, "--epochs", "500", "--patience", "500", "--resume", "auto")
+    first = start(command, tmp_path / "first")
+    first.wait_for(run_dir / "checkpoints" / "step-00000000")
+    second = start(command, tmp_path / "second", processes=2)
+    assert second.wait(60) == 1
+    assert second.exit_codes == [1, 1]
+    assert second.output.count(f"another run is writing to {run_dir}") == 2
+    assert first.alive
+    first.kill()
+
+
+def full_disk(run, size=50_000):
+    """Let no file of a run grow over a size; None: as before."""
+    hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(finished, isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), tmp_path / "log")
+    run.wait_for(run_dir / "checkpoints" / "step-00000001")
+    full_disk(run)
+    while len((run_dir / "log.jsonl").read_text().splitlines() if (run_dir / "log.jsonl").exists() else "") < 2:
+        assert run.alive, run.output
+        time.sleep(0.01)
+    full_disk(run, None)  # the best weights of the first two epochs could not be written when they were new
+    assert run.wait() == 0, run.output
+    assert "training goes on and tries again later" in run.output
+    assert results(run_dir) == results(finished)
+
+
+def test_a_disk_that_stays_full_ends_the_run_in_words_with_what_is_old_intact(isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), tmp_path / "log")
+    run.wait_for(run_dir / "checkpoints" / "step-00000001")
+    full_disk(run)
+    assert run.wait() == 1, run.output
+    assert "Make room on the disk and go on with the same command and --resume auto" in run.output
+    assert "Traceback" not in run.output
+    assert not (run_dir / "model").exists()
+    kept = [problem_with(folder) for folder in (run_dir / "checkpoints").glob("step-*")]
+    assert kept
+    assert set(kept) == {None}
+
+
+def test_the_log_brings_later_what_could_not_be_written(tmp_path):
+    Accelerator(cpu=True)  # its logger wants it
+    log = EpochLog(tmp_path / "log.jsonl")
+    log.add({"epoch": 1, "loss": 2.0, "seconds": 3.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        log.add({"epoch": 2, "loss": 1.0, "seconds": 3.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+    log.add({"epoch": 3, "loss": 0.5, "seconds": 3.0})
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_resumed_log_has_the_epochs_of_the_checkpoint(tmp_path):
+    Accelerator(cpu=True)  # its logger wants it
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"epoch": 1, "loss": 2.0, "seconds": 3.0}\n{"epoch": 3, "loss": 0.5}\n{"epo')
+    EpochLog(path).go_back_to([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}])
+    assert path.read_text() == '{"epoch": 1, "loss": 2.0, "seconds": 3.0}\n{"epoch": 2, "loss": 1.0}\n'
 
 
 def test_resuming_with_other_options_names_the_differences(finished, isic_folder):
