@@ -35,6 +35,7 @@ from modeling.model import write_json
 logger = get_logger(__name__)
 
 CONTINUE, SAVE, STOP = 0, 1, 2
+SAME_REQUEST_S = 3.0  # in which the signals of one request arrive
 BEST_NAME = "best.safetensors"  # inside each checkpoint
 
 
@@ -118,10 +119,15 @@ class CheckpointInterval:
 
 
 class StopRequest:
-    """Remembers SIGTERM (how clusters announce preemption) and Ctrl-C, for the loop to act on at its next step."""
+    """Remembers SIGTERM (how clusters announce preemption) and Ctrl-C, for the loop to act on at its next step.
+
+    One request comes as several signals: to the whole group, from a launcher that passes it on, and from one that dies of it.
+    So only Ctrl-C pressed again, after a while, stops at once; who sends SIGTERM in vain has SIGKILL.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.asked_at = 0.0
         self.previous = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
         if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
             # accelerate's launcher passes no signal on and would leave an orphan: its end is a SIGTERM to us.
@@ -133,10 +139,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: Any) -> None:
-        if self.signal is not None:  # asked twice: stop at once
+        if self.signal is None:
+            self.signal, self.asked_at = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.asked_at > SAME_REQUEST_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.signal = signal.Signals(number).name
 
 
 @dataclass
