@@ -476,13 +476,15 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(True)
+    # Every batch has the same shape: the GPU's library tries its kernels once and keeps the fastest.
+    torch.backends.cudnn.benchmark = not options.deterministic
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         log_with=options.report_to or None,
         project_dir=options.output_dir,
         # Without the seedable sampler a resumed epoch would see other batches.
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed, non_blocking=True),
     )
     if accelerator.device.type == "cpu":
         # accelerate's launcher leaves each process a single thread unless it was told otherwise.

@@ -195,7 +195,9 @@ class Trainer:
         self.stop_request = StopRequest()
         self.loss_function = nn.CrossEntropyLoss(weight=self.class_weights.to(self.accelerator.device), reduction="sum")
         self.saved_at = (time.monotonic(), 0)
-        self.window_loss = 0.0  # of the batches since the last optimiser step
+        self.window_loss = torch.zeros(
+            (), device=self.accelerator.device
+        )  # of the batches since the last optimiser step
         self.best_weights: dict[str, torch.Tensor] = {}  # in main memory: a full disk cannot take them
         if self.ema is not None:
             self.accelerator.register_for_checkpointing(self.ema)
@@ -273,13 +275,15 @@ class Trainer:
             accelerator.backward(loss)
             progress.batches_done += 1
             progress.images_seen += len(batch["label"])
-            self.window_loss += float(loss.detach()) * len(batch["label"])
+            self.window_loss += loss.detach() * len(batch["label"])
             if not accelerator.sync_gradients:
                 return
             norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-            window_loss, self.window_loss = self.window_loss, 0.0
+            # One copy from the GPU a step, since each makes the program wait for it.
+            window_loss, gradient_norm = torch.stack([self.window_loss, norm]).tolist()
+            self.window_loss.zero_()
             # The norm is of the gradients of all processes, so all of them come to the same decision.
-            if norm is not None and not math.isfinite(float(norm)):
+            if not math.isfinite(gradient_norm):
                 if accelerator.scaler is not None:
                     self.optimizer.step()  # fp16: the scaler leaves the step out and lowers its scale
                 self.optimizer.zero_grad()
