@@ -24,6 +24,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -210,8 +211,8 @@ def measure(name: str, source: Path, n_images: int) -> float:
 
 
 def in_new_process(name: str, source: Path, n_images: int) -> float:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (name, source, n_images))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, name, source, n_images).result()
 
 
 def main() -> None:
