@@ -20,11 +20,11 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is loaded: see side_by
 # isort: split
 import argparse
 import csv
-import multiprocessing
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -195,7 +195,7 @@ def repeat_images(source: Path, folder: Path, n_images: int) -> Images:
 
 
 def measure(name: str, source: Path, n_images: int) -> float:
-    """Run one epoch of a pipeline, in a process of its own, and return its images a second."""
+    """Run one epoch of a pipeline and return its images a second."""
     if name == "bare" or name.startswith("ours"):
         prepare_process()  # what it asks of memory is not inherited
     with tempfile.TemporaryDirectory() as folder:
@@ -211,8 +211,9 @@ def measure(name: str, source: Path, n_images: int) -> float:
 
 
 def in_new_process(name: str, source: Path, n_images: int) -> float:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, name, source, n_images).result()
+    command = [sys.executable, __file__, "--images_dir", str(source), "--images", str(n_images), "--only", name]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(run.stdout.split()[-1])
 
 
 def main() -> None:
@@ -221,7 +222,13 @@ def main() -> None:
     parser.add_argument("--images_dir", type=Path, required=True)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--only", choices=PIPELINES, help="measure one pipeline once, here, and print its images a second"
+    )
     options = parser.parse_args()
+    if options.only:
+        print(measure(options.only, options.images_dir, options.images))
+        return
     runs = {name: partial(in_new_process, name, options.images_dir, options.images) for name in PIPELINES}
     rates = in_turn(runs, options.rounds, warm_up=False)
     show(rates, "images/s")
