@@ -694,6 +694,8 @@ def make_loaders(options: TrainOptions, parts: dict[str, SplitData], accelerator
             # A last batch of one or two images would spoil the statistics of batch normalisation.
             drop_last=training and len(part.images) >= batch_size * accelerator.num_processes,
             num_workers=workers,
+            # To start them anew copies, page by page, the memory that this process has come to hold: seconds an epoch.
+            persistent_workers=workers > 0 and split != "test",
             worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=accelerator.device.type == "cuda",
         )

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import datasets
 import numpy as np
 import torch
@@ -223,16 +224,65 @@ def augmentation(size_px: int, mean: Sequence[float], std: Sequence[float]) -> v
     """
     return v2.Compose(
         [
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomRotation(180, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.RandomResizedCrop(size_px, scale=(0.6, 1.0), ratio=(0.8, 1.25), antialias=True),
+            RandomWarp(size_px, scale=(0.6, 1.0), ratio=(0.8, 1.25)),
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean=list(mean), std=list(std)),
             v2.RandomErasing(p=0.25, scale=(0.02, 0.15)),
         ]
     )
+
+
+class RandomWarp:
+    """Mirror, turn by any angle, crop and resize at random: uint8 (3, S', S') → (3, S, S), black where the picture ends.
+
+    The same as torchvision's RandomHorizontalFlip, RandomVerticalFlip, RandomRotation(180) and RandomResizedCrop one after
+    the other, but interpolated once: sharper, and at a fraction of what was most of the augmentation's cost.
+    """
+
+    def __init__(self, size_px: int, *, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+        self.size_px = size_px
+        self.scale = scale  # of the crop's area to the picture's
+        self.ratio = ratio  # of the crop's width to its height
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        side = image.shape[1]
+        flip_x, flip_y, turn, scale, ratio, left, top = torch.rand(7).tolist()
+        area = self.scale[0] + scale * (self.scale[1] - self.scale[0])
+        aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** ratio  # as likely 4:5 as 5:4
+        size = np.minimum(np.sqrt([area * aspect, area / aspect]), 1.0) * side
+        matrix = warp_matrix(
+            2 * np.pi * turn,
+            size * [1 if flip_x < 0.5 else -1, 1 if flip_y < 0.5 else -1],
+            (np.array([left, top]) - 0.5) * (side - size),
+            from_px=side,
+            to_px=self.size_px,
+        )
+        warped = cv2.warpAffine(
+            np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
+            matrix,
+            (self.size_px, self.size_px),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )
+        # Contiguous: the steps that follow are three times as fast then.
+        return torch.from_numpy(warped).permute(2, 0, 1).contiguous()
+
+
+def warp_matrix(angle: float, size: np.ndarray, centre: np.ndarray, *, from_px: int, to_px: int) -> np.ndarray:
+    """Return the 2 x 3 matrix that takes pixels (x, y) of the result to where they come from in the picture.
+
+    Args:
+        angle: By which the picture is turned clockwise about its middle before the crop, in radians.
+        size: Width and height of the crop in pixels; negative to mirror it.
+        centre: Of the crop, from the middle of the turned picture, in pixels.
+        from_px: Side of the picture.
+        to_px: Side of the result.
+    """
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    linear = turn @ np.diag(size / to_px)
+    # Pixel (0, 0) has its middle half a pixel from the edge.
+    shift = turn @ centre + (from_px - 1) / 2 - linear @ np.full(2, (to_px - 1) / 2)
+    return np.column_stack([linear, shift])
 
 
 class LesionDataset(TorchDataset):
@@ -262,10 +312,15 @@ class LesionDataset(TorchDataset):
         self.labels = list(labels)
         self.transform = transform
         self.seed = seed
-        self.epoch = 0
+        # Shared with loader processes, which live on from one epoch to the next.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.images)

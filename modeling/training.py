@@ -246,7 +246,9 @@ class Trainer:
         progress = self.progress
         self.train_loader.dataset.set_epoch(progress.epoch)  # type: ignore[attr-defined]
         self.train_loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
-        loader = self.accelerator.skip_first_batches(self.train_loader, progress.batches_done)
+        loader = self.train_loader
+        if progress.batches_done:  # resumed in mid-epoch
+            loader = self.accelerator.skip_first_batches(loader, progress.batches_done)
         self.model.train()
         with tqdm(
             total=len(self.train_loader),

@@ -6,14 +6,24 @@ import resource
 import signal
 import time
 
+import cv2
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from modeling.images import ImageError, decode_image
-from modeling.loading import CacheError, LesionDataset, augmentation, mixed_seed, resized_images
+from modeling.loading import (
+    CacheError,
+    LesionDataset,
+    RandomWarp,
+    augmentation,
+    mixed_seed,
+    resized_images,
+    warp_matrix,
+)
 
 
 @pytest.fixture
@@ -241,3 +251,45 @@ def test_augmentation_leaves_no_corner_of_the_symmetries_out(augmented):
 def test_seeds_of_neighbours_differ():
     seeds = {mixed_seed(0, epoch, index) for epoch in range(20) for index in range(50)}
     assert len(seeds) == 1000
+
+
+def warped(image, angle, size, centre, to_px):
+    matrix = warp_matrix(angle, np.array(size, float), np.array(centre, float), from_px=image.shape[0], to_px=to_px)
+    return cv2.warpAffine(image, matrix, (to_px, to_px), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+def test_a_warp_mirrors_turns_and_crops_exactly_where_nothing_has_to_be_interpolated():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    assert (warped(image, 0, (40, 40), (0, 0), 40) == image).all()
+    assert (warped(image, 0, (-40, 40), (0, 0), 40) == image[:, ::-1]).all()
+    assert (warped(image, 0, (40, -40), (0, 0), 40) == image[::-1]).all()
+    assert (warped(image, np.pi / 2, (40, 40), (0, 0), 40) == np.rot90(image, -1)).all()
+    assert (warped(image, 0, (20, 20), (-10, -10), 20) == image[:20, :20]).all()
+    assert (warped(image, 0, (20, 20), (10, -10), 20) == image[:20, 20:]).all()
+    assert (warped(image, np.pi / 2, (20, 20), (10, -10), 20) == np.rot90(image, -1)[:20, 20:]).all()
+
+
+def test_a_random_warp_stays_in_the_picture_but_for_the_corners_and_never_repeats():
+    image = torch.full((3, 258, 258), 200, dtype=torch.uint8)
+    warp = RandomWarp(224, scale=(0.6, 1.0), ratio=(0.8, 1.25))
+    torch.manual_seed(0)
+    results = [warp(image) for _ in range(50)]
+    assert all(result.shape == (3, 224, 224) and result.dtype == torch.uint8 for result in results)
+    # The middle of every crop lies in the picture; corners of a turned one may not.
+    assert all((result[:, 100:124, 100:124] == 200).all() for result in results)
+    assert 0.01 < np.mean([(result == 0).float().mean() for result in results]) < 0.15
+    noise = torch.randint(0, 256, (3, 258, 258), dtype=torch.uint8)
+    assert len({warp(noise).numpy().tobytes() for _ in range(20)}) == 20
+
+
+def test_loader_processes_that_live_on_see_each_epoch(photographs, tmp_path):
+    images = load(photographs, tmp_path / "c", size_px=40)
+    dataset = LesionDataset(images, [0] * len(images), transform=augmentation(32, (0, 0, 0), (1, 1, 1)), seed=0)
+    loader = DataLoader(dataset, batch_size=len(images), num_workers=1, persistent_workers=True)
+    seen = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        (batch,) = loader
+        seen.append(batch["pixel_values"])
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
