@@ -51,7 +51,7 @@ from modeling import __version__
 from modeling.calibration import AbstentionRule, fit_operating_points, fit_temperature, fold_temperature, softmax
 from modeling.checkpoints import CheckpointError, Checkpoints, any_process
 from modeling.data import fingerprint, load_data, select_diagnoses
-from modeling.evaluation import Outputs, evaluate_model, golden_prediction, run_model, summary
+from modeling.evaluation import evaluate_model, summary
 from modeling.labels import ORIGINAL_CODES, SYNTHETIC_NOTICE, WEIGHTS_LICENSE
 from modeling.loading import (
     TRAIN_MARGIN,
@@ -64,6 +64,8 @@ from modeling.loading import (
 )
 from modeling.metrics import LesionMetrics
 from modeling.model import (
+    RUN_NAME,
+    SPLITS_NAME,
     WEIGHTS_NAME,
     TimmModel,
     build_model,
@@ -73,6 +75,7 @@ from modeling.model import (
     shortened,
     write_json,
 )
+from modeling.outputs import Outputs, run_model
 from modeling.predictor import LesionClassifier
 from modeling.publish import PublishError, check_can_push, push_model, write_card
 from modeling.splits import (
@@ -95,8 +98,8 @@ from modeling.training import (
     loader_died,
     process_lost,
 )
+from modeling.verification import golden_prediction
 
-CONFIG_NAME, SPLITS_NAME = "train_config.json", "splits.csv"
 MAX_CONFIG_BYTES = 100_000  # all options with their values are 2 kB
 # Loader processes of a killed run end within 5 s; with an older filelock they hold its lock until then.
 LOCK_WAIT_S = 6
@@ -419,9 +422,9 @@ def train_in(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> 
         check_no_leakage(splits)
     config = describe_run(options, accelerator, codes, data_fingerprint, splits)
     if resuming:
-        check_same_run(run_dir / CONFIG_NAME, config)
+        check_same_run(run_dir / RUN_NAME, config)
     elif accelerator.is_main_process:
-        write_json(run_dir / CONFIG_NAME, config)
+        write_json(run_dir / RUN_NAME, config)
     announce(accelerator, options, splits, codes)
 
     # Model, batches, optimiser.
@@ -808,7 +811,7 @@ def finish(
     save_model_folder(model, unfinished, codes=codes, lesion=lesion)
     lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(unfinished))
     save_model_folder(model, unfinished, codes=codes, lesion=lesion)
-    write_json(unfinished / CONFIG_NAME, config)
+    write_json(unfinished / RUN_NAME, config)
     shutil.copyfile(run_dir / SPLITS_NAME, unfinished / SPLITS_NAME)
 
     metrics = evaluate_model(

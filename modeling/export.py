@@ -20,7 +20,7 @@ from torch import nn
 from modeling import __version__
 from modeling.images import decode_image
 from modeling.labels import NOTICE, ORIGINAL_CODES, SYNTHETIC_NOTICE
-from modeling.model import ModelFolderError, eval_transform, load_model_folder
+from modeling.model import SPLITS_NAME, ModelFolderError, eval_transform, load_model_folder
 
 ONNX_NAME = "model.onnx"
 INT8_NAME = "model_int8.onnx"
@@ -305,7 +305,7 @@ def _splits(folder: Path) -> dict[str, str]:
     """Return the split of every image that splits.csv names; empty without that file."""
     import csv
 
-    path = folder / "splits.csv"
+    path = folder / SPLITS_NAME
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:

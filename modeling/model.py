@@ -25,6 +25,8 @@ from modeling.labels import diagnosis_of
 
 CONFIG_SCHEMA = 1
 CONFIG_NAME = "config.json"
+# Beside them in a model folder: its scores, and the options and splits of the run.
+METRICS_NAME, RUN_NAME, SPLITS_NAME = "metrics.json", "train_config.json", "splits.csv"
 WEIGHTS_NAME = "model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MAX_CLASSES = 1000

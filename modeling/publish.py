@@ -45,6 +45,7 @@ from huggingface_hub.utils import validate_repo_id
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.model import (
     CONFIG_NAME,
+    METRICS_NAME,
     PICKLE_SUFFIXES,
     WEIGHTS_NAME,
     ModelFolderError,
@@ -54,7 +55,6 @@ from modeling.model import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"
 CARD_TEMPLATE = "model_card.md"
 SYNTHETIC_LICENSE = "apache-2.0"

@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from modeling.checkpoints import CheckpointError, Checkpoints, any_process, flush
-from modeling.evaluation import run_model
 from modeling.loading import mixed_seed
 from modeling.model import write_json
+from modeling.outputs import run_model
 
 logger = get_logger(__name__)
 

@@ -78,11 +78,12 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
 
     import train
     from modeling.checkpoints import MANIFEST, problem_with, seal
-    from modeling.evaluation import _known_before, verify
+    from modeling.evaluation import _known_before
     from modeling.model import ModelFolderError, file_sha256, load_model_folder, resolve_model_folder
     from modeling.predictor import LesionClassifier
     from modeling.publish import PublishError, render_card
     from modeling.splits import read_splits, write_splits
+    from modeling.verification import verify
 
     picture = Image.new("RGB", (40, 30), (160, 90, 60))
     folder = shutil.copytree(model_folder, scratch / "model")
@@ -287,9 +288,9 @@ def make_model_folder(folder: Path) -> Path:
     import torch
 
     from modeling.calibration import AbstentionRule, fit_operating_points, softmax
-    from modeling.evaluation import golden_prediction
     from modeling.model import build_model, save_model_folder
     from modeling.predictor import LesionClassifier
+    from modeling.verification import golden_prediction
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw
 
 from modeling import publish
 from modeling.calibration import AbstentionRule, fit_operating_points, softmax
-from modeling.evaluation import Outputs, evaluate_model
+from modeling.evaluation import evaluate_model
 from modeling.isic2019 import FEATURES
 from modeling.labels import ATTRIBUTION, CODES, NOTICE, ORIGINAL_CODES, SYNTHETIC_NOTICE
 from modeling.model import build_model, save_model_folder
+from modeling.outputs import Outputs
 from modeling.predictor import LesionClassifier
 from modeling.publish import PublishError, format_estimate, format_number, render_card, write_card
 from modeling.splits import make_splits

@@ -23,24 +23,22 @@ from modeling.calibration import (
 from modeling.demo import draw_lesion
 from modeling.evaluation import (
     EvaluationOptions,
-    Outputs,
     check_diagnoses,
     evaluate_folder,
     evaluate_model,
-    golden_prediction,
     main,
     rounded,
-    run_model,
-    sample_evenly,
     summary,
-    verify,
 )
 from modeling.isic2019 import FEATURES
 from modeling.labels import ORIGINAL_CODES
 from modeling.loading import LesionDataset, plain_transform, resized_images
 from modeling.model import ModelFolderError, build_model, config_sha256, save_model_folder
+from modeling.outputs import Outputs, run_model
 from modeling.predictor import LesionClassifier
+from modeling.sections import sample_evenly
 from modeling.splits import make_splits, write_splits
+from modeling.verification import golden_prediction, verify
 
 CODES = ORIGINAL_CODES
 
