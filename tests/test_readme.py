@@ -1,5 +1,6 @@
 """README.md: every command is one that the programs accept, every Python block runs, every file it names is there."""
 
+import json
 import re
 import shlex
 import shutil
@@ -113,6 +114,31 @@ def test_every_link_leads_to_a_file():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_speed_and_accuracy_are_those_of_the_benchmarks():
+    def result(name):
+        return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+    speed = README.split("## Speed")[1].split("## Files")[0]
+    later = result("training.json")["ratios"]["ours, later epochs"]
+    prediction = result("prediction.json")
+    times, shares = prediction["times_one_bare_forward"], prediction["share_of_bare_throughput"]
+    for words in (
+        f"{later['original']:.2f} times as fast as the original's",
+        f"{100 * later['bare']:.0f} % of the bare limit",
+        f"{times['explain, 8 diagnoses']:.2f} times one bare forward pass",
+        f"{times['grad-cam, 8 diagnoses']:.0f} times",
+        f"({result('cold_start.json')['ratio']['timm alone']:.2f} times)",
+        f"{100 * shares['predict, JPEG files of 224 px']:.0f} % of the bare",
+        f"{100 * shares['predict, JPEG files of 1024 px']:.0f} % on 1024 px",
+    ):
+        assert words in " ".join(speed.split()), words
+
+    test = result("ham10000_96px/metrics.json")["test"]
+    reached = README.split("## What it reaches")[1].split("What it does badly")[0]
+    for name in ("balanced_accuracy", "accuracy", "macro_auroc"):
+        assert f"{test[name]['value']:.3f} ({test[name]['low']:.3f}–{test[name]['high']:.3f})" in reached, name
 
 
 def test_no_placeholder_is_left():
