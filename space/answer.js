@@ -93,7 +93,7 @@ function takeAwayCard(answer) {
       el("button", { type: "button", id: "save-report", onclick: () => save(`${stem}-report.html`, "text/html", filledReport(answer)) }, "Report (HTML)"),
       el("button", { type: "button", id: "save-json", onclick: () => save(`${stem}-answer.json`, "application/json", asJson(answer)) }, "Data (JSON)")),
     el("p", { class: "small" }, "Made in your browser from what is on this page; the report shows the heat map that you chose."),
-    el("p", { class: "small provenance" }, `Model ${model.model_id}, ${model.revision ? `revision ${model.revision.slice(0, 12)}` : "local folder"}, weights ${model.weights_sha256.slice(0, 12)}, package ${model.package_version}. ${answer.date}.`));
+    el("p", { class: "small provenance" }, `Model ${model.model_id}, ${model.revision ? `revision ${model.revision.slice(0, 12)}` : "local folder"}, weights ${model.weights_sha256.slice(0, 12)}, data ${model.data_fingerprint ? model.data_fingerprint.slice(0, 12) : "not recorded"}, package ${model.package_version}. ${answer.date}.`));
 }
 
 function pictureCard(answer) {

@@ -171,7 +171,7 @@ def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
     writer.writerow(
         [
             *("image", "diagnosis", "probability", *classifier.codes, "malignant_probability", "abstained", "reason"),
-            *(*points, "error", "model_id", "revision"),
+            *(*points, "error", *classifier.provenance),
         ]
     )
     for row in rows:
@@ -187,8 +187,7 @@ def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
                 row.get("reason") or "",
                 *(reached.get(name, "") for name in points),
                 harmless(row["error"] or ""),
-                classifier.model_id,
-                classifier.revision or "",
+                *(value or "" for value in classifier.provenance.values()),
             ]
         )
     return buffer.getvalue()

@@ -432,6 +432,7 @@ def test_the_csv_has_a_column_for_each_diagnosis_and_no_formula_of_a_visitor(cla
         dataclasses.replace(photo, source=str(empty), name="@bad"),
     )
     first, second = csv.DictReader(io.StringIO(batches.to_csv(rows, classifier)))
+    assert {name: first[name] or None for name in classifier.provenance} == classifier.provenance
     assert first["image"].startswith("'=")
     assert second["image"] == "'@bad"
     assert sum(float(first[code]) for code in classifier.codes) == pytest.approx(1, abs=1e-5)

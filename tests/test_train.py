@@ -110,10 +110,16 @@ def test_the_log_has_one_object_per_epoch_and_the_loss_falls(finished):
 
 
 def test_the_weights_that_are_kept_are_those_of_the_best_epoch(finished):
-    scores = [json.loads(line)["val/balanced_accuracy"] for line in (finished / "log.jsonl").read_text().splitlines()]
-    kept = json.loads((finished / "model" / "metrics.json").read_text())["val"]["balanced_accuracy"]["value"]
-    assert kept == pytest.approx(max(scores))
-    assert kept > scores[-1]  # otherwise this proves nothing
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: line["val/balanced_accuracy"])  # the first of equals
+    assert best is not lines[-1]  # otherwise this proves nothing
+    metrics = json.loads((finished / "model" / "metrics.json").read_text())
+    assert metrics["training"]["best_epoch"] == best["epoch"]
+    assert metrics["val"]["balanced_accuracy"]["value"] == pytest.approx(best["val/balanced_accuracy"])
+    before = metrics["calibration"]["val"]["before"]["nll"]
+    before = before["value"] if isinstance(before, dict) else before
+    assert before == pytest.approx(best["val/loss"], abs=1e-5)
+    assert before != pytest.approx(lines[-1]["val/loss"], abs=1e-3)
 
 
 def test_the_command_that_opens_the_space_is_printed(finished):
