@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 COLUMNS = ("image_id", "lesion_id", "label", "source", "split")
 MAX_CELL = 200  # characters
+MAX_LINE = 10_000  # characters; pandas makes a column of every comma, so that one long line fills the memory
 DUPLICATE_PREFIX = "dup:"
 # pHash with 16 × 16 = 256 bits: most lesions are a dark blot in the middle, which the usual 64 bits cannot tell apart.
 # Measured on the 10,015 images of HAM10000, 50 million pairs: at most 32 of 256 bits differ in 113 pairs of one lesion
@@ -175,6 +176,10 @@ def load_splits(path: str | Path) -> pd.DataFrame:
     """
     try:
         with Path(path).open(encoding="utf-8") as file:  # a name alone pandas would also download or unpack
+            while line := file.readline(MAX_LINE):
+                if len(line) == MAX_LINE:
+                    raise ValueError(f"it has a line of {MAX_LINE} characters or more")
+            file.seek(0)
             splits = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} cannot be read as a table ({type(error).__name__}: {str(error)[:300]}).") from error

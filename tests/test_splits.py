@@ -345,7 +345,7 @@ def test_near_duplicates_across_splits_are_reported_whatever_their_lesion_ids_sa
         (b"\x00\xff\xfe rubbish", "cannot be read as a table"),
         (b'image_id,lesion_id\n"a,b\n', "cannot be read as a table"),
         (b"a,b\n1,2\n", "lack the columns image_id, lesion_id, label, source, split"),
-        (b"image_id,lesion_id,label,source,split\n" + b"x" * 10**5 + b",l,MEL,HAM,test\n", "more than 200 characters"),
+        (b"image_id,lesion_id,label,source,split\n" + b"x" * 1000 + b",l,MEL,HAM,test\n", "more than 200 characters"),
     ],
 )
 def test_what_is_no_table_of_splits_is_refused_by_name(tmp_path, content, words):
@@ -367,3 +367,10 @@ def test_an_image_with_two_rows_is_refused(tmp_path):
     write_splits(pd.DataFrame([row, row]), tmp_path / "splits.csv")
     with pytest.raises(DataError, match="1 images have more than one row, such as a"):
         read_splits(tmp_path / "splits.csv", pd.DataFrame([row]))
+
+
+def test_a_line_of_a_million_commas_is_refused_before_it_becomes_columns(tmp_path):
+    path = tmp_path / "splits.csv"
+    path.write_text("image_id,lesion_id,label,source,split\n" + "i,l,MEL,HAM,test," * 1_000_000)
+    with pytest.raises(DataError, match="a line of 10000 characters"):
+        load_splits(path)
