@@ -31,7 +31,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 # isort: split
-from fuzz_images import MAX_BYTES, MAX_SECONDS_PER_INPUT, mutated, supervise
+from fuzz_images import MAX_BYTES, MAX_SECONDS_PER_INPUT, mutated, take_turns
 
 # What is read is imported where it is used: atheris has to see it being imported.
 
@@ -328,23 +328,10 @@ def main() -> int:
     from tests.test_card import make_scored_folder
 
     engines = ["hypothesis", "random", *(["atheris"] if importlib.util.find_spec("atheris") else [])]
-    findings: list[str] = []
-    tried = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_scored_folder(folder)
-        for engine in engines:
-            until = time.monotonic() + options.seconds / len(engines)
-            seed = options.seed
-            while time.monotonic() < until:
-                seconds = until - time.monotonic()
-                count, finding = supervise(engine, folder, seconds, seed, options.output, script=__file__)
-                print(f"{engine}: {count} inputs, {finding or 'nothing found'}", flush=True)
-                tried += count
-                findings += [finding] if finding else []
-                seed += 1
-    print(f"{tried} inputs tried in {options.seconds:.0f} s by {' and '.join(engines)}: {len(findings)} findings")
-    return 1 if findings else 0
+        return take_turns(engines, folder, options, script=__file__)
 
 
 def work(options: argparse.Namespace) -> int:

@@ -43,29 +43,33 @@ def main() -> int:
     from tests.corpus import make_corpus
 
     engines = ["random", "atheris"] if importlib.util.find_spec("atheris") else ["random"]
-    findings: list[str] = []
-    tried = 0
     with tempfile.TemporaryDirectory() as folder:
         seeds = Path(folder) / "seeds"
         for file in make_corpus(seeds):
             if file.path.stat().st_size > MAX_SEED_BYTES:
                 file.path.unlink()
-        for engine in engines:
-            until = time.monotonic() + options.seconds / len(engines)
-            seed = options.seed
-            while time.monotonic() < until:
-                count, finding = supervise(engine, Path(folder), until - time.monotonic(), seed, options.output)
-                print(f"{engine}: {count} inputs, {finding or 'nothing found'}", flush=True)
-                tried += count
-                findings += [finding] if finding else []
-                seed += 1
+        return take_turns(engines, Path(folder), options)
+
+
+def take_turns(engines: list[str], folder: Path, options: argparse.Namespace, *, script: str = __file__) -> int:
+    """Give each engine its share of the time, started anew after each finding; print them and return the exit status."""
+    findings: list[str] = []
+    tried = 0
+    for engine in engines:
+        until = time.monotonic() + options.seconds / len(engines)
+        seed = options.seed
+        while time.monotonic() < until:
+            seconds = until - time.monotonic()
+            count, finding = supervise(engine, folder, seconds, seed, options.output, script=script)
+            print(f"{engine}: {count} inputs, {finding or 'nothing found'}", flush=True)
+            tried += count
+            findings += [finding] if finding else []
+            seed += 1
     print(f"{tried} inputs tried in {options.seconds:.0f} s by {' and '.join(engines)}: {len(findings)} findings")
     return 1 if findings else 0
 
 
-def supervise(
-    engine: str, folder: Path, seconds: float, seed: int, output: Path, *, script: str = __file__
-) -> tuple[int, str]:
+def supervise(engine: str, folder: Path, seconds: float, seed: int, output: Path, *, script: str) -> tuple[int, str]:
     """Run one child process until the time is up or it fails; return the inputs tried and what was found."""
     current, count_file = folder / "current", folder / "count"
     current.write_bytes(b"")
