@@ -48,20 +48,13 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, get_constant_schedule, get_cosine_schedule_with_warmup
 
 from modeling import __version__
+from modeling.augmentation import Augmentation
 from modeling.calibration import AbstentionRule, fit_operating_points, fit_temperature, fold_temperature, softmax
 from modeling.checkpoints import CheckpointError, Checkpoints, any_process
 from modeling.data import fingerprint, load_data, select_diagnoses
 from modeling.evaluation import evaluate_model, summary
 from modeling.labels import ORIGINAL_CODES, SYNTHETIC_NOTICE, WEIGHTS_LICENSE
-from modeling.loading import (
-    TRAIN_MARGIN,
-    CacheError,
-    LesionDataset,
-    augmentation,
-    leave_signals_to_the_trainer,
-    plain_transform,
-    resized_images,
-)
+from modeling.loading import TRAIN_MARGIN, CacheError, LesionDataset, leave_signals_to_the_trainer, resized_images
 from modeling.metrics import LesionMetrics
 from modeling.model import (
     RUN_NAME,
@@ -659,6 +652,7 @@ def split_datasets(
     position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
     size_px = int(options.image_size or 0)
     augmented = options.recipe != "original"
+    red, green, blue = (round(255 * value) for value in pretrained_cfg["mean"])
     parts = {}
     for split in ("train", "val", "test"):
         image_ids = splits.loc[splits["split"] == split, "image_id"].tolist()
@@ -672,13 +666,9 @@ def split_datasets(
             cache_gb=options.image_cache_gb,
             show_progress=accelerator.is_main_process,
         )
-        transform = (
-            augmentation(size_px, pretrained_cfg["mean"], pretrained_cfg["std"])
-            if augment
-            else plain_transform(pretrained_cfg)
-        )
+        augmentation = Augmentation(size_px, fill=(red, green, blue)) if augment else None
         parts[split] = SplitData(
-            LesionDataset(images, rows["label"], transform=transform, seed=options.seed if augment else None), image_ids
+            LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed), image_ids
         )
     return parts
 

@@ -50,11 +50,11 @@ def show(values: Mapping[str, list[float]], unit: str) -> None:
         print(f"{name:{width}} {statistics.median(each):10.2f} {min(each):10.2f} {max(each):10.2f}")
 
 
-def write(name: str, content: Mapping[str, object], bars: Mapping[str, bool]) -> None:
-    """Print which bars are met, and write everything to results/NAME.json with date and machine."""
+def write(name: str, content: Mapping[str, object], bars: Mapping[str, bool | None]) -> None:
+    """Print which bars are met (None: not for this machine), write all to results/NAME.json with date and machine."""
     print()
     for bar, met in bars.items():
-        print(f"{'met' if met else 'MISSED'}: {bar}")
+        print(f"{'not measured on this machine' if met is None else 'met' if met else 'MISSED'}: {bar}")
     machine = {
         "cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"), "load_average_at_the_end": os.getloadavg(),

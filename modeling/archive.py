@@ -30,7 +30,7 @@ from modeling.labels import diagnosis_of
 from modeling.model import write_json
 from modeling.predictor import BATCH_SIZE, LesionClassifier, Prediction, map_ahead
 
-CHUNK_SIZE = 4 * BATCH_SIZE  # images; what a kill can cost each process
+CHUNK_SIZE = 2 * BATCH_SIZE  # images; what a kill can cost each process
 ROW_GROUP_SIZE = 32 * CHUNK_SIZE  # rows of a Parquet file that are held in memory at once
 FORMATS = (".csv", ".parquet")
 # Columns by which data sets name their images.

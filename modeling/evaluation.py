@@ -62,7 +62,7 @@ from modeling.data import load_data
 from modeling.figures import draw_figures
 from modeling.floors import score_groups
 from modeling.intervals import LEVEL, N_RESAMPLES, SEED, resample_lesions
-from modeling.loading import LesionDataset, plain_transform, resized_images
+from modeling.loading import LesionDataset, resized_images
 from modeling.metrics import risk_coverage, score_split
 from modeling.model import METRICS_NAME, SPLITS_NAME, ModelFolder, ModelFolderError, read_json, shortened
 from modeling.original import compare
@@ -374,12 +374,7 @@ def _run_split(
     rows = dataset.select([position[image_id] for image_id in image_ids])
     names = dataset.features["label"].names
     images = resized_images(rows, fingerprint="", size_px=classifier.size_px, exact=True, cache_gb=0)
-    part = LesionDataset(
-        images,
-        [classifier.codes.index(names[label]) for label in rows["label"]],
-        transform=plain_transform(classifier.model.pretrained_cfg),
-        seed=None,
-    )
+    part = LesionDataset(images, [classifier.codes.index(names[label]) for label in rows["label"]])
     loader = accelerator.prepare(DataLoader(part, batch_size=batch_size))
     return run_model(classifier.model, loader, accelerator, image_ids=image_ids)
 

@@ -1,4 +1,4 @@
-"""From a data set to batches: images decoded and resized once into a cache, augmentation that can be repeated exactly.
+"""From a data set to batches: images decoded and resized once into a cache, and augmented the same way each time.
 
 The cache is one flat file of uint8 pixels, memory-mapped, so memory stays flat however many images there are and
 workers share its pages. After the pixels stands a checksum of each image: at every start, images that are damaged or were
@@ -12,13 +12,11 @@ import os
 import shutil
 import signal
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import datasets
 import numpy as np
 import torch
@@ -26,11 +24,10 @@ from datasets import Dataset
 from filelock import FileLock
 from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import v2
 from tqdm import tqdm
 
+from modeling.augmentation import Augmentation
 from modeling.images import ImageError, decode_image
-from modeling.model import eval_transform
 
 logger = logging.getLogger(__name__)
 
@@ -216,101 +213,27 @@ class ResizedImages:
         return _read(self.source, index, self.size_px, exact=self.exact)
 
 
-def augmentation(size_px: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    """Dermoscopy-sensible augmentation: uint8 (3, S', S') → pixel_values (3, S, S).
-
-    A lesion has no upright side, its distance and light vary, and hair, rulers or bubbles may hide a part of it. Hue stays,
-    because colour is diagnostic; to turn it would also take as long as all the rest.
-    """
-    return v2.Compose(
-        [
-            RandomWarp(size_px, scale=(0.6, 1.0), ratio=(0.8, 1.25)),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean=list(mean), std=list(std)),
-            v2.RandomErasing(p=0.25, scale=(0.02, 0.15)),
-        ]
-    )
-
-
-class RandomWarp:
-    """Mirror, turn by any angle, crop and resize at random: uint8 (3, S', S') → (3, S, S), black where the picture ends.
-
-    The same as torchvision's RandomHorizontalFlip, RandomVerticalFlip, RandomRotation(180) and RandomResizedCrop one after
-    the other, but interpolated once: sharper, and at a fraction of what was most of the augmentation's cost.
-    """
-
-    def __init__(self, size_px: int, *, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
-        self.size_px = size_px
-        self.scale = scale  # of the crop's area to the picture's
-        self.ratio = ratio  # of the crop's width to its height
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        side = image.shape[1]
-        flip_x, flip_y, turn, scale, ratio, left, top = torch.rand(7).tolist()
-        area = self.scale[0] + scale * (self.scale[1] - self.scale[0])
-        aspect = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** ratio  # as likely 4:5 as 5:4
-        size = np.minimum(np.sqrt([area * aspect, area / aspect]), 1.0) * side
-        matrix = warp_matrix(
-            2 * np.pi * turn,
-            size * [1 if flip_x < 0.5 else -1, 1 if flip_y < 0.5 else -1],
-            (np.array([left, top]) - 0.5) * (side - size),
-            from_px=side,
-            to_px=self.size_px,
-        )
-        warped = cv2.warpAffine(
-            np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
-            matrix,
-            (self.size_px, self.size_px),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        )
-        # Contiguous: the steps that follow are three times as fast then.
-        return torch.from_numpy(warped).permute(2, 0, 1).contiguous()
-
-
-def warp_matrix(angle: float, size: np.ndarray, centre: np.ndarray, *, from_px: int, to_px: int) -> np.ndarray:
-    """Return the 2 x 3 matrix that takes pixels (x, y) of the result to where they come from in the picture.
-
-    Args:
-        angle: By which the picture is turned clockwise about its middle before the crop, in radians.
-        size: Width and height of the crop in pixels; negative to mirror it.
-        centre: Of the crop, from the middle of the turned picture, in pixels.
-        from_px: Side of the picture.
-        to_px: Side of the result.
-    """
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    linear = turn @ np.diag(size / to_px)
-    # Pixel (0, 0) has its middle half a pixel from the edge.
-    shift = turn @ centre + (from_px - 1) / 2 - linear @ np.full(2, (to_px - 1) / 2)
-    return np.column_stack([linear, shift])
-
-
 class LesionDataset(TorchDataset):
-    """Rows {"pixel_values" (3, S, S), "label", "index"} for a DataLoader.
+    """Rows {"pixels" uint8 (S, S, 3), "label", "index"} for a DataLoader; `model.normalise` makes a batch pixel_values.
 
     Augmentation depends on nothing but (seed, epoch, index), so that a resumed run, and a run on more processes, sees the
     same pixels. Call `set_epoch` before each epoch (accelerate's loaders do).
     """
 
     def __init__(
-        self,
-        images: ResizedImages,
-        labels: Sequence[int],
-        *,
-        transform: Callable[[Any], torch.Tensor],
-        seed: int | None,
+        self, images: ResizedImages, labels: Sequence[int], *, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
         """Take images and labels of one split.
 
         Args:
             images: Squashed images, N of them.
             labels: N integers.
-            transform: uint8 tensor (3, S', S') → pixel_values; see `augmentation` and `plain_transform`.
-            seed: Of the augmentation; None for a transform that draws nothing.
+            augmentation: None for images as they are.
+            seed: Of the augmentation.
         """
         self.images = images
         self.labels = list(labels)
-        self.transform = transform
+        self.augmentation = augmentation
         self.seed = seed
         # Shared with loader processes, which live on from one epoch to the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -326,23 +249,12 @@ class LesionDataset(TorchDataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)  # (3, S', S')
-        if self.seed is None:
-            pixel_values = self.transform(image)
+        image = self.images[index]
+        if self.augmentation is None:
+            pixels = np.array(image)  # the cache is a map that nobody may write to
         else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mixed_seed(self.seed, self.epoch, index))
-                pixel_values = self.transform(image)
-        return {"pixel_values": pixel_values, "label": self.labels[index], "index": index}
-
-
-def plain_transform(pretrained_cfg: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the evaluation preprocessing for an image that is squashed already: the same steps, the resize a no-op."""
-    return partial(_transform_tensor, eval_transform(pretrained_cfg))
-
-
-def _transform_tensor(transform: Callable[[Image.Image], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
-    return transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
+            pixels = self.augmentation(image, np.random.default_rng((self.seed, self.epoch, index)))
+        return {"pixels": torch.from_numpy(pixels), "label": self.labels[index], "index": index}
 
 
 def mixed_seed(*numbers: int) -> int:

@@ -10,6 +10,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,26 @@ def eval_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image],
         crop_mode=pretrained_cfg["crop_mode"],
         is_training=False,
     )
+
+
+def normalise(pixels: torch.Tensor, pretrained_cfg: Mapping[str, Any]) -> torch.Tensor:
+    """Return what `eval_transform` makes of images that have the network's size already, for a batch on its device.
+
+    Args:
+        pixels: uint8 RGB (B, S, S, 3), a quarter of the bytes for loader processes and the bus to carry.
+        pretrained_cfg: Of the network.
+
+    Returns:
+        pixel_values (B, 3, S, S), channels last.
+    """
+    mean, std = (_channels(tuple(pretrained_cfg[name]), pixels.device) for name in ("mean", "std"))
+    return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return a number for each channel, kept on the device: each copy to a GPU would wait for its work to end."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:

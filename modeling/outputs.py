@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from modeling.calibration import check_logits
+from modeling.model import normalise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,7 +37,7 @@ def run_model(
 
     Args:
         model: A timm model, bare or wrapped by accelerate.
-        loader: Yields `pixel_values` (B, 3, S, S), `label` (B,) and `index` (B,), the position in the dataset.
+        loader: Yields `pixels` uint8 (B, S, S, 3), `label` (B,) and `index` (B,), the position in the dataset.
         accelerator: Given under several processes; the loader must then be prepared by it.
         image_ids: Names by position in the dataset; without them `Outputs.image_ids` stays empty.
 
@@ -49,7 +50,7 @@ def run_model(
     bare.eval()
     parts: dict[str, list[torch.Tensor]] = {"index": [], "labels": [], "logits": [], "features": []}
     for batch in loader:
-        pixel_values = batch["pixel_values"].to(device)
+        pixel_values = normalise(batch["pixels"].to(device), bare.pretrained_cfg)
         features = bare.forward_head(bare.forward_features(pixel_values), pre_logits=True)
         values = {
             "index": batch["index"].to(device),

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from modeling.checkpoints import CheckpointError, Checkpoints, any_process, flush
 from modeling.loading import mixed_seed
-from modeling.model import write_json
+from modeling.model import TimmModel, normalise, write_json
 from modeling.outputs import run_model
 
 logger = get_logger(__name__)
@@ -209,7 +209,7 @@ class Trainer:
         return self.ema.module if self.ema is not None else self.network
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> TimmModel:
         """The network that is trained, without the wrappers of accelerate and torch.compile."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
@@ -270,8 +270,9 @@ class Trainer:
         seed = mixed_seed(self.seed, progress.epoch, progress.batches_done, accelerator.process_index)
         torch.manual_seed(seed)  # dropout repeats itself after a resume
         with accelerator.accumulate(self.model):
+            pixel_values = normalise(batch["pixels"], self.network.pretrained_cfg)
             with accelerator.autocast():
-                logits = self.model(batch["pixel_values"])  # (B, C)
+                logits = self.model(pixel_values)  # (B, C)
             # Divided by the number of images and not by their weights: then every split of a batch gives the same sum.
             loss = self.loss_function(logits.float(), batch["label"]) / len(batch["label"])
             accelerator.backward(loss)

@@ -37,14 +37,19 @@ def _train(
 
     def read_with_faults(dataset: "train.LesionDataset", index: int) -> dict:
         row = read(dataset, index)
-        if dataset.seed is not None and dataset.epoch == 1:
-            if index == spoil_index:
-                row["pixel_values"] = row["pixel_values"] * float("nan")
-            if environment.get("RANK") == str(failing_rank):
-                raise OSError("the disk of this process is gone")
+        if dataset.augmentation and dataset.epoch == 1 and environment.get("RANK") == str(failing_rank):
+            raise OSError("the disk of this process is gone")
         return row
 
+    train_batch = train.Trainer.train_batch
+
+    def train_batch_with_faults(trainer: "train.Trainer", batch: dict) -> None:
+        if trainer.progress.epoch == 1 and spoil_index in batch["index"].tolist():
+            batch = {**batch, "pixels": batch["pixels"] * float("nan")}
+        train_batch(trainer, batch)
+
     train.LesionDataset.__getitem__ = read_with_faults  # type: ignore[method-assign]
+    train.Trainer.train_batch = train_batch_with_faults  # type: ignore[method-assign]
     sys.exit(train.main(arguments))
 
 

@@ -32,7 +32,7 @@ from modeling.evaluation import (
 )
 from modeling.isic2019 import FEATURES
 from modeling.labels import ORIGINAL_CODES
-from modeling.loading import LesionDataset, plain_transform, resized_images
+from modeling.loading import LesionDataset, resized_images
 from modeling.model import ModelFolderError, build_model, config_sha256, save_model_folder
 from modeling.outputs import Outputs, run_model
 from modeling.predictor import LesionClassifier
@@ -70,8 +70,6 @@ def outputs_of(model, dataset, splits, split: str, batch_size: int = 16) -> Outp
     part = LesionDataset(
         resized_images(rows, fingerprint="", size_px=64, exact=True, cache_gb=0, show_progress=False),
         [CODES.index(names[label]) for label in rows["label"]],
-        transform=plain_transform(model.pretrained_cfg),
-        seed=None,
     )
     return run_model(model, DataLoader(part, batch_size=batch_size), image_ids=ids)
 
@@ -220,8 +218,8 @@ class Shuffled(torch.utils.data.Dataset):
 
     def __getitem__(self, place: int) -> dict:
         index = self.order[place]
-        generator = torch.Generator().manual_seed(index)
-        return {"pixel_values": torch.rand(3, 64, 64, generator=generator), "label": index % 4, "index": index}
+        pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        return {"pixels": pixels, "label": index % 4, "index": index}
 
 
 def loader_of(order: list[int], size: int) -> DataLoader:

@@ -11,12 +11,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from modeling.calibration import AbstentionRule, OperatingPoint
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.loading import LesionDataset, plain_transform, resized_images
-from modeling.model import build_model, save_model_folder
+from modeling.loading import LesionDataset, resized_images
+from modeling.model import build_model, normalise, save_model_folder
 from modeling.predictor import LesionClassifier, map_ahead
 
 
@@ -67,9 +68,11 @@ def test_prediction_and_evaluation_preprocess_the_same_pixels(classifier, lesion
     images = resized_images(
         data, fingerprint="f", size_px=classifier.size_px, exact=True, cache_gb=1, cache_dir=tmp_path / "cache"
     )
-    scored = LesionDataset(images, [0, 0], transform=plain_transform(classifier.model.pretrained_cfg), seed=None)
+    (batch,) = DataLoader(LesionDataset(images, [0, 0]), batch_size=2)
+    scored = normalise(batch["pixels"], classifier.model.pretrained_cfg)
+    assert scored.is_contiguous(memory_format=torch.channels_last)
     for index, path in enumerate(paths):
-        torch.testing.assert_close(scored[index]["pixel_values"], classifier.preprocess(path), rtol=0, atol=0)
+        torch.testing.assert_close(scored[index], classifier.preprocess(path), rtol=0, atol=0)
 
 
 def test_an_unreadable_image_says_what_to_do(classifier, tmp_path):
