@@ -16,6 +16,7 @@ LEVEL = 0.95
 SEED = 0
 # A resample may lack a diagnosis altogether; an interval from the few that have it would be too narrow.
 MIN_SHARE_ESTIMABLE = 0.95
+ALL_AGREE = "no resample differs, and the bootstrap would claim certainty: no interval"
 
 # A number of metrics.json: {"value", "low", "high"}, and "reason" where one of them is None.
 Estimate = dict[str, Any]
@@ -91,6 +92,8 @@ def estimate(value: float | None, resampled: np.ndarray, n_lesions: int, *, reas
             "high": None,
             "reason": f"it rests on so few lesions that {share:.0%} of the resamples lack them: no interval",
         }
+    if finite.min() == finite.max():
+        return {"value": float(value), "low": None, "high": None, "reason": ALL_AGREE}
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(finite, [tail, 100 - tail])
     return {"value": float(value), "low": float(low), "high": float(high)}
@@ -120,11 +123,12 @@ def estimate_share(hits: np.ndarray, counted: np.ndarray, resampling: Resampling
 
 
 def with_exact_bound(share: Estimate, n_lesions: int) -> Estimate:
-    """Replace the empty interval of a share of exactly 0 or 1 by the exact binomial bound for `n_lesions`."""
-    bound = ((1 - LEVEL) / 2) ** (1 / max(n_lesions, 1))
-    if share["low"] is None or share["value"] not in (0.0, 1.0):
+    """Give a share of exactly 0 or 1, where all lesions agree, the exact binomial bound for `n_lesions`."""
+    if share.get("reason") != ALL_AGREE or share["value"] not in (0.0, 1.0):
         return share
-    return {**share, "low": bound} if share["value"] == 1.0 else {**share, "high": 1 - bound}
+    bound = ((1 - LEVEL) / 2) ** (1 / n_lesions)
+    low, high = (bound, 1.0) if share["value"] == 1.0 else (0.0, 1 - bound)
+    return {"value": share["value"], "low": low, "high": high}
 
 
 def not_estimable(reason: str) -> Estimate:

@@ -11,6 +11,7 @@ from sklearn import metrics as sklearn_metrics
 
 from modeling.calibration import OperatingPoint, log_softmax
 from modeling.intervals import (
+    ALL_AGREE,
     Estimate,
     Resampling,
     estimate,
@@ -381,8 +382,8 @@ def _predictive_values(
         lowest = bayes(np.float64(bounds[0]), np.float64(bounds[1]))
         highest = bayes(np.float64(bounds[2]), np.float64(bounds[3]))
         for name, low, high in zip(("ppv", "npv"), lowest, highest, strict=True):
-            if found[name]["value"] is not None and found[name]["low"] == found[name]["high"]:
-                found[name] = {**found[name], "low": float(low), "high": float(high)}
+            if found[name].get("reason") == ALL_AGREE:
+                found[name] = {"value": found[name]["value"], "low": float(low), "high": float(high)}
     return found
 
 

@@ -183,8 +183,10 @@ def estimate(value: dict[str, Any]) -> str:
     if value["value"] is None:
         return "not estimable"
     text = Markup(f"{value['value']:.3f}")
-    if value.get("low") is None:
+    if "low" not in value:
         return text
+    if value["low"] is None:
+        return text + Markup(' <span class="interval">(no interval)</span>')
     return text + Markup(f' <span class="interval">({value["low"]:.3f} to {value["high"]:.3f})</span>')
 
 

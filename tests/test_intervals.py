@@ -79,6 +79,9 @@ def test_what_cannot_be_estimated_says_why() -> None:
     }
     mostly_missing = np.where(np.arange(2000) < 400, np.nan, 0.5)
     assert "20% of the resamples" in estimate(0.5, mostly_missing, 5)["reason"]
+    perfect = estimate(1.0, np.ones(2000), 50)
+    assert (perfect["value"], perfect["low"], perfect["high"]) == (1.0, None, None)
+    assert "no resample differs" in perfect["reason"]
     assert estimate_share(np.ones(2, bool), np.zeros(2, bool), one, reason="nothing was called MEL")["value"] is None
     with pytest.raises(ValueError, match="empty"):
         resample_lesions([])
