@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+# Loader processes are forked, without the threads of opencv's pool: to use it, or to switch it off there, would hang. They
+# would also take the cores from the training. So there are none, as in other libraries for augmentation.
+cv2.setNumThreads(1)
+
 GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G and B in ITU-R 601 luma
 
 

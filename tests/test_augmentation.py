@@ -11,6 +11,10 @@ from modeling.augmentation import Augmentation, colour_matrix, warp_matrix
 NOTHING = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "brightness": 0, "contrast": 0, "saturation": 0}
 
 
+def test_opencv_starts_no_threads_which_forked_loader_processes_would_wait_for_for_ever():
+    assert cv2.getNumThreads() == 1
+
+
 def warped(image, angle, size, centre, to_px):
     matrix = warp_matrix(angle, size, centre, from_px=image.shape[0], to_px=to_px)
     return cv2.warpAffine(image, matrix, (to_px, to_px), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
