@@ -260,7 +260,7 @@ def main() -> None:
     """Measure in interleaved rounds, print medians with spread and ratios, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images_dir", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=(40 if GPU else 16) * BATCH_SIZE)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--only", choices=PIPELINES, help="measure one pipeline once, here, and print its images a second"
