@@ -66,6 +66,41 @@ def test_a_random_warp_stays_in_the_picture_but_for_the_corners_and_never_repeat
     assert len({augmentation(noise, rng).tobytes() for _ in range(20)}) == 20
 
 
+def test_every_draw_fills_its_range_and_goes_no_further(monkeypatch):
+    angles, sizes, centres, factors = [], [], [], []
+
+    def warp(angle, size, centre, **sides):
+        angles.append(angle), sizes.append(size), centres.append(centre)
+        return warp_matrix(angle, size, centre, **sides)
+
+    def colour(*drawn, mean):
+        factors.append(drawn)
+        return colour_matrix(*drawn, mean=mean)
+
+    monkeypatch.setattr("modeling.augmentation.warp_matrix", warp)
+    monkeypatch.setattr("modeling.augmentation.colour_matrix", colour)
+    augmentation, rng = (
+        Augmentation(28, fill=(0, 0, 0), brightness=0.1, contrast=0.2, saturation=0.3),
+        np.random.default_rng(0),
+    )
+    for _ in range(1000):
+        augmentation(np.full((32, 32, 3), 100, np.uint8), rng)
+    assert np.histogram(angles, 4, (0, 2 * np.pi))[0].min() > 200
+    assert (np.ptp(factors, axis=0) > [0.19, 0.38, 0.57]).all()
+    assert (np.abs(np.array(factors) - 1) <= [0.1, 0.2, 0.3]).all()
+    width, height = np.abs(sizes).T / 32
+    assert width.max() <= 1 >= height.max()
+    assert (width * height).min() == pytest.approx(0.6, abs=0.02)
+    assert (width * height).max() == pytest.approx(1, abs=0.02)
+    assert (width / height).min() == pytest.approx(0.8, abs=0.02)
+    assert (width / height).max() == pytest.approx(1.25, abs=0.02)
+    assert 450 < (width < height).sum() < 550
+    room = (1 - np.stack([width, height], axis=1)) / 2
+    reach = np.array(centres) / 32 / np.maximum(room, 1e-9)
+    assert np.abs(reach).max() <= 1 + 1e-6
+    assert (np.ptp(reach[room.min(axis=1) > 0.01], axis=0) > 1.9).all()
+
+
 def test_no_symmetry_is_left_out():
     """A picture that is red on its left side is red on each side now and then."""
     pixels = np.zeros((32, 32, 3), np.uint8)
@@ -94,16 +129,18 @@ def test_a_mirrored_picture_is_as_likely_as_not():
 def test_a_rectangle_of_the_fill_colour_hides_a_part_in_one_picture_of_four():
     image = np.full((64, 64, 3), 200, np.uint8)
     augmentation = Augmentation(64, fill=(10, 20, 30), **NOTHING)
-    shares = []
+    shares, corners = [], []
     for number in range(400):
         hidden = (augmentation(image, np.random.default_rng(number)) == [10, 20, 30]).all(axis=2)
         shares.append(hidden.mean())
         rows, columns = np.nonzero(hidden)
         if len(rows):
+            corners.append((rows.min(), columns.min(), 63 - rows.max(), 63 - columns.max()))
             assert hidden[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
     hit = np.array([share for share in shares if share])
     assert 70 < len(hit) < 130
     assert 0.01 < hit.min() < hit.max() <= 0.15
+    assert (np.max(corners, axis=0) > 35).all()  # it comes near each edge, and far from it
 
 
 def test_brightness_varies_within_its_bounds():

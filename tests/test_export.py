@@ -1,5 +1,7 @@
 """modeling/export.py: the same logits in onnxruntime, in a file that explains itself."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -17,7 +19,7 @@ from modeling import export
 from modeling.demo import draw_lesion
 from modeling.export import ExportError, export_onnx
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.model import build_model, save_model_folder
+from modeling.model import build_model, load_model_folder, save_model_folder
 from modeling.predictor import LesionClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +77,8 @@ def test_the_file_says_how_to_use_it_and_nothing_of_the_machine_that_wrote_it(ex
     assert json.loads(notes["label_names"]) == ["MEL", "NV"]
     assert NOTICE in notes["notice"]
     assert SYNTHETIC_NOTICE in notes["notice"]
+    weights = (exported.path.parent / "model.safetensors").read_bytes()
+    assert (notes["weights_sha256"], notes["license"]) == (hashlib.sha256(weights).hexdigest(), "cc-by-nc-4.0")
     # Follow the words of `preprocessing`, by other means than the package.
     assert notes["preprocessing"].startswith("upright RGB, squashed")
     size = json.loads(notes["input_size"])[1:]
@@ -125,26 +129,38 @@ def test_without_data_drawings_calibrate_and_no_loss_is_claimed(exported, tmp_pa
     assert "drawings; its loss of accuracy was not measured" in str(again)
 
 
+def test_the_loss_is_that_of_the_second_file_compared_with_the_first(exported, data_dir, tmp_path):
+    content = onnx.load(exported.path)  # its opposite: with two diagnoses, the other answer to every image
+    last = next(node for node in content.graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "opposite"
+    content.graph.node.append(onnx.helper.make_node("Neg", ["opposite"], ["logits"]))
+    onnx.save(content, tmp_path / "opposite.onnx")
+    config = json.loads((exported.path.parent / "config.json").read_text())
+    data = export._data_of(config, exported.path.parent, data_dir)
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    logits = [session.run(None, {"pixel_values": batch})[0] for batch in export._batches(config, data.test)]
+    data = dataclasses.replace(data, test_labels=np.concatenate(logits).argmax(axis=1))
+    loss = export._int8_loss(exported.path, tmp_path / "opposite.onnx", config, data)
+    assert (loss.balanced_accuracy, loss.balanced_accuracy_int8, loss.agreement) == (1, 0, 0)
+
+
 def test_balanced_accuracy_is_the_mean_recall():
     answers, labels = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 3])
     assert export._balanced_accuracy(answers, labels) == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_an_export_with_other_logits_is_refused_and_leaves_no_file(tiny_model_folder, monkeypatch):
-    write = export._to_onnx
-
-    def wrong(model, size_px):
-        content = write(model, size_px)
-        weight = next(one for one in content.graph.initializer if list(one.dims) == [4, 256])
-        moved = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
-        weight.CopyFrom(onnx.numpy_helper.from_array(moved, weight.name))
-        return content
-
-    monkeypatch.setattr(export, "_to_onnx", wrong)
+    model, config = load_model_folder(tiny_model_folder)
+    content = export._to_onnx(model, config["pretrained_cfg"]["input_size"][1])
+    weight = next(one for one in content.graph.initializer if list(one.dims) == [4, 256])
     before = sorted(path.name for path in tiny_model_folder.iterdir())
-    with pytest.raises(ExportError, match="logits of ONNX and torch differ by"):
-        export_onnx(tiny_model_folder)
-    assert sorted(path.name for path in tiny_model_folder.iterdir()) == before
+    for harm, words in ((0.01, r"0\.\d+"), (float("nan"), "nan")):
+        moved = onnx.numpy_helper.to_array(weight) + np.float32(harm)
+        weight.CopyFrom(onnx.numpy_helper.from_array(moved, weight.name))
+        monkeypatch.setattr(export, "_to_onnx", lambda *_: onnx.ModelProto.FromString(content.SerializeToString()))
+        with pytest.raises(ExportError, match=f"logits of ONNX and torch differ by {words}"):
+            export_onnx(tiny_model_folder)
+        assert sorted(path.name for path in tiny_model_folder.iterdir()) == before
 
 
 def test_a_missing_library_is_named_with_its_extra(tiny_model_folder, monkeypatch):

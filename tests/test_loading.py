@@ -219,6 +219,25 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(augmented):
     assert not torch.equal(augmented[3]["pixels"], first)
 
 
+def test_each_seed_epoch_and_place_has_its_own_augmentation(photographs, tmp_path):
+    picture = load(photographs, tmp_path / "c")[0]
+    seen = set()
+    for seed in range(3):
+        dataset = LesionDataset([picture] * 3, [0] * 3, augmentation=Augmentation(24, fill=(0, 0, 0)), seed=seed)
+        for epoch in range(3):
+            dataset.set_epoch(epoch)
+            seen |= {dataset[index]["pixels"].numpy().tobytes() for index in range(3)}
+    assert len(seen) == 27
+
+
+def test_a_row_carries_the_label_and_index_of_its_image(photographs, tmp_path):
+    images = load(photographs, tmp_path / "c")
+    (batch,) = DataLoader(LesionDataset(images, range(100, 112)), batch_size=12)
+    assert batch["label"].tolist() == list(range(100, 112))
+    assert batch["index"].tolist() == list(range(12))
+    assert (batch["pixels"].numpy() == np.stack(list(images))).all()
+
+
 def test_augmentation_is_the_same_in_worker_processes(augmented):
     batches = [
         torch.cat([batch["pixels"] for batch in DataLoader(augmented, 4, num_workers=workers)]) for workers in (0, 2)

@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "space"))
 
@@ -33,6 +38,7 @@ import app
 import batches
 import pages
 import render
+import tempfolder
 import uploads
 from answers import Photo
 from report import report_html
@@ -139,7 +145,10 @@ def test_the_page_and_the_predictor_give_one_photo_the_same_answer(classifier, p
     for row in answer["differential"]:
         assert row["probability"] == pytest.approx(expected.probabilities[row["code"]], abs=1e-6)
     assert answer["differential"][0]["code"] == expected.diagnosis
-    assert answers.classify_photo(classifier, photo)["operating_points"] == expected.operating_points
+    fields = answers.classify_photo(classifier, photo)
+    assert fields["operating_points"] == expected.operating_points
+    words = answers.operating_sentence(MEL_POINT, expected.operating_points["MEL@95"])
+    assert fields["operating_points_in_words"] == {"MEL@95": words}
 
 
 def test_the_differential_is_sorted_and_names_and_marks_every_diagnosis():
@@ -160,6 +169,12 @@ def test_an_operating_point_is_told_in_words_with_its_counts():
     assert above.startswith("Above the threshold that caught 95 % of melanomas in validation (38 of 40 images).")
     assert "38 % of the 100 other images" in above
     assert "It missed 2: this is no all-clear." in answers.operating_sentence(MEL_POINT, False)
+    for codes, target in (
+        (("MEL", "BCC"), "malignant lesions"),
+        (("MEL", "AK"), "malignant and pre-malignant lesions"),
+    ):
+        sentence = answers.operating_sentence(dataclasses.replace(MEL_POINT, codes=codes), True)
+        assert f"caught 95 % of {target} in validation" in sentence
 
 
 @pytest.mark.parametrize(
@@ -200,7 +215,7 @@ def test_a_photo_that_the_model_abstains_on_is_left_out_of_the_average(classifie
     good, odd = prediction(classifier, 0.7, 0.1, 0.1, 0.1), prediction(classifier, 0, 0, 1, 0, reason="odd")
     lesion = answers.lesion_fields(classifier, [good, odd])
     assert lesion["differential"][0] == {**lesion["differential"][0], "code": "BCC", "probability": 0.7}
-    assert lesion["left_out"] == [2]
+    assert (lesion["left_out"], lesion["n_photos"]) == ([2], 2)
     assert not lesion["abstained"]
     both = answers.lesion_fields(classifier, [odd, odd])
     assert (both["abstained"], both["reason"], both["left_out"]) == (True, "odd", [])
@@ -283,11 +298,33 @@ def test_maps_share_one_scale_and_the_contrast_tells_which_diagnosis_a_spot_spea
     assert abs(int(contrast[48, 144]) - 128) <= 8  # neither
 
 
+def test_the_contrast_of_the_page_is_of_the_two_most_probable_diagnoses_and_bright_for_the_first(classifier, photo):
+    answer = answers.answer_lesion(classifier, [photo])
+    first, second = answer["contrast"]
+    assert [first, second] == [row["code"] for row in answer["differential"][:2]]
+    width, height = answer["photos"][0]["map_size"]
+    expected = classifier.explain(photo.source).contrast(first, second, size=(height, width)) * 127 + 128
+    assert np.abs(grey(answer["photos"][0]["maps"])[-height:] - expected).max() <= 1
+
+
+def test_programs_get_the_overlay_of_the_diagnosis_that_they_ask_for(classifier, photo):
+    explained = classifier.explain(photo.source)
+    for code in classifier.codes:
+        fields, picture = answers.explain_photo(classifier, photo, code)
+        expected = render.overlay(photo.decode(), explained, code)
+        np.testing.assert_allclose(np.asarray(picture, int), np.asarray(expected, int), atol=1)
+        assert fields["image_size_px"] == {"width": 640, "height": 480}
+        positive = {code: bool((np.array(grid) > 0).any()) for code, grid in fields["evidence"].items()}
+        assert fields["has_evidence"] == positive
+    assert set(positive.values()) == {True, False}
+
+
 def test_a_diagnosis_without_evidence_is_known_to_have_none():
     shown = explanation([[[1, 0], [0, 0]], [[-1, -1], [-1, -2]]])
     assert answers.strength(shown, "NV") == 0
     assert answers.strength(shown, "MEL") == 1
     assert answers.strength(explanation([[[-1.0]], [[-2.0]]]), "MEL") == 0
+    assert [explanation([[[0.0, -1.0]], [[0.0, 1.0]]]).has_evidence(code) for code in ("MEL", "NV")] == [False, True]
 
 
 def test_the_colour_maps_are_those_of_matplotlib_and_rise_evenly_in_lightness():
@@ -305,7 +342,12 @@ def test_the_overlay_leaves_the_photo_untouched_where_there_is_no_evidence():
     picture = Image.new("RGB", (100, 100), (200, 150, 120))
     mixed = np.asarray(render.overlay(picture, explanation([[[4, 0], [0, -4]], [[0, 0], [0, 2]]]), "MEL"))
     assert mixed[75, 75].tolist() == [200, 150, 120]
-    assert mixed[25, 25].tolist() != [200, 150, 120]
+    # Weak evidence shows less of its colour than strong evidence does: 30 % and 60 %.
+    for strength, share in ((render.FADE_BELOW / 2, 0.3), (1.0, 0.6)):
+        even = render.overlay(picture, explanation([[[4 * strength]], [[4]]]), "MEL")
+        colour = render.colour_table("viridis")[round(255 * strength)]
+        expected = (1 - share) * np.array([200, 150, 120]) + share * colour
+        assert np.abs(np.asarray(even)[50, 50] - expected).max() <= 1
 
 
 def test_too_many_photos_of_one_lesion_are_refused_with_the_limit(classifier, photo):
@@ -345,6 +387,7 @@ def test_the_report_of_an_abstention_says_so_before_the_differential(tmp_path, p
     answer = answers.answer_lesion(refusing, [photo])
     html = report_html(answer)
     assert answer["reason"] in html
+    assert answer["photos"][0]["reason"] == answer["reason"]
     assert html.index("The model abstains.") < html.index("Differential diagnosis")
 
 
@@ -407,6 +450,15 @@ def test_a_zip_bomb_is_stopped_by_what_comes_out_of_it_not_by_what_it_claims(cla
     assert "unpacks to more" in row["error"]
 
 
+def test_all_archives_of_a_batch_together_are_bounded(classifier, tmp_path, monkeypatch):
+    pictures = photos(2)
+    monkeypatch.setattr(batches, "MAX_UNPACKED_BYTES", sum(map(len, pictures)) - 1)
+    sent = [zipped(tmp_path / f"{number}.zip", {f"{number}.jpg": data}) for number, data in enumerate(pictures)]
+    first, second = rows_of(classifier, *sent)
+    assert first["error"] is None
+    assert "unpacks to more than is allowed" in second["error"]
+
+
 def test_encrypted_damaged_and_endless_archives_are_refused_with_the_reason(classifier, tmp_path, monkeypatch):
     data = bytearray(Path(zipped(tmp_path / "a.zip", {"x.jpg": b"x" * 100}).source).read_bytes())
     data[6] |= 1
@@ -437,8 +489,10 @@ def test_the_csv_has_a_column_for_each_diagnosis_and_no_formula_of_a_visitor(cla
     assert second["image"] == "'@bad"
     assert sum(float(first[code]) for code in classifier.codes) == pytest.approx(1, abs=1e-5)
     assert first["MEL@95"] in ("True", "False")
+    assert first["abstained"] == "False"
+    assert float(first["malignant_probability"]) == rows[0]["malignant_probability"]
     assert second["diagnosis"] == ""
-    assert "0 bytes" in second["error"]
+    assert re.match("'@bad .*0 bytes", second["error"])
 
 
 # ---- Uploads -------------------------------------------------------------------------------------------------------
@@ -482,6 +536,77 @@ def test_one_client_is_slowed_down_and_another_is_not(tmp_path):
     assert guard.within_rate("b")
 
 
+def guarded(tmp_path: Path, *, requests_per_minute: int = 100) -> tuple[uploads.Guard, httpx.AsyncClient]:
+    """Return a guard before a server that reads and takes everything, and a client of it."""
+
+    async def take(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(len(await request.body())))
+
+    inside = Starlette(routes=[Route("/{path:path}", take, methods=["GET", "POST"])])
+    guard = uploads.Guard(inside, janitor=uploads.Janitor(tmp_path), requests_per_minute=requests_per_minute)
+    return guard, httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://space/gradio_api")
+
+
+@pytest.mark.parametrize("hosted", [True, False])
+def test_the_guard_slows_down_each_visitor_by_the_address_that_only_the_hubs_proxy_can_tell(
+    tmp_path, monkeypatch, hosted
+):
+    if hosted:
+        monkeypatch.setenv("SPACE_ID", "me/lesions")
+    _, client = guarded(tmp_path, requests_per_minute=2)
+
+    async def ask(address: str) -> int:
+        return (await client.post("/call/classify", headers={"X-Forwarded-For": address})).status_code
+
+    async def all_answers() -> list[int]:
+        return [await ask(address) for address in ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2, 10.9.9.9")]
+
+    assert asyncio.run(all_answers()) == [200, 200, 429, 200 if hosted else 429]
+
+
+def test_the_guard_bounds_uploads_and_counts_them_until_the_next_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 1000)
+    monkeypatch.setattr(uploads, "MAX_FOLDER_BYTES", 1500)
+    guard, client = guarded(tmp_path)
+
+    async def endless():
+        for _ in range(11):
+            yield bytes(100)  # no length is announced
+
+    async def all_answers() -> list[int]:
+        contents = [bytes(1001), endless(), bytes(900), bytes(700)]
+        sent = [(await client.post("/upload", content=content)).status_code for content in contents]
+        return [*sent, (await client.post("/call/classify", content=bytes(700))).status_code]
+
+    assert asyncio.run(all_answers()) == [413, 413, 200, 503, 200]
+    assert guard.janitor.used_bytes == 900
+
+
+def test_routes_that_the_page_does_not_use_are_closed(tmp_path):
+    _, client = guarded(tmp_path)
+
+    async def all_answers() -> list[int]:
+        closed = (
+            *("deep_link", "proxy=http://x", "file=http://x", "vibe-code", "undo-vibe-edit", "process_recording"),
+            *("component_server", "run-history", "stream/x"),
+        )
+        places = [base + route for route in closed for base in ("http://space/", "http://space/gradio_api/")]
+        return [(await client.get(place)).status_code for place in places] + [(await client.get("/info")).status_code]
+
+    assert asyncio.run(all_answers()) == [404] * 18 + [200]
+
+
+def test_the_upload_folder_is_private_and_gone_when_the_server_ends():
+    environment = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
+    code = "import tempfolder; path = tempfolder.upload_folder(); print(oct(path.stat().st_mode), path)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "space", env=environment, capture_output=True, text=True, check=True
+    )
+    mode, path = ended.stdout.split()
+    assert mode.endswith("700")
+    assert not Path(path).exists()
+
+
 # ---- The page's server ---------------------------------------------------------------------------------------------
 
 
@@ -500,6 +625,7 @@ def test_gradio_client_gets_typed_answers_from_all_three_endpoints(url, classifi
         assert picture.size == (640, 480)
     table = client.predict([sent, sent], api_name="/batch")
     assert [row["diagnosis"] for row in table["rows"]] == [expected.diagnosis] * 2
+    assert (table["provenance"], table["notice"]) == (expected.provenance, classifier.notice)
     info = client.view_api(return_format="dict")["named_endpoints"]
     assert set(info) == {"/classify", "/explain", "/batch"}
     assert "not a medical device" in info["/classify"]["description"]
@@ -608,16 +734,33 @@ def test_every_file_of_the_hostile_corpus_is_answered_or_refused_with_a_sentence
             assert row["error"] is None or row["image"].split(".")[0] in row["error"]
 
 
-def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier):
+def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier, monkeypatch):
+    monkeypatch.setattr(app, "MAX_FILE_BYTES", 50_000)
+    before = {thread for thread in threading.enumerate() if thread.name == "janitor"}
     demo = app.build_demo(classifier)
     address = app.launch(demo, prevent_thread_lock=True, quiet=True)
+    (janitor,) = {thread for thread in threading.enumerate() if thread.name == "janitor"} - before
+    assert janitor.folder == tempfolder.upload_folder()
     client = SpaceClient(address.rstrip("/"))
+    with pytest.raises(AnswerError, match=r"exceeded|size"):
+        client.upload(bytes(50_001))
     client.classify(photos(1)[0])
     sessions = demo.state_holder.session_data
-    assert len(sessions) == 1
-    app.forget_session(demo, next(iter(sessions)))
+    (session,) = sessions
+    with client.http.stream("GET", f"/heartbeat/{session}") as heartbeat:  # open for as long as the page is
+        next(heartbeat.iter_lines())
+    deadline = time.monotonic() + 20
+    while len(sessions) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert len(sessions) == 0
+    janitor.stopped.set()
     demo.close(verbose=False)
+
+
+def test_the_stop_button_ends_the_running_batch_and_nothing_else(classifier):
+    functions = app.build_demo(classifier).fns
+    (stop,) = [function for function in functions.values() if function.cancels]
+    assert [functions[number].name for number in stop.cancels] == ["answer_batch"]
 
 
 def test_a_client_that_fetches_nothing_is_forgotten_after_a_while_and_one_that_waits_is_not(classifier):
@@ -685,6 +828,68 @@ def test_the_model_tab_says_when_there_are_no_numbers_and_escapes_those_there_ar
     (folder / "metrics.json").unlink()
 
 
+METRICS = {
+    "model": {"architecture": "<b>net</b>", "codes": ["MEL"], "names": {"MEL": "melanoma"}},
+    "data": {"synthetic": False, "dataset": "<script>alert(1)</script>", "split_unit": "lesion"},
+    "test": {
+        "n_images": 12,
+        "n_lesions": 7,
+        "balanced_accuracy": {"value": 0.7, "low": 0.6, "high": 0.8},
+        "macro_auroc": {"value": 0.9, "low": None, "high": None},
+        "macro_f1": {"value": None},
+        "per_class": {"MEL": {"n_images": 5, "recall": {"value": 0.11}, "precision": {"value": 0.22}}},
+    },
+    "calibration": {"test": {"after": {"ece": {"value": 0.03}}}},
+    "operating_points": [{"name": "MEL@95", "test": {"sensitivity": {"value": 0.94}, "specificity": {"value": 0.51}}}],
+    "figures": ["figures/roc_curves.png", "../../secret.png"],
+}
+
+
+def test_the_model_tab_puts_each_number_into_its_row_and_shows_figures_of_the_model_alone(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "a" / "model")
+    (model / "figures").mkdir()
+    for place in (model / "figures" / "roc_curves.png", tmp_path / "secret.png"):
+        Image.new("RGB", (4, 4)).save(place)
+    (model / "metrics.json").write_text(json.dumps(METRICS))
+    html = pages.card(LesionClassifier.from_pretrained(model))
+    assert "<script" not in html
+    assert "&lt;b&gt;net&lt;/b&gt;: MEL" in html
+    assert html.count("<img") == 1
+    assert "roc curves" in html
+    text = " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    for words in (
+        "12 test images of 7 lesions",
+        "an unknown share of these images show a lesion that is also in training",
+        "Balanced accuracy 0.700 (0.600 to 0.800)",
+        "Macro AUROC 0.900 (no interval)",
+        "Macro F1 not estimable",
+        "Calibration error (ECE) 0.030",
+        "MEL@95: sensitivity 0.940",
+        "MEL@95: specificity 0.510",
+        "melanoma (MEL) 5 0.110 0.220",
+    ):
+        assert words in text
+
+
+def test_the_api_tab_names_the_address_of_the_space(classifier, monkeypatch):
+    monkeypatch.setenv("SPACE_HOST", "me-lesions.hf.space")
+    html = pages.programs(classifier)
+    assert "https://me-lesions.hf.space/gradio_api/mcp/" in html
+    assert "127.0.0.1" not in html
+
+
+def test_a_hosted_space_loads_the_revision_of_its_variable(monkeypatch):
+    served: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(app, "serve_hosted", lambda model_id, revision: served.append((model_id, revision)))
+    monkeypatch.setenv("MODEL_ID", "me/lesions")
+    monkeypatch.setenv("MODEL_REVISION", "v1.0")
+    assert app.main([]) == 0
+    assert app.main(["--revision", "v2.0"]) == 0
+    monkeypatch.setenv("MODEL_REVISION", "")  # as an empty field of the Space's settings
+    assert app.main([]) == 0
+    assert served == [("me/lesions", "v1.0"), ("me/lesions", "v2.0"), ("me/lesions", None)]
+
+
 def test_a_space_without_a_model_explains_what_to_set(monkeypatch):
     seen: list[str] = []
 
@@ -701,6 +906,7 @@ def test_a_space_without_a_model_explains_what_to_set(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         app.main([])
     assert "Set the variable MODEL_ID" in seen[0]
+    assert "not a medical device" in seen[0]
 
 
 def test_a_space_heals_when_its_repository_appears_and_outlives_a_hub_that_is_down(folder, tmp_path):
@@ -894,7 +1100,7 @@ def test_several_photos_can_be_averaged_and_looked_at_one_by_one(browser, url):
 
 def test_the_report_and_the_data_can_be_taken_away(browser, url, classifier, tmp_path):
     with visit(browser, url) as page:
-        page.locator("#examples button").first.click()
+        page.locator("#examples button").last.click()
         page.wait_for_selector("#save-report")
         with page.expect_download() as download:
             page.locator("#save-report").click()
@@ -907,7 +1113,8 @@ def test_the_report_and_the_data_can_be_taken_away(browser, url, classifier, tmp
     assert html.count('src="data:image/jpeg;base64,') == 3
     assert classifier.provenance["weights_sha256"] in html
     data = json.loads((tmp_path / "answer.json").read_text())
-    assert data["differential"][0]["code"] == classifier.predict(EXAMPLES[0]).diagnosis
+    assert data["photos"][0]["name"] == EXAMPLES[-1].name
+    assert data["differential"][0]["code"] == classifier.predict(EXAMPLES[-1]).diagnosis
     assert data["notice"] == classifier.notice
     assert "picture" not in data["photos"][0]
     report = browser.new_page()
