@@ -55,6 +55,7 @@ def test_a_perfectly_separated_val_does_not_drive_the_temperature_to_zero() -> N
 def test_folding_gives_the_calibrated_logits() -> None:
     torch.manual_seed(0)
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False).eval()
+    torch.nn.init.normal_(model.get_classifier().bias)  # zero in a new network
     pixel_values = torch.rand(3, 3, 64, 64)
     with torch.inference_mode():
         before = model(pixel_values).numpy()
@@ -171,3 +172,13 @@ def test_a_damaged_or_unknown_abstention_rule_is_refused() -> None:
     for broken in ("", "AAAA", "not base64!"):
         with pytest.raises(ValueError):  # noqa: PT011 (three different messages)
             AbstentionRule.from_dict({**values, "directions": broken})
+    for name, number in (("threshold", math.nan), ("residual_weight", math.inf), ("false_alarm_rate", 1.5)):
+        with pytest.raises(ValueError, match="cannot be"):
+            AbstentionRule.from_dict({**values, name: number})
+
+
+def test_an_operating_point_with_a_share_that_cannot_be_is_refused() -> None:
+    values = fit_operating_points(softmax(drawn(300)[0]), drawn(300)[1], CODES)[0].to_dict()
+    for name in ("wanted_sensitivity", "sensitivity", "specificity"):
+        with pytest.raises(ValueError, match="cannot be"):
+            OperatingPoint.from_dict({**values, name: 1.5})

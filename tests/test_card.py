@@ -11,19 +11,24 @@ from typing import Any
 import datasets
 import fuzz_config
 import numpy as np
+import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from modeling import publish
 from modeling.calibration import AbstentionRule, fit_operating_points, softmax
 from modeling.evaluation import evaluate_model
+from modeling.floors import no_pixel_calls
+from modeling.intervals import estimate_share, resample_lesions
 from modeling.isic2019 import FEATURES
 from modeling.labels import ATTRIBUTION, CODES, NOTICE, ORIGINAL_CODES, SYNTHETIC_NOTICE
 from modeling.model import build_model, save_model_folder
 from modeling.outputs import Outputs
 from modeling.predictor import LesionClassifier
 from modeling.publish import PublishError, format_estimate, format_number, render_card, write_card
+from modeling.sections import metadata_table
 from modeling.splits import make_splits
 
 LESIONS_PER_DIAGNOSIS = 64
@@ -50,7 +55,7 @@ def draw_dataset(masks: Path) -> datasets.Dataset:
                         "image": {"bytes": buffer.getvalue(), "path": None},
                         "image_id": image_id,
                         "label": label,
-                        "lesion_id": f"{code}_{number}",
+                        "lesion_id": None if number == 3 else f"{code}_{number}",
                         "source": "HAM" if number % 12 else "BCN",
                         "age_approx": float(rng.integers(4, 17) * 5),
                         "sex": "female" if number % 2 else "male",
@@ -106,6 +111,7 @@ def make_scored_folder(base: Path) -> Path:
         temperature=temperature,
         output_dir=folder,
         predictions_csv=base / "predictions.csv",
+        n_skipped=3,
         run={"options": {"dataset": "demo", "pretrained": True, "epochs": 2, "diagnoses": list(codes)}},
         history=[{"epoch": epoch, **record} for epoch in (1, 2)],
         masks_dir=base / "masks",
@@ -155,6 +161,110 @@ def numbers_of(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, int):
         return [(path, f"{value:,}")]
     return [(path, format_number(value, 4 if path.endswith("/threshold") else 3))]
+
+
+def value_of(number: dict[str, Any]) -> float:
+    assert number["low"] is None or number["low"] <= number["value"] <= number["high"]
+    return number["value"]
+
+
+def test_each_score_follows_from_predictions_csv(scored_folder):
+    """Computed anew, by other means, from what is published beside the model: no score is of another split or unit."""
+    metrics = json.loads((scored_folder / "metrics.json").read_text())
+    table, codes = pd.read_csv(scored_folder.parent / "predictions.csv"), list(ORIGINAL_CODES)
+    temperature = metrics["calibration"]["temperature"]
+    for split in ("val", "test"):
+        rows = table[table["split"] == split]
+        probs, labels = rows[codes].to_numpy(), rows["label"].map(codes.index).to_numpy()
+        raw = probs**temperature / (probs**temperature).sum(axis=1, keepdims=True)
+        for name, values in (("before", raw), ("after", probs)):
+            nll = -np.log(values[np.arange(len(values)), labels]).mean()
+            assert value_of(metrics["calibration"][split][name]["nll"]) == pytest.approx(nll, abs=1e-4)
+        auroc = roc_auc_score(labels, probs / probs.sum(axis=1, keepdims=True), multi_class="ovr")
+        assert value_of(metrics[split]["macro_auroc"]) == pytest.approx(auroc, abs=1e-5)
+        assert metrics[split]["n_lesions"] == rows["lesion_id"].nunique() < len(rows)
+        hits = estimate_share(
+            probs.argmax(axis=1) == labels, labels >= 0, resample_lesions(rows["lesion_id"].to_numpy()), reason=""
+        )
+        assert metrics[split]["accuracy"] == pytest.approx(hits, abs=1e-6)
+        for point in metrics["operating_points"]:
+            positive = rows["label"].isin(point["codes"])
+            reached = rows[point["codes"]].sum(axis=1) >= point["threshold"]
+            found = point[split]
+            sensitivity, specificity = (
+                number if split == "val" else value_of(number)
+                for number in (found["sensitivity"], found["specificity"])
+            )
+            assert sensitivity == pytest.approx(reached[positive].mean(), abs=1e-6)
+            assert specificity == pytest.approx((~reached)[~positive].mean(), abs=1e-6)
+            missed = sorted(rows["image_id"][positive & ~reached])
+            if split == "test":
+                assert metrics["failures"]["missed"][point["name"]] == {"n_images": len(missed), "image_ids": missed}
+            else:
+                assert (found["n_positive"], found["n_negative"]) == (positive.sum(), (~positive).sum())
+    # What follows is of test, the last of the two.
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
+    for name, values in (("before", raw), ("after", probs)):
+        bins = pd.DataFrame(metrics["calibration"]["reliability"][name])
+        assert np.average(bins["confidence"], weights=bins["n_images"]) == pytest.approx(
+            values.max(axis=1).mean(), abs=1e-5
+        )
+        assert np.average(bins["correct"], weights=bins["n_images"]) == pytest.approx(right.mean(), abs=1e-5)
+    lesions = rows.groupby(["lesion_id", "label"])[codes].mean()  # near-duplicates may have two labels
+    lesion_labels = lesions.index.get_level_values("label").map(codes.index)
+    auroc = roc_auc_score(lesion_labels, lesions.div(lesions.sum(axis=1), axis=0), multi_class="ovr")
+    assert value_of(metrics["test"]["by_lesion"]["macro_auroc"]) == pytest.approx(auroc, abs=1e-5)
+    risk = np.cumsum(~right[np.argsort(-confidence, kind="stable")]) / np.arange(1, len(rows) + 1)
+    assert metrics["risk_coverage"]["aurc"] == pytest.approx(risk.mean(), abs=1e-5)
+    assert metrics["risk_coverage"]["risk_at_coverage"] == pytest.approx(
+        {f"{share:.2f}": risk[round(share * len(rows)) - 1] for share in (1.0, 0.9, 0.8, 0.5)}, abs=1e-5
+    )
+    worst = rows[~right].assign(called=np.array(codes)[probs.argmax(axis=1)][~right], probability=confidence[~right])
+    worst = worst.sort_values(["probability", "image_id"], ascending=[False, True]).head(10)
+    assert metrics["failures"]["most_confident"] == worst[["image_id", "label", "called", "probability"]].to_dict(
+        "records"
+    )
+    answered, abstention = ~rows["abstained"].to_numpy(), metrics["abstention"]["test"]
+    assert 0 < answered.sum() < len(rows)
+    assert value_of(abstention["abstained"]) == pytest.approx(1 - answered.mean(), abs=1e-6)
+    assert abstention["answered"]["n_images"] == answered.sum()
+    assert value_of(abstention["answered"]["accuracy"]) == pytest.approx(right[answered].mean(), abs=1e-6)
+    assert value_of(abstention["answered"]["balanced_accuracy"]) == pytest.approx(
+        balanced_accuracy_score(labels[answered], probs.argmax(axis=1)[answered]), abs=1e-6
+    )
+
+
+def test_data_and_floors_follow_from_the_data_set_and_its_splits(scored_folder, tmp_path):
+    dataset = draw_dataset(tmp_path / "masks")
+    metrics, splits = (
+        json.loads((scored_folder / "metrics.json").read_text()),
+        make_splits(dataset, diagnoses=ORIGINAL_CODES),
+    )
+    table = metadata_table(dataset)
+    flow = metrics["data"]["flow"]
+    assert flow["skipped"] == 3
+    assert flow["other_diagnoses"] == dict.fromkeys(sorted(set(CODES) - set(ORIGINAL_CODES)), 8)
+    assert metrics["data"]["sources"] == table.loc[splits["image_id"]].groupby("source").size().to_dict()
+    assert metrics["data"]["split_unit"] == metrics["data"]["protocol"] == "lesion"
+    for split, found in flow["splits"].items():
+        part = splits[splits["split"] == split]
+        lesions = part["lesion_id"].fillna(part["image_id"])
+        assert (found["n_images"], found["n_lesions"]) == (len(part), lesions.nunique())
+        assert found["per_class"] == part.groupby("label").size().to_dict()
+    train, test = (table.loc[splits["image_id"][splits["split"] == split]] for split in ("train", "test"))
+    floors = metrics["floors"]
+    labels = np.array([ORIGINAL_CODES.index(code) for code in test["label"]])
+    calls = no_pixel_calls(train, test, ORIGINAL_CODES)
+    assert value_of(floors["no_pixels"]["accuracy"]) == pytest.approx((calls == labels).mean(), abs=1e-6)
+    assert floors["model"]["balanced_accuracy"] == metrics["test"]["balanced_accuracy"]
+    masks = metrics["heat_maps"]["masks"]
+    assert masks["n_without_mask"] == 0
+    assert masks["mean_lesion_share"] == pytest.approx(np.pi * 18**2 / 64**2, abs=0.02)
+    # Four lesions of two photos each, one of them without its id: those two photos stand for themselves.
+    for near in metrics["abstention"]["near"].values():
+        assert (near["n_images"], near["n_lesions"]) == (8, 5)
+        assert value_of(near["auroc"]) >= 0
+    assert all(value_of(far["auroc"]) >= 0 for far in metrics["abstention"]["far"].values())
 
 
 # Drawn in figures, or settings of the measurement that the text gives in its own words.

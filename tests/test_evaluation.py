@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, roc_auc_score, roc_curve
 from torch.utils.data import DataLoader
 
 import modeling.evaluation as evaluation
+import modeling.figures as figures
 from modeling.calibration import (
     AbstentionRule,
     fit_operating_points,
@@ -36,7 +37,8 @@ from modeling.loading import LesionDataset, resized_images
 from modeling.model import ModelFolderError, build_model, config_sha256, save_model_folder
 from modeling.outputs import Outputs, run_model
 from modeling.predictor import LesionClassifier
-from modeling.sections import sample_evenly
+from modeling.robustness import change_images
+from modeling.sections import classify_pictures, sample_evenly, training_section
 from modeling.splits import make_splits, write_splits
 from modeling.verification import golden_prediction, verify
 
@@ -80,6 +82,7 @@ def evaluated(small_data, tmp_path_factory) -> dict:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("evaluated")
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False).eval()
+    torch.nn.init.normal_(model.get_classifier().weight, std=0.5)  # untrained, it would call every picture the same
     splits = make_splits(small_data, diagnoses=CODES)
     val, test = (outputs_of(model, small_data, splits, split) for split in ("val", "test"))
     temperature = fit_temperature(val.logits, val.labels)
@@ -107,6 +110,7 @@ def evaluated(small_data, tmp_path_factory) -> dict:
         "temperature": temperature,
         "output_dir": folder / "model",
         "predictions_csv": folder / "predictions.csv",
+        "run": {"options": {"epochs": 1, "output_dir": "/a/path", "config": "a.yaml"}},
         "history": [
             {"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "val/balanced_accuracy": 0.3, "val/accuracy": 0.3}
         ],
@@ -188,13 +192,74 @@ def test_left_out_diagnoses_are_named_with_what_they_are_called(evaluated) -> No
     assert sum(near["SCC"]["called"].values()) == near["SCC"]["n_images"] == 4
 
 
+def test_scores_on_left_out_diagnoses_are_those_of_their_pictures(evaluated, small_data) -> None:
+    classifier, test = evaluated["arguments"]["classifier"], evaluated["arguments"]["test"]
+    rule, inside = classifier.abstention, (test.logits / evaluated["arguments"]["temperature"], test.features)
+    for code, near in evaluated["metrics"]["abstention"]["near"].items():
+        places = np.flatnonzero(np.array(small_data["label"]) == small_data.features["label"].str2int(code))
+        outside = classify_pictures(classifier, [small_data[int(place)]["image"] for place in places])
+        probs = softmax(outside[0])
+        assert near["called"] == {name: int((probs.argmax(axis=1) == label).sum()) for label, name in enumerate(CODES)}
+        scores = np.concatenate([rule.score(*inside), rule.score(*outside)])
+        is_outside = np.arange(len(scores)) >= len(test.labels)
+        assert near["auroc"]["value"] == pytest.approx(roc_auc_score(is_outside, scores), abs=1e-6)
+        assert near["abstained"]["value"] == pytest.approx(rule.abstains(*outside).mean(), abs=1e-6)
+        for point in classifier.operating_points:
+            assert near["above"][point.name]["value"] == pytest.approx(point.reached(probs, CODES).mean(), abs=1e-6)
+
+
+def test_changes_and_test_time_augmentation_are_scored_on_the_answers_to_them(evaluated, small_data) -> None:
+    """The sample of so small a test split is all of it, so each number can be had from the predictor."""
+    classifier, metrics = evaluated["arguments"]["classifier"], evaluated["metrics"]
+    test = evaluated["arguments"]["test"]
+    position = {name: place for place, name in enumerate(small_data["image_id"])}
+    images = [small_data[position[name]]["image"] for name in test.image_ids]
+
+    def check(found: dict, called: list[int]) -> None:
+        score = balanced_accuracy_score(test.labels, called)
+        assert found["balanced_accuracy"]["value"] == pytest.approx(score, abs=1e-6)
+        assert found["balanced_accuracy_gain"]["value"] == pytest.approx(score - plain_score, abs=1e-6)
+        assert found["changed_answers"]["value"] == pytest.approx(np.mean(np.array(called) != plain), abs=1e-6)
+
+    plain, augmented = (
+        [CODES.index(answer.diagnosis) for answer in classifier.predict(images, tta=tta)] for tta in (False, True)
+    )
+    plain_score = balanced_accuracy_score(test.labels, plain)
+    assert metrics["robustness"]["balanced_accuracy"]["value"] == pytest.approx(plain_score, abs=1e-6)
+    assert plain != augmented
+    check(metrics["test_time_augmentation"], augmented)
+    for name, found in metrics["robustness"]["changes"].items():
+        check(found, classify_pictures(classifier, change_images(name, images))[0].argmax(axis=1))
+
+
+def test_training_is_reported_without_paths_and_with_the_epoch_that_was_chosen() -> None:
+    scores = [(0.5, 0.6), (0.7, 0.6), (0.4, 0.9)]
+    history = [
+        {"epoch": epoch, "val/balanced_accuracy": balanced, "val/accuracy": plain}
+        for epoch, (balanced, plain) in enumerate(scores, start=1)
+    ]
+    options = {"data_dir": "/a", "splits": "/b", "init_from": "/c", "config": "/d", "epochs": 3}
+    found = training_section({"options": options}, history)
+    assert (found["options"], found["best_epoch"], found["selection"]) == ({"epochs": 3}, 2, "balanced accuracy")
+    found = training_section({"options": {"recipe": "original"}}, history)
+    assert (found["best_epoch"], found["selection"]) == (3, "accuracy")
+
+
 def test_command_line_gives_the_numbers_of_training(evaluated, small_data, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(evaluation, "load_data", lambda name, data_dir=None: small_data)
-    output = tmp_path / "out"
-    assert main([str(evaluated["folder"] / "model"), "--output", str(output), "--batch_size", "7"]) == 0
+    output, folder = tmp_path / "out", Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text.replace('"protocol": "lesion"', '"protocol": "original"'))
+    assert main([str(folder), "--output", str(output), "--batch_size", "7", "--tta"]) == 0
     assert "balanced accuracy" in capsys.readouterr().out
     ours, theirs = read(output), evaluated["metrics"]
-    for key in ("test", "val", "operating_points", "risk_coverage", "robustness", "groups", "floors"):
+    assert ours["data"]["protocol"] == "original"
+    assert ours["data"]["split_unit"] == "image"
+    assert ours["test_time_augmentation"]["sample"] == "all of test"
+    for key in (
+        *("test", "val", "calibration", "operating_points", "risk_coverage", "robustness", "groups", "floors"),
+        *("abstention", "failures", "training"),
+    ):
         assert json.loads(json.dumps(ours[key]), parse_float=lambda text: round(float(text), 4)) == json.loads(
             json.dumps(theirs[key]), parse_float=lambda text: round(float(text), 4)
         ), key
@@ -227,13 +292,15 @@ def loader_of(order: list[int], size: int) -> DataLoader:
 
 
 def test_outputs_come_in_the_order_of_the_dataset(tiny_model_folder) -> None:
-    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model
+    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model.train()
     straight, shuffled = (
         run_model(model, loader_of(order, 5), image_ids="abcde") for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1])
     )
     assert shuffled.image_ids == list("abcde")
     assert shuffled.labels.tolist() == [0, 1, 2, 3, 0]
     assert shuffled.logits == pytest.approx(straight.logits, abs=1e-5)
+    assert shuffled.features == pytest.approx(straight.features, abs=1e-4)
+    assert model.training
 
 
 @pytest.mark.parametrize("order", [[0, 1, 1, 2], [0, 1, 2]])
@@ -348,6 +415,17 @@ def test_a_changed_file_does_not_verify(evaluated, tmp_path, name, change, words
     assert re.search(words, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(("key", "name"), [("splits_sha256", "splits.csv"), ("data_fingerprint", "metrics.json")])
+def test_data_of_another_model_beside_the_weights_do_not_verify(evaluated, tmp_path, key, name, capsys) -> None:
+    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["lesion"][key] = "0" * 64
+    seal(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main([str(folder), "--verify"]) == 1
+    assert f"{name} is not of this model: its {key}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content", ["[]", "{", '{"training": 3, "data": {}}', '{"training": {"history": [{"epoch": 1}]}, "data": {}}']
 )
@@ -366,7 +444,10 @@ def test_a_model_without_splits_or_data_set_says_what_to_give(evaluated, tmp_pat
 def test_the_report_names_model_data_and_package(evaluated) -> None:
     model = evaluated["metrics"]["model"]
     assert model["revision"] is None
-    assert f"model of run x, revision local, weights sha256 {model['weights_sha256']}" in summary(evaluated["metrics"])
+    said = summary(evaluated["metrics"])
+    assert f"model of run x, revision local, weights sha256 {model['weights_sha256']}" in said
+    error = evaluated["metrics"]["calibration"]["test"]["after"]["ece"]["value"]
+    assert f"calibration error (ECE): {error:.3f} (" in said
 
 
 def test_a_model_without_a_golden_prediction_cannot_be_verified(tiny_model_folder, capsys) -> None:
@@ -395,3 +476,24 @@ def test_evaluation_of_splits_without_test_is_refused(evaluated, small_data, tmp
     options = EvaluationOptions(splits=str(tmp_path / "splits.csv"))
     with pytest.raises(ValueError, match="nothing to report"):
         evaluate_folder(str(evaluated["folder"] / "model"), options)
+
+
+def test_figures_show_each_number_in_its_place() -> None:
+    confusion = figures._confusion(np.array([[3, 1], [6, 0]]), ("MEL", "NV")).axes[0]
+    assert {text.get_position(): text.get_text() for text in confusion.texts} == {
+        (0, 0): "3\n75%", (1, 0): "1\n25%", (0, 1): "6\n100%", (1, 1): "0\n0%"
+    }  # fmt: skip
+    labels, probs = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]])
+    for kind, curve in (("roc", roc_curve), ("precision_recall", precision_recall_curve)):
+        line = next(line for line in figures._curves(kind, probs, labels, ("MEL", "NV")).axes[0].lines)
+        first, second, _ = curve(labels == 0, probs[:, 0])
+        across, up = (first, second) if kind == "roc" else (second, first)
+        assert line.get_label() == "MEL"
+        assert np.array_equal(line.get_xydata(), np.stack([across, up], axis=1))
+    shares = {name: {"value": value, "low": None, "high": None} for name, value in (("blur", 0.1), ("noise", 0.4))}
+    bars = figures._robustness({name: {"changed_answers": share} for name, share in shares.items()}).axes[0]
+    names = [text.get_text() for text in bars.get_yticklabels()]
+    assert {name: bar.get_width() for name, bar in zip(names, bars.patches, strict=True)} == {"blur": 0.1, "noise": 0.4}
+    boxes = figures._unlike({"test": np.array([1.0, 1.0]), "far": np.array([5.0, 5.0])}, 2.0).axes[0]
+    assert [text.get_text() for text in boxes.get_yticklabels()] == ["far", "test"]
+    assert [line.get_xdata()[0] for line in boxes.lines if line.get_color() == "C1"] == [5.0, 1.0]

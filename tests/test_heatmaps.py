@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from modeling.heatmaps import (
+    _mean,
+    _ranks,
     centred_blob,
     random_map,
     randomise_classifier,
@@ -105,6 +109,8 @@ def test_a_classifier_that_reads_the_lesion_beats_its_randomised_self(classifier
     assert model > scores["centred_blob"]["heat_inside"]["value"]
     randomised = scores["randomised"]["heat_inside"]["value"]
     assert randomised is None or randomised < model
+    similarity = scores["similarity_to_randomised"]["value"]
+    assert similarity is None or similarity < 0.99
 
 
 def test_road_is_repeatable_and_bounded(classifier, lesion_image) -> None:
@@ -112,3 +118,40 @@ def test_road_is_repeatable_and_bounded(classifier, lesion_image) -> None:
     assert first == score_road(classifier, [lesion_image] * 2, resample_lesions(["a", "b"]))
     assert -0.5 <= first["model"]["value"] <= 0.5
     assert first["n_images"] == 2
+
+
+def test_road_is_worked_out_by_hand() -> None:
+    """The probability is the square of how much of the hottest fifth is untouched."""
+    pixel_values = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    heat = np.random.default_rng(0).permutation(1024).reshape(32, 32).astype(np.float32)
+    hottest = torch.from_numpy(heat >= 0.8 * 1024)
+
+    def forward(batch: torch.Tensor) -> SimpleNamespace:
+        untouched = (batch == pixel_values).all(dim=1)[:, hottest].double().mean(dim=1).numpy()
+        return SimpleNamespace(probs=np.stack([1 - untouched**2, untouched**2], axis=1))
+
+    reader = SimpleNamespace(
+        codes=("NV", "MEL"),
+        transform=lambda image: pixel_values,
+        forward=forward,
+        explain=lambda image: SimpleNamespace(
+            prediction=SimpleNamespace(diagnosis="MEL"), heat_map=lambda code, size: heat
+        ),
+    )
+    found = score_road(reader, [Image.new("RGB", (32, 32))] * 2, resample_lesions(["a", "b"]))
+    # Without the hottest 10 % half of the fifth is left, without 30 or 50 % nothing; without the coldest all of it.
+    assert found["model"]["value"] == pytest.approx(((1 - 0.25) / 2 + 1 / 2 + 1 / 2) / 3, abs=0.01)
+
+
+def test_ranks_keep_the_order_of_heat_and_break_only_ties_by_chance() -> None:
+    heat = np.array([[0.0, 3.0, 0.0], [1.0, 0.0, 2.0]])
+    ranks = _ranks(heat, np.random.default_rng(0))
+    assert ranks[heat > 0] == pytest.approx([1.0, 0.6, 0.8])
+    assert sorted(ranks[heat == 0]) == pytest.approx([0.0, 0.2, 0.4])
+
+
+def test_maps_without_heat_count_neither_in_the_mean_nor_in_its_interval() -> None:
+    found = _mean(np.array([0.2, np.nan, 0.4, 0.6, np.nan, np.nan]), resample_lesions([*"abcdef"]))
+    assert found["value"] == pytest.approx(0.4)
+    assert found["high"] == pytest.approx(0.6)
+    assert "one lesion" in _mean(np.array([0.2, np.nan, np.nan]), resample_lesions([*"abc"]))["reason"]
