@@ -457,7 +457,7 @@ def _in_words(number: Mapping[str, Any]) -> str:
     if number["value"] is None:
         return f"not estimable ({number['reason']})"
     if number["low"] is None:
-        return f"{number['value']:.3f} (no interval: {number['reason']})"
+        return f"{number['value']:.3f} ({number['reason']})"
     return f"{number['value']:.3f} ({number['low']:.3f} to {number['high']:.3f})"
 
 

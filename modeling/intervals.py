@@ -16,7 +16,7 @@ LEVEL = 0.95
 SEED = 0
 # A resample may lack a diagnosis altogether; an interval from the few that have it would be too narrow.
 MIN_SHARE_ESTIMABLE = 0.95
-ALL_AGREE = "no resample differs, and the bootstrap would claim certainty: no interval"
+ALL_AGREE = "no resample differs: no interval"
 
 # A number of metrics.json: {"value", "low", "high"}, and "reason" where one of them is None.
 Estimate = dict[str, Any]
