@@ -12,8 +12,8 @@ import os
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is loaded, see side_by_side.py
 
 import argparse
+import contextlib
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +21,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 from archive import classify, make_images, make_model
 from side_by_side import in_turn, ratio, show, write
 
@@ -36,10 +37,12 @@ def training_rate(processes: int) -> float:
         options = ["--dataset", "demo", "--image_size", "224", "--epochs", "3", "--output_dir", folder]
         options += ["--batch_size", str(STEP_IMAGES // processes)]
         command = [sys.executable, *launcher, str(ROOT / "train.py"), *options]
-        run = subprocess.Popen(
-            command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        run = psutil.Popen(
+            command,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         log = Path(folder) / "log.jsonl"
         try:
             while not log.exists() or len(log.read_text().splitlines()) < 2:
@@ -47,9 +50,12 @@ def training_rate(processes: int) -> float:
                     raise RuntimeError(f"{command} ended with status {run.returncode}")
                 time.sleep(0.5)
         finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-                run.wait()
+            # Trainers are in sessions of their own, where the launcher's end would only ask them to write a checkpoint.
+            everyone = [*run.children(recursive=True), run] if run.poll() is None else []
+            for process in everyone:
+                with contextlib.suppress(psutil.NoSuchProcess):  # loader processes end with their trainer
+                    process.kill()
+            psutil.wait_procs(everyone)
         return json.loads(log.read_text().splitlines()[1])["images_per_second"]
 
 
