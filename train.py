@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import datasets
 import numpy as np
@@ -250,7 +250,9 @@ def parse_options(arguments: list[str]) -> TrainOptions:
     if given.config is not None:
         arguments = arguments_of_file(Path(given.config)) + arguments
     parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)  # type: ignore[arg-type]
-    (options,) = parser.parse_args_into_dataclasses(arguments)
+    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{shortened(' '.join(unknown))} is no option; --help lists them.")
     return fill_defaults(options)
 
 
@@ -274,6 +276,8 @@ def arguments_of_file(path: Path) -> list[str]:
     for name, value in (content or {}).items():
         if name not in TrainOptions.__dataclass_fields__:
             raise ValueError(f"--config {path}: there is no option {shortened(name)}; --help lists them.")
+        if isinstance(value, list) and get_origin(get_type_hints(TrainOptions)[name]) is not list:
+            raise ValueError(f"--config {path}: {name} takes one value, got the list {shortened(value)}.")
         values = value if isinstance(value, list) else [] if value is None else [value]
         for item in values:
             if isinstance(item, int) and item.bit_length() > 64:
