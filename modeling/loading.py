@@ -257,11 +257,6 @@ class LesionDataset(TorchDataset):
         return {"pixels": torch.from_numpy(pixels), "label": self.labels[index], "index": index}
 
 
-def mixed_seed(*numbers: int) -> int:
-    """Mix numbers into one seed that is unrelated to those of their neighbours."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
 def leave_signals_to_the_trainer(_worker: int) -> None:
     """Let a loader process ignore SIGTERM and Ctrl-C, which reach the whole group: the trainer ends it in good order."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -41,7 +41,7 @@ from modeling.model import (
 
 BATCH_SIZE = 64
 # On a CPU, memory for the feature maps of more images costs more than the larger batch saves (B0 at 224 px on two cores:
-# 70 images a second in eights, 56 in 32s), unless the process keeps its memory (60 in eights, 82 in 64s).
+# 70 images a second in eights, 56 in 32s), unless the process keeps its memory (72 in eights, 89 in 64s).
 CPU_BATCH_SIZE = 8
 MAX_TABLE_ROWS = 50  # images that are answered on the console
 # The eight symmetries of a square: a lesion has no upright side.

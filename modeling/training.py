@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from modeling.checkpoints import CheckpointError, Checkpoints, any_process, flush
-from modeling.loading import mixed_seed
 from modeling.model import TimmModel, normalise, write_json
 from modeling.outputs import run_model
 
@@ -51,6 +50,11 @@ def loader_died(error: BaseException) -> bool:
 def process_lost(error: BaseException) -> bool:
     """True if an error says that another process of the run is gone: gloo's own RuntimeError, or one of torch.distributed."""
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """Mix numbers into one seed that is unrelated to those of their neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class TrainingError(RuntimeError):

@@ -264,8 +264,8 @@ def changed(tree: Any) -> Any:
                     container[key] = copy.deepcopy(draw(values))
                 case 3 if isinstance(container, dict):  # a key that is not known
                     container[draw(st.text(max_size=8) | st.sampled_from(["auto_map", "url", "file", "", DEEP]))] = 1
-                case 3 if len(container) <= 1000:  # again and again would fill this process's own memory
-                    container *= draw(st.sampled_from([2, 1000]))
+                case 3:  # again and again would fill this process's own memory
+                    container *= draw(st.sampled_from([2, 1000])) if len(container) <= 1000 else 1
                 case 4:  # what stands elsewhere
                     other, place = places[draw(st.integers(0, len(places) - 1))]
                     container[key] = copy.deepcopy(other[place]) if holds(other, place) else None
@@ -273,8 +273,6 @@ def changed(tree: Any) -> Any:
                     container[draw(st.text(max_size=8))] = container.pop(key)
                 case 5:
                     container[key] = [container[key]]
-                case _:
-                    pass
         return result
 
     return strategy()

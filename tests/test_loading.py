@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from modeling.augmentation import Augmentation
 from modeling.images import ImageError, decode_image
-from modeling.loading import CacheError, LesionDataset, mixed_seed, resized_images
+from modeling.loading import CacheError, LesionDataset, resized_images
 
 
 @pytest.fixture
@@ -243,11 +243,6 @@ def test_augmentation_is_the_same_in_worker_processes(augmented):
         torch.cat([batch["pixels"] for batch in DataLoader(augmented, 4, num_workers=workers)]) for workers in (0, 2)
     ]
     assert torch.equal(*batches)
-
-
-def test_seeds_of_neighbours_differ():
-    seeds = {mixed_seed(0, epoch, index) for epoch in range(20) for index in range(50)}
-    assert len(seeds) == 1000
 
 
 def test_loader_processes_that_live_on_see_each_epoch(photographs, tmp_path):

@@ -25,7 +25,7 @@ import train
 from modeling.checkpoints import problem_with
 from modeling.labels import CODES
 from modeling.predictor import LesionClassifier
-from modeling.training import EpochLog
+from modeling.training import EpochLog, mixed_seed
 
 
 def arguments(isic_folder, run_dir, *more):
@@ -516,3 +516,8 @@ def test_nothing_of_the_run_folder_leaks_a_path_into_the_model(finished):
     for path in (finished / "model").rglob("*"):
         if path.suffix in (".json", ".md", ".csv"):
             assert str(Path.home()) not in path.read_text()
+
+
+def test_seeds_of_neighbours_differ():
+    seeds = {mixed_seed(0, epoch, index) for epoch in range(20) for index in range(50)}
+    assert len(seeds) == 1000
