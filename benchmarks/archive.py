@@ -23,14 +23,15 @@ import torch
 from PIL import Image
 from side_by_side import write
 
-from modeling.labels import ORIGINAL_CODES
-from modeling.model import build_model, save_model_folder
+from modeling.labels import REFERENCE_CODES
+from modeling.model_folder import save_model_folder
+from modeling.network import build_model
 
 
 def make_model(folder: Path, backbone: str, size_px: int) -> Path:
     torch.manual_seed(0)
     model = build_model(backbone, num_classes=4, size_px=size_px, pretrained=False)
-    save_model_folder(model, folder, codes=ORIGINAL_CODES, lesion={"operating_points": []})
+    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion={"operating_points": []})
     return folder
 
 

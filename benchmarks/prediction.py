@@ -9,7 +9,7 @@ explain          LesionClassifier.explain of one picture: answer and heat maps o
 grad-cam, …      pytorch-grad-cam on the whole network, as its README shows it
 """
 
-from modeling.machine import prepare_process
+from modeling.process import prepare_process
 
 prepare_process()  # before torch is loaded, as the command line and the Space do; see side_by_side.py
 
@@ -27,9 +27,10 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from side_by_side import in_turn, ratio, show, write
 
+from modeling.classifier import LesionClassifier
 from modeling.labels import CODES
-from modeling.model import build_model, load_model_folder, save_model_folder
-from modeling.predictor import LesionClassifier
+from modeling.model_folder import load_model_folder, save_model_folder
+from modeling.network import build_model
 
 BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 SIZE_PX = 224

@@ -6,7 +6,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modeling.predictor import LesionClassifier, Prediction
+    from modeling.classifier import LesionClassifier
+    from modeling.prediction import Prediction
 
 __version__ = "0.1.0"
 __all__ = ["LesionClassifier", "Prediction", "__version__"]
@@ -14,7 +15,7 @@ __all__ = ["LesionClassifier", "Prediction", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in ("LesionClassifier", "Prediction"):
-        from modeling import predictor
+        from modeling import classifier
 
-        return getattr(predictor, name)
+        return getattr(classifier, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

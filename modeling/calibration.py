@@ -3,22 +3,16 @@
 Everything here is fitted on val, never on test. Fitting needs scipy (the `train` extra); applying needs numpy alone.
 """
 
-import base64
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
 from modeling.labels import diagnosis_of
 
-WANTED_SENSITIVITIES = (0.90, 0.95)
-FALSE_ALARM_RATE = 0.05
-# Few, because val has few images: more directions fit its images better than those of test.
-N_DIRECTIONS = 16
-N_FOLDS = 5
+TARGET_SENSITIVITIES = (0.90, 0.95)
 
 
 # ---- Calibration ---------------------------------------------------------------------------------------------------
@@ -51,23 +45,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return -float(log_probs[rows, labels].sum()) + 0.5 * log_temperature**2
 
     return math.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-8}).x)
-
-
-@torch.no_grad()
-def fold_temperature(model: torch.nn.Module, temperature: float) -> None:
-    """Divide the classifier of a timm model by the temperature, in place, so that every loader is calibrated.
-
-    Raises:
-        ValueError: If the classifier is not one linear layer with a bias.
-    """
-    classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
-    if not isinstance(classifier, torch.nn.Linear) or classifier.bias is None:
-        raise ValueError(
-            f"the temperature folds into one linear layer with a bias, but the classifier is {classifier}; "
-            "choose a backbone whose classifier is such a layer"
-        )
-    classifier.weight.div_(temperature)
-    classifier.bias.div_(temperature)
 
 
 def check_logits(logits: np.ndarray) -> np.ndarray:
@@ -109,7 +86,7 @@ class OperatingPoint:
 
     name: str
     codes: tuple[str, ...]
-    wanted_sensitivity: float
+    target_sensitivity: float
     threshold: float
     sensitivity: float
     specificity: float
@@ -132,7 +109,7 @@ class OperatingPoint:
             KeyError, TypeError: If an entry is missing, unknown or of another type.
         """
         point = cls(**{**values, "codes": tuple(values["codes"])})
-        shares = (point.wanted_sensitivity, point.sensitivity, point.specificity)
+        shares = (point.target_sensitivity, point.sensitivity, point.specificity)
         counts = (point.n_positive, point.n_negative)
         if (
             not (isinstance(point.name, str) and point.name.isprintable() and 1 <= len(point.name) <= 100)
@@ -162,13 +139,13 @@ def fit_operating_points(probs: np.ndarray, labels: np.ndarray, codes: Sequence[
         if is_positive.all() or not is_positive.any():
             continue
         scores = target_probability(probs, codes, target_codes)
-        for wanted in WANTED_SENSITIVITIES:
+        for wanted in TARGET_SENSITIVITIES:
             threshold = choose_threshold(scores, is_positive, min_sensitivity=wanted)
             points.append(
                 OperatingPoint(
                     name=f"{target}@{round(100 * wanted)}",
                     codes=target_codes,
-                    wanted_sensitivity=wanted,
+                    target_sensitivity=wanted,
                     threshold=threshold,
                     sensitivity=float((scores[is_positive] >= threshold).mean()),
                     specificity=float((scores[~is_positive] < threshold).mean()),
@@ -217,154 +194,3 @@ def choose_threshold(scores: np.ndarray, is_positive: np.ndarray, *, min_sensiti
     below = scores[scores < lowest_caught]
     next_below = below.max() if len(below) else 0.0
     return float((lowest_caught + next_below) / 2)
-
-
-# ---- Abstention ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class AbstentionRule:
-    """Abstain where the image is unlike the training data: its score is above a threshold fitted on val.
-
-    The score is ViM (Wang et al. 2022, arXiv:2203.10807), higher is more unlike: how far the penultimate features lie
-    from the few directions in which those of known images vary, minus the energy of the calibrated logits. Of the
-    scores compared on models of ISIC 2019 images (energy, maximum, Mahalanobis, nearest neighbours, ViM) it told other
-    pictures apart best, but none is reliable where the features have few directions left; metrics.json says how far.
-
-    Attributes:
-        threshold: Images with a higher score are refused.
-        false_alarm_rate: Share of val images above the threshold.
-        residual_weight: Brings the distance to the scale of the logits.
-        centre: Mean features of val, float32 (D,).
-        directions: Orthonormal directions of greatest variance, float32 (K, D).
-    """
-
-    method: ClassVar[str] = "ViM"
-
-    threshold: float
-    false_alarm_rate: float
-    residual_weight: float
-    centre: np.ndarray
-    directions: np.ndarray
-
-    @classmethod
-    def fit(
-        cls,
-        logits: np.ndarray,
-        features: np.ndarray,
-        labels: np.ndarray,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
-    ) -> "AbstentionRule":
-        """Fit on val: about `false_alarm_rate` of such images, all of known diagnoses, lie above the threshold.
-
-        Args:
-            logits: Calibrated logits of val, shape (N, C).
-            features: Penultimate features of val, shape (N, D).
-            labels: True labels of val, shape (N,); this score needs none of them.
-            false_alarm_rate: Share of ordinary images that may be refused, in (0, 1).
-
-        Raises:
-            ValueError: If there is no image, or a logit or feature is not finite.
-        """
-        logits, features = check_logits(logits), check_logits(features)
-        rule = cls(math.inf, false_alarm_rate, 1.0, *_principal_plane(features))
-        # As in the paper: on known images the distance is on average as large as the highest logit.
-        weight = abs(logits.max(axis=1).mean()) / max(rule._distance(features).mean(), 1e-12)
-        rule = replace(rule, residual_weight=float(weight))
-        # The plane fits the images that it was laid through better than new ones, so each fifth of val is scored against
-        # the plane of the other four.
-        scores, fold = np.empty(len(features)), np.arange(len(features)) % min(N_FOLDS, len(features))
-        for number in np.unique(fold):
-            held_out = fold == number
-            centre, directions = _principal_plane(features[~held_out] if len(features) > 1 else features)
-            scores[held_out] = replace(rule, centre=centre, directions=directions).score(
-                logits[held_out], features[held_out]
-            )
-        return replace(rule, threshold=float(np.quantile(scores, 1 - false_alarm_rate)))
-
-    def score(self, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return how unlike the training data each image is, shape (N,).
-
-        Args:
-            logits: Calibrated logits, shape (N, C).
-            features: Penultimate features, shape (N, D).
-        """
-        logits = np.asarray(logits, dtype=np.float64)
-        highest = logits.max(axis=1)
-        energy = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
-        return self.residual_weight * self._distance(features) - energy
-
-    def _distance(self, features: np.ndarray) -> np.ndarray:
-        """Distance of features (N, D) from the plane that the directions span through the centre, shape (N,)."""
-        offsets = np.asarray(features, dtype=np.float64) - self.centre
-        directions = self.directions.astype(np.float64)
-        return np.linalg.norm(offsets - (offsets @ directions.T) @ directions, axis=1)
-
-    def abstains(self, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Tell for each image whether the model should not answer, shape (N,)."""
-        return self.score(logits, features) > self.threshold
-
-    def reasons(self, logits: np.ndarray, features: np.ndarray) -> list[str | None]:
-        """Say in words why each image is refused, or None where it is not; length N."""
-        return [
-            f"The image is unlike those that this model was trained on (score {score:.2f}, limit {self.threshold:.2f}; "
-            f"about {self.false_alarm_rate:.0%} of ordinary images exceed it), so its probabilities should not be used."
-            if score > self.threshold
-            else None
-            for score in self.score(logits, features)
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; the arrays (about 120 kB for EfficientNet-B0) as base64 of float32."""
-        return {
-            "method": self.method,
-            "threshold": self.threshold,
-            "false_alarm_rate": self.false_alarm_rate,
-            "residual_weight": self.residual_weight,
-            "n_features": len(self.centre),
-            "centre": _to_base64(self.centre),
-            "directions": _to_base64(self.directions),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "AbstentionRule":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            ValueError: If it is of another method, or an array is damaged.
-        """
-        if values.get("method") != cls.method:
-            raise ValueError(
-                f"the abstention rule is of method {values.get('method')!r}, and this version knows {cls.method}; "
-                "update skin-lesion-classifier or take an older revision of the model."
-            )
-        n_features = int(values["n_features"])
-        centre, directions = (_from_base64(values[name], n_features) for name in ("centre", "directions"))
-        numbers = {name: float(values[name]) for name in ("threshold", "false_alarm_rate", "residual_weight")}
-        if not all(map(math.isfinite, numbers.values())) or not 0 <= numbers["false_alarm_rate"] <= 1:
-            raise ValueError("a number of the abstention rule cannot be; download the model again.")
-        return cls(**numbers, centre=centre[0], directions=directions)
-
-
-def _principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean (D,) of features (N, D) and their directions of greatest variance (K, D), float32."""
-    from sklearn.utils.extmath import randomized_svd  # fitting is for training only
-
-    centre, n_directions = features.mean(axis=0), min(N_DIRECTIONS, features.shape[1] - 1)
-    # A few directions out of 1,280: a whole decomposition takes a hundred times longer.
-    _, _, directions = randomized_svd(
-        features - centre, n_components=n_directions, n_oversamples=24, n_iter=10, random_state=0
-    )
-    return centre.astype(np.float32), directions.astype(np.float32)
-
-
-def _to_base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode("ascii")
-
-
-def _from_base64(text: str, n_columns: int) -> np.ndarray:
-    """Return float32 (rows, n_columns)."""
-    array = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").reshape(-1, n_columns)
-    if len(array) == 0 or not np.isfinite(array).all():
-        raise ValueError("an array of the abstention rule is empty or not finite; download the model again.")
-    return array

@@ -9,17 +9,14 @@ A heat map shows where a score came from, not why: it is no outline of the lesio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from modeling.model import TimmModel
-
-if TYPE_CHECKING:
-    from modeling.predictor import Prediction
+from modeling.network import TimmModel
+from modeling.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Explanation:
     codes: tuple[str, ...]
     evidence: np.ndarray
     size: tuple[int, int]
-    prediction: "Prediction"
+    prediction: Prediction
 
     @property
     def maps(self) -> np.ndarray:

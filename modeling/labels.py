@@ -36,7 +36,7 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
 )
 CODES: tuple[str, ...] = tuple(diagnosis.code for diagnosis in DIAGNOSES)
 # The four classes of the original system, in its order (an ImageFolder sorts by name).
-ORIGINAL_CODES: tuple[str, ...] = ("BCC", "BKL", "MEL", "NV")
+REFERENCE_CODES: tuple[str, ...] = ("BCC", "BKL", "MEL", "NV")
 
 _BY_CODE = {diagnosis.code: diagnosis for diagnosis in DIAGNOSES}
 
@@ -58,5 +58,5 @@ ATTRIBUTION = (
 
 
 def diagnosis_of(code: str) -> Diagnosis:
-    """Return the diagnosis of an ISIC code; a label of another data set is its own name, of unknown behaviour."""
+    """Return the diagnosis of an ISIC code; a label of another dataset is its own name, of unknown behaviour."""
     return _BY_CODE.get(code, Diagnosis(code, code, "unknown"))

@@ -10,10 +10,11 @@ import render
 from PIL import Image
 
 from modeling.calibration import OperatingPoint
+from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
 from modeling.images import ImageError, decode_image
 from modeling.labels import diagnosis_of
-from modeling.predictor import LesionClassifier, Prediction
+from modeling.prediction import Prediction
 
 MAX_PHOTOS = 8
 DIGITS = 6  # of a probability: beyond them two machines differ

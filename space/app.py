@@ -16,7 +16,7 @@ from typing import Any
 
 import tempfolder
 
-from modeling.machine import prepare_server
+from modeling.process import prepare_server
 
 prepare_server()  # before torch is loaded
 # At every request gradio makes a table of the last 10,000, for a monitoring page that is off here.
@@ -32,9 +32,9 @@ import uploads
 from report import report_html
 from starlette.middleware import Middleware
 
+from modeling.classifier import LesionClassifier
+from modeling.files import ModelFolderError
 from modeling.images import MAX_FILE_BYTES, ImageError
-from modeling.model import ModelFolderError
-from modeling.predictor import LesionClassifier
 
 HERE = Path(__file__).parent
 RETRY_EVERY_S = 60

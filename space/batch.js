@@ -22,7 +22,7 @@ function draw() {
   const done = batch.done === batch.total;
   content.append(el("div", { class: "card", id: "progress-card" },
     el("p", { role: "status" }, done ? `All ${batch.total} pictures are done. ` : `${batch.done} of ${batch.total} pictures`, done ? counted(batch.rows) : ""),
-    el("progress", { max: batch.total, value: batch.done, "aria-label": "Pictures done" })));
+    el("progress", { max: batch.total, value: batch.done, "aria-label": "TestImages done" })));
   if (!done) return;
   order = { key: null, down: true };
   content.append(

@@ -17,9 +17,10 @@ import render
 from answers import Photo
 from uploads import shown_name
 
+from modeling.classifier import LesionClassifier
 from modeling.images import MAX_FILE_BYTES, ImageError
 from modeling.labels import diagnosis_of
-from modeling.predictor import LesionClassifier, Prediction
+from modeling.prediction import Prediction
 
 MAX_IMAGES = 200
 MAX_UNPACKED_BYTES = 500_000_000

@@ -16,8 +16,9 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 from PIL import Image
 
+from modeling.classifier import LesionClassifier
+from modeling.files import read_metrics
 from modeling.labels import NOTICE
-from modeling.predictor import LesionClassifier
 
 MAX_FIGURES = 16
 
@@ -157,16 +158,14 @@ def _card_source(classifier: LesionClassifier) -> tuple[Path, str]:
 
 @lru_cache(maxsize=2)
 def _card(folder: Path, weights_sha256: str) -> str:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    if not isinstance(metrics, dict):
-        raise ValueError("a JSON object was expected.")
+    metrics = read_metrics(folder / "metrics.json")
     files = [folder / "figures" / Path(str(name)).name for name in metrics.get("figures", [])[:MAX_FIGURES]]
     leak = metrics.get("data", {}).get("leakage", {}).get("overall")
     return _CARD.render(
         metrics=metrics,
         test=metrics.get("test", {}),
-        floors={
-            name: row for name, row in metrics.get("floors", {}).items() if isinstance(row, dict) and "sees" in row
+        baselines={
+            name: row for name, row in metrics.get("baselines", {}).items() if isinstance(row, dict) and "sees" in row
         },
         points=[point for point in metrics.get("operating_points", []) if "test" in point],
         leaking="an unknown share" if leak is None else percent(leak),

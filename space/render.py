@@ -1,4 +1,4 @@
-"""Pictures of an answer: the photo, what the model saw of it, and small grey heat maps that the page colours itself.
+"""TestImages of an answer: the photo, what the model saw of it, and small grey heat maps that the page colours itself.
 
 The browser gets the numbers (0 to 255) of every map at once, so choosing a diagnosis, another opacity or the contrast
 costs it a repaint and the server nothing.

@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from modeling.machine import prepare_process
+from modeling.process import prepare_process
 
 prepare_process()  # before torch is loaded: servers and training processes share the cores with the tests
 
@@ -22,8 +22,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from modeling.labels import CODES, ORIGINAL_CODES
-from modeling.model import build_model, save_model_folder
+from modeling.labels import CODES, REFERENCE_CODES
+from modeling.model_folder import save_model_folder
+from modeling.network import build_model
 
 TINY_BACKBONE = "test_efficientnet"
 TINY_SIZE_PX = 64
@@ -54,7 +55,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model_folder(
         model,
         folder,
-        codes=ORIGINAL_CODES,
+        codes=REFERENCE_CODES,
         lesion={"package_version": "0", "run_id": "tiny", "dataset": "demo", "synthetic": True, "operating_points": []},
     )
     return folder

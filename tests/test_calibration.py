@@ -6,18 +6,16 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
+from modeling.abstention import N_DIRECTIONS, AbstentionRule
 from modeling.calibration import (
-    N_DIRECTIONS,
-    AbstentionRule,
     OperatingPoint,
     choose_threshold,
     fit_operating_points,
     fit_temperature,
-    fold_temperature,
     log_softmax,
     softmax,
 )
-from modeling.model import build_model
+from modeling.network import build_model, fold_temperature
 
 CODES = ("BCC", "BKL", "MEL", "NV")
 
@@ -98,7 +96,7 @@ def test_threshold_is_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_operating_points_reach_the_wanted_sensitivity_and_not_one_image_more(seed: int) -> None:
+def test_operating_points_reach_the_target_sensitivity_and_not_one_image_more(seed: int) -> None:
     logits, labels = drawn(300, seed)
     probs = softmax(logits)
     points = {point.name: point for point in fit_operating_points(probs, labels, CODES)}
@@ -108,7 +106,7 @@ def test_operating_points_reach_the_wanted_sensitivity_and_not_one_image_more(se
         positive = np.isin(labels, [CODES.index(code) for code in point.codes])
         reached = point.reached(probs, CODES)
         caught = int((reached & positive).sum())
-        assert caught == math.ceil(point.wanted_sensitivity * positive.sum() - 1e-9)
+        assert caught == math.ceil(point.target_sensitivity * positive.sum() - 1e-9)
         assert point.sensitivity == pytest.approx(caught / positive.sum())
         assert point.specificity == pytest.approx((~reached & ~positive).sum() / (~positive).sum())
         assert OperatingPoint.from_dict(json.loads(json.dumps(point.to_dict()))) == point
@@ -179,6 +177,6 @@ def test_a_damaged_or_unknown_abstention_rule_is_refused() -> None:
 
 def test_an_operating_point_with_a_share_that_cannot_be_is_refused() -> None:
     values = fit_operating_points(softmax(drawn(300)[0]), drawn(300)[1], CODES)[0].to_dict()
-    for name in ("wanted_sensitivity", "sensitivity", "specificity"):
+    for name in ("target_sensitivity", "sensitivity", "specificity"):
         with pytest.raises(ValueError, match="cannot be"):
             OperatingPoint.from_dict({**values, name: 1.5})

@@ -9,10 +9,11 @@ from PIL import Image
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+from modeling.classifier import LesionClassifier
 from modeling.explain import class_evidence
-from modeling.labels import ORIGINAL_CODES
-from modeling.model import build_model, save_model_folder
-from modeling.predictor import LesionClassifier
+from modeling.labels import REFERENCE_CODES
+from modeling.model_folder import save_model_folder
+from modeling.network import build_model
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def classifier(tmp_path_factory):
     model = build_model("test_efficientnet", num_classes=4, size_px=160, pretrained=False)
     torch.nn.init.normal_(model.get_classifier().weight, std=0.5)
     folder = tmp_path_factory.mktemp("explain") / "model"
-    save_model_folder(model, folder, codes=ORIGINAL_CODES, lesion={})
+    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion={})
     return LesionClassifier.from_pretrained(folder, device="cpu")
 
 

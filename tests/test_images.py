@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from modeling.images import MAX_FILE_BYTES, ImageError, decode_image
-from tests.corpus import CorpusFile, corners, encode, make_corpus, picture, tiff, with_segment
+from support.corpus import CorpusFile, corners, encode, make_corpus, picture, tiff, with_segment
 
 MAX_SECONDS = 10  # for one file; the largest allowed takes about 1 s
 MAX_MEGABYTES = 1000  # on top of what Python and Pillow take
@@ -42,7 +42,7 @@ import json, resource, sys, time, warnings
 warnings.simplefilter("ignore")
 from PIL import Image
 from modeling.images import ImageError, decode_image
-from tests.corpus import corners
+from support.corpus import corners
 
 resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))  # should a bound fail, the machine stays usable
 Image.MAX_IMAGE_PIXELS = None if sys.argv[2] == "unlimited" else Image.MAX_IMAGE_PIXELS

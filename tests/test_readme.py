@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub import HubServer
 
-import train
-from modeling import evaluation, publish
+from modeling.evaluation import __main__ as evaluation
+from modeling.publish import __main__ as publish
+from modeling.training.options import parse_options
+from support.hub import HubServer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,10 +58,10 @@ def test_training_commands_are_accepted(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if arguments == ["--help"]:
         with pytest.raises(SystemExit) as stopped:
-            train.parse_options(arguments)
+            parse_options(arguments)
         assert stopped.value.code == 0
     else:
-        train.parse_options(arguments)
+        parse_options(arguments)
 
 
 @pytest.mark.parametrize("arguments", commands_of("python", "-m", "modeling.publish"), ids=" ".join)
@@ -106,7 +107,9 @@ def test_every_file_of_the_map_is_there_and_none_is_left_out():
     table = README.split("## Files")[1].split("## Develop")[0]
     named = set(re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE))
     assert all((ROOT / name).exists() for name in named)
-    here = {f"modeling/{path.name}" for path in (ROOT / "modeling").glob("*.py")} - {"modeling/__init__.py"}
+    here = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "modeling").rglob("*.py") if path.name != "__init__.py"
+    }
     assert here <= named
 
 

@@ -1,0 +1,195 @@
+"""Score a model folder or Hub repository: `python -m modeling.evaluation MODEL --data_dir DIR`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from torch.utils.data import DataLoader
+from transformers import HfArgumentParser
+
+from modeling.classifier import LesionClassifier
+from modeling.data.cache import resized_images
+from modeling.data.loading import LesionDataset
+from modeling.data.sources import load_data
+from modeling.data.splits import load_splits, read_splits
+from modeling.evaluation.evaluate import evaluate_model, summary
+from modeling.evaluation.sections import HISTORY_KEYS, training_section
+from modeling.evaluation.verify import verify
+from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError, read_metrics, shortened
+from modeling.model_folder import ModelFolder, file_beside
+from modeling.training.outputs import Outputs, run_model
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+# ---- Command line --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EvaluationOptions:
+    """Score a model folder or Hub repository. The first argument is the model."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "isic2019, demo, or a Hub dataset; by default isic2019 with --data_dir, else the model's own."
+        },
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Local copy of ISIC 2019 in the official layout."})
+    splits: str | None = field(
+        default=None, metadata={"help": "splits.csv to score on; by default the one in the model folder."}
+    )
+    masks: str | None = field(
+        default=None, metadata={"help": "Folder of <image_id>_segmentation.png, to score heat maps against."}
+    )
+    tta: bool = field(
+        default=False, metadata={"help": "Measure test-time augmentation on all of test; by default on a sample of it."}
+    )
+    output: str = field(
+        default="evaluation", metadata={"help": "Folder for metrics.json, figures/ and predictions.csv."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub repository."})
+    batch_size: int = field(default=64, metadata={"help": "Images at once; it changes the speed, not the numbers."})
+    verify: bool = field(
+        default=False,
+        metadata={"help": "Only check the weights' hash and the golden prediction of the model; no data."},
+    )
+
+
+def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | None:
+    """Score a model folder or Hub repository; None on all processes but the first.
+
+    Raises:
+        ValueError: If the model's diagnoses are not in the data, or files do not belong together.
+    """
+    from accelerate import Accelerator  # `accelerate launch -m modeling.evaluation` spreads the images over processes
+
+    accelerator = Accelerator()
+    classifier = LesionClassifier.from_pretrained(model, revision=options.revision, device=accelerator.device)
+    name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
+    splits_csv = options.splits or file_beside(classifier.source, SPLITS_NAME)
+    if name is None or splits_csv is None:
+        missing = "dataset in config.json: give --dataset" if name is None else f"{SPLITS_NAME}: give --splits"
+        raise ValueError(f"{classifier.model_id} has no {missing}.")
+    before = known_before(classifier.source)
+    dataset = load_data(name, data_dir=options.data_dir)
+    check_diagnoses(classifier, dataset)
+    # A run that leaves a source out has no row for the other sources' test images.
+    named = np.isin(dataset["image_id"], load_splits(splits_csv)["image_id"])
+    splits = read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
+    outputs: dict[str, Outputs | None] = {}
+    for split in ("val", "test"):
+        ids = splits.loc[splits["split"] == split, "image_id"].tolist()
+        outputs[split] = _run_split(classifier, dataset, ids, accelerator, options.batch_size) if ids else None
+    if outputs["test"] is None:
+        raise ValueError("no row of the splits says test: there is nothing to report on")
+    if not accelerator.is_main_process:
+        return None
+    # The folder's weights are calibrated already; what they were before follows from its config.
+    temperature = float(classifier.lesion.get("temperature") or 1.0)
+    raw = {
+        split: None
+        if part is None
+        else Outputs(part.index, part.labels, part.logits * temperature, part.features, part.image_ids)
+        for split, part in outputs.items()
+    }
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    return evaluate_model(
+        classifier=classifier,
+        dataset=dataset,
+        splits=splits,
+        val=raw["val"],
+        test=raw["test"],  # type: ignore[arg-type]  # checked above
+        temperature=temperature,
+        output_dir=output,
+        predictions_csv=output / "predictions.csv",
+        protocol=before["protocol"],
+        run=before["run"],
+        history=before["history"],
+        masks_dir=Path(options.masks) if options.masks else None,
+        tta_on_all=options.tta,
+    )
+
+
+def check_diagnoses(classifier: LesionClassifier, dataset: datasets.Dataset) -> None:
+    """Refuse data that lack a diagnosis of the model.
+
+    Raises:
+        ValueError: With what the model has and what the data have.
+    """
+    have = dataset.features["label"].names
+    missing = [code for code in classifier.codes if code not in have]
+    if missing:
+        raise ValueError(
+            f"the model answers {', '.join(classifier.codes)}, but the data have {', '.join(have)}: "
+            f"{', '.join(missing)} is missing. Evaluate on data with the model's diagnoses."
+        )
+
+
+def _run_split(
+    classifier: LesionClassifier,
+    dataset: datasets.Dataset,
+    image_ids: Sequence[str],
+    accelerator: "Accelerator",
+    batch_size: int,
+) -> Outputs:
+    position = {image_id: place for place, image_id in enumerate(dataset["image_id"])}
+    rows = dataset.select([position[image_id] for image_id in image_ids])
+    names = dataset.features["label"].names
+    images = resized_images(rows, fingerprint="", size_px=classifier.size_px, exact=True, cache_gb=0)
+    part = LesionDataset(images, [classifier.codes.index(names[label]) for label in rows["label"]])
+    loader = accelerator.prepare(DataLoader(part, batch_size=batch_size))
+    return run_model(classifier.model, loader, accelerator, image_ids=image_ids)
+
+
+def known_before(source: ModelFolder) -> dict[str, Any]:
+    """Return protocol, run and history as the metrics.json beside the weights has them.
+
+    Raises:
+        ModelFolderError: If the file is damaged.
+    """
+    path = file_beside(source, METRICS_NAME)
+    if path is None:
+        return {"protocol": "lesion", "run": None, "history": []}
+    content = read_metrics(path)
+    try:
+        training, protocol = content["training"], content["data"]["protocol"]
+        training_section(training, training["history"])
+        numbers = [record[key] for record in training["history"] for key in ("epoch", *HISTORY_KEYS)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelFolderError(f"{path} is damaged or of another version ({type(error).__name__}: {error}).") from error
+    if protocol not in ("lesion", "original") or not all(isinstance(number, int | float) for number in numbers):
+        raise ModelFolderError(f"{path} is damaged: protocol {shortened(protocol)}, or an epoch without its numbers.")
+    return {"protocol": protocol, "run": training, "history": training["history"]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if all went well, 1 with a message otherwise."""
+    parser = HfArgumentParser(EvaluationOptions, prog="python -m modeling.evaluation")  # type: ignore[arg-type]
+    parser.add_argument("model", help="A model folder, or a Hub repository id.")
+    values = vars(parser.parse_args(arguments))
+    model = values.pop("model")
+    options = EvaluationOptions(**values)
+    try:
+        if options.verify:
+            classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
+            print(f"{classifier.origin}\n{verify(classifier)}")
+            return 0
+        metrics = evaluate_folder(model, options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if metrics is not None:
+        print(summary(metrics))
+        print(f"written: {Path(options.output) / METRICS_NAME}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

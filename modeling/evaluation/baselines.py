@@ -1,0 +1,79 @@
+"""What a score is worth: baselines that see no pixels, and scores by source, sex, age and body site."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from modeling.evaluation.bootstrap import Bootstrap, estimate, estimate_rate, not_estimable
+from modeling.evaluation.metrics import replicated_balanced_accuracy, score_balanced
+
+METADATA_INPUTS = ("age_approx", "sex", "anatom_site_general", "source")
+UNKNOWN = "unknown"
+
+
+def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, codes: Sequence[str]) -> np.ndarray:
+    """Diagnose test images from age, sex, body site and source alone; labels (N,) into `codes`.
+
+    Logistic regression with class weights on the categories (age is given in steps of 5 years), fitted on train: what
+    can be reached by reading nothing but the form that came with the picture. Boosted trees and forests were no better.
+
+    Args:
+        train: Columns `label` (code) and METADATA_INPUTS, one row an image.
+        test: The same columns.
+        codes: Diagnoses of the model.
+    """
+    baseline = make_pipeline(
+        OneHotEncoder(handle_unknown="ignore"), LogisticRegression(class_weight="balanced", max_iter=3000)
+    )
+    predicted = baseline.fit(_inputs(train), train["label"].to_numpy(dtype=object)).predict(_inputs(test))
+    return np.array([list(codes).index(code) for code in predicted])
+
+
+def _inputs(table: pd.DataFrame) -> np.ndarray:
+    """Every input as a category, the blank one included, shape (N, 4)."""
+    return np.stack(
+        [table[name].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for name in METADATA_INPUTS], axis=1
+    )
+
+
+def score_baselines(
+    train: pd.DataFrame, test: pd.DataFrame, predicted: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Return the balanced accuracy of the baselines beside the model's, and how far it is above them, with intervals.
+
+    Args:
+        train: Columns `label` (code) and METADATA_INPUTS.
+        test: The same columns, in the order of `predicted`.
+        predicted: What the model calls each test image, shape (N,).
+        codes: Diagnoses of the model.
+        bootstrap: Of the test lesions.
+    """
+    labels = np.array([list(codes).index(code) for code in test["label"]])
+    model, _ = score_balanced(predicted, labels, codes, bootstrap)
+    model_replicates = replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap)
+    majority = list(codes).index(str(train["label"].value_counts().idxmax()))
+    baselines = {
+        "metadata_only": (metadata_only_predictions(train, test, codes), f"only {', '.join(METADATA_INPUTS)}"),
+        "majority": (np.full(len(labels), majority), f"always {codes[majority]}, the most frequent in train"),
+    }
+    result: dict[str, Any] = {"model": {"balanced_accuracy": model}}
+    for name, (baseline_predicted, sees) in baselines.items():
+        baseline, _ = score_balanced(baseline_predicted, labels, codes, bootstrap)
+        difference = model_replicates - replicated_balanced_accuracy(baseline_predicted, labels, len(codes), bootstrap)
+        gain = (
+            estimate(model["value"] - baseline["value"], difference, bootstrap.n_lesions)
+            if model["value"] is not None and baseline["value"] is not None
+            else not_estimable("one of the two is not estimable")
+        )
+        result[name] = {
+            "sees": sees,
+            "balanced_accuracy": baseline,
+            "accuracy": estimate_rate(baseline_predicted == labels, labels >= 0, bootstrap, reason="no image"),
+            "model_minus_baseline": gain,
+        }
+    return result

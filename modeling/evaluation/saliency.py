@@ -1,0 +1,199 @@
+"""Heat maps that are measured: against lesion masks, against maps that know nothing, and by what they leave out.
+
+A map that points at the lesion need not be a good one, since most lesions lie in the middle: a centred blob points
+there too. So every score stands beside that of a centred blob and of a random map, and beside the same network with a
+randomised classifier, where a map that shows what the model has learnt must fall (Adebayo et al. 2018,
+arXiv:1810.03292). ROAD (Rong et al. 2022, arXiv:2202.00449) asks whether the hottest pixels matter to the score.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import rankdata
+
+from modeling.classifier import LesionClassifier
+from modeling.evaluation.bootstrap import Bootstrap, estimate, not_estimable
+
+SEED = 0
+MASK_NAME = "{image_id}_segmentation.png"
+SCORES = ("heat_inside", "pointing_game", "iou")
+REMOVED_PERCENT = (10, 30, 50)
+
+
+def read_mask(folder: Path, image_id: str, size: tuple[int, int]) -> np.ndarray:
+    """Read one lesion mask as boolean (H, W), True inside the lesion.
+
+    Args:
+        folder: Holds `<image_id>_segmentation.png`, white inside the lesion.
+        image_id: Of the image.
+        size: (height, width) of the image; a mask of another size is resized to it.
+
+    Raises:
+        ValueError: If the mask marks no pixel, or all of them.
+    """
+    mask = Image.open(folder / MASK_NAME.format(image_id=image_id)).convert("L")
+    inside = np.asarray(mask.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 127
+    if inside.all() or not inside.any():
+        raise ValueError(
+            f"the mask of {image_id} marks {'all' if inside.all() else 'no'} pixels; leave it out of --masks"
+        )
+    return inside
+
+
+def score_map(heat: np.ndarray, inside: np.ndarray) -> dict[str, float]:
+    """Score one heat map (H, W), >= 0, against a mask (H, W).
+
+    Returns:
+        `heat_inside`: share of the heat inside the lesion (energy-based pointing game, arXiv:1910.01279);
+        `pointing_game`: 1 if the hottest pixel is inside (arXiv:1608.00507), a tie counting by its share;
+        `iou`: overlap of the mask with as many of the hottest pixels as it has; pixels tied at the edge by their share.
+        NaN for a map without any heat.
+    """
+    if heat.max() <= 0:
+        return dict.fromkeys(SCORES, np.nan)
+    heat, inside = heat.ravel().astype(np.float64), inside.ravel()
+    n_inside = int(inside.sum())
+    edge = np.partition(heat, -n_inside)[-n_inside]
+    above, tied = heat > edge, heat == edge
+    # Of the tied pixels only as many are taken as are missing; on average they hit the mask by its share among them.
+    hits = inside[above].sum() + (n_inside - above.sum()) * inside[tied].mean()
+    return {
+        "heat_inside": float(heat[inside].sum() / heat.sum()),
+        "pointing_game": float(inside[heat == heat.max()].mean()),
+        "iou": float(hits / (2 * n_inside - hits)),
+    }
+
+
+def centred_blob(size: tuple[int, int]) -> np.ndarray:
+    """A Gaussian in the middle, a quarter of each side wide (H, W): what needs no model."""
+    y, x = (np.linspace(-1, 1, side) for side in size)
+    return np.exp(-2 * (y[:, None] ** 2 + x[None, :] ** 2)).astype(np.float32)
+
+
+def random_map(size: tuple[int, int], grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Random heat (H, W) as coarse as a network's own map, whose grid is given."""
+    coarse = Image.fromarray(rng.random(grid, dtype=np.float32))
+    return np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC)).clip(0, None)
+
+
+def randomise_classifier(classifier: LesionClassifier) -> LesionClassifier:
+    """Return a copy whose classifier layer has the same weights in a random order: same scale, nothing learnt."""
+    randomised = copy.copy(classifier)
+    randomised.model = copy.deepcopy(classifier.model)
+    weight = randomised.model.get_classifier().weight
+    order = np.random.default_rng(SEED).permutation(weight.numel())
+    with torch.no_grad():
+        weight.copy_(weight.flatten()[torch.from_numpy(order).to(weight.device)].reshape(weight.shape))
+    return randomised
+
+
+def score_heat_maps(
+    classifier: LesionClassifier,
+    images: Sequence[Image.Image],
+    masks: Sequence[np.ndarray],
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """Score the predicted diagnosis' heat map of each image against its mask, and those of baselines.
+
+    Args:
+        classifier: The model.
+        images: N upright RGB images.
+        masks: Their lesion masks, boolean (H, W).
+        bootstrap: Of the lesions of these N images.
+    """
+    randomised = randomise_classifier(classifier)
+    generators = np.random.default_rng(SEED).spawn(len(images))
+    scores: dict[str, list[dict[str, float]]] = {
+        name: [] for name in ("model", "randomised", "centred_blob", "random_map")
+    }
+    similarity = []
+    for image, inside, rng in zip(images, masks, generators, strict=True):
+        explanation = classifier.explain(image)
+        code = explanation.prediction.diagnosis
+        heat, other = explanation.heat_map(code), randomised.explain(image).heat_map(code)
+        grid = explanation.evidence.shape[1], explanation.evidence.shape[2]
+        scores["model"].append(score_map(heat, inside))
+        scores["randomised"].append(score_map(other, inside))
+        scores["centred_blob"].append(score_map(centred_blob(inside.shape), inside))
+        scores["random_map"].append(score_map(random_map(inside.shape, grid, rng), inside))
+        similarity.append(_rank_correlation(heat, other))
+    result: dict[str, Any] = {
+        "n_images": len(images),
+        "n_lesions": bootstrap.n_lesions,
+        "mean_lesion_fraction": float(np.mean([inside.mean() for inside in masks])),
+    }
+    for name, rows in scores.items():
+        result[name] = {
+            "n_without_heat": int(sum(np.isnan(row["iou"]) for row in rows)),
+            **{score: _mean(np.array([row[score] for row in rows]), bootstrap) for score in SCORES},
+        }
+    result["similarity_to_randomised"] = _mean(np.array(similarity), bootstrap)
+    return result
+
+
+def score_road(classifier: LesionClassifier, images: Sequence[Image.Image], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Score faithfulness: how far the predicted diagnosis' probability falls when the hottest pixels are removed.
+
+    ROAD, over 10, 30 and 50 % of the pixels removed: the mean of (probability without the coldest pixels - probability
+    without the hottest) / 2, in [-0.5, 0.5]. Above 0 the hot pixels matter more than the cold ones; a random map has 0.
+    """
+    # Imported late, as in explain.py: only this measurement needs it.
+    from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirst, ROADMostRelevantFirst
+
+    generators = np.random.default_rng(SEED).spawn(len(images))
+    scores: dict[str, list[float]] = {"model": [], "centred_blob": []}
+    for image, rng in zip(images, generators, strict=True):
+        explanation = classifier.explain(image)
+        code = explanation.prediction.diagnosis
+        pixel_values = classifier.transform(image)  # (3, S, S)
+        size = (pixel_values.shape[1], pixel_values.shape[2])
+        maps = {"model": explanation.heat_map(code, size=size), "centred_blob": centred_blob(size)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)  # the library's imputer adds a little noise
+            removed = [
+                metric(percentile=100 - share).perturbation(pixel_values, torch.from_numpy(_ranks(heat, rng)))
+                for heat in maps.values()
+                for share in REMOVED_PERCENT
+                for metric in (ROADMostRelevantFirst, ROADLeastRelevantFirst)
+            ]
+        probs = classifier.forward(torch.stack(removed)).probs[:, list(classifier.codes).index(code)]
+        without_hottest, without_coldest = probs.reshape(len(maps), -1, 2).mean(axis=1).T
+        for name, value in zip(maps, (without_coldest - without_hottest) / 2, strict=True):
+            scores[name].append(float(value))
+    return {
+        "n_images": len(images),
+        "n_lesions": bootstrap.n_lesions,
+        **{name: _mean(np.array(values), bootstrap) for name, values in scores.items()},
+    }
+
+
+def _ranks(heat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Replace heat by its rank in [0, 1], ties (all that is cold) in random order, so that a share can be removed."""
+    order = np.lexsort((rng.random(heat.size), heat.ravel()))
+    ranks = np.empty(heat.size, dtype=np.float32)
+    ranks[order] = np.linspace(0, 1, heat.size, dtype=np.float32)
+    return ranks.reshape(heat.shape)
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of two maps (H, W); NaN if one is constant."""
+    ranks = [rankdata(values.ravel()) for values in (first, second)]
+    if any(values.std() == 0 for values in ranks):
+        return np.nan
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _mean(values: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Mean of what is defined, with its interval."""
+    known = np.isfinite(values)
+    if not known.any():
+        return not_estimable("no map has any heat")
+    totals = bootstrap.totals(np.stack([np.where(known, values, 0), known], axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        replicates = totals[:, 0] / totals[:, 1]
+    return estimate(float(values[known].mean()), replicates, len(np.unique(bootstrap.lesion_index[known])))

@@ -1,0 +1,97 @@
+"""Files of a model folder and a run: JSON, hashes, names, and what a stranger may have written into them."""
+
+import hashlib
+import json
+import os
+import reprlib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG_NAME = "config.json"
+# Beside config.json and the weights: its scores, and the options and splits of the run.
+METRICS_NAME, RUN_NAME, SPLITS_NAME = "metrics.json", "train_config.json", "splits.csv"
+WEIGHTS_NAME = "model.safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+METRICS_SCHEMA = 2
+MAX_JSON_BYTES = 16 * 1024**2  # config.json of B0 has 0.2 MB, most of it the abstention rule
+MAX_TEXT = 200  # characters of a name
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+shortened = _SHORT.repr  # shows what a stranger wrote, which may be long, in a message
+
+
+class ModelFolderError(ValueError):
+    """A model folder or repository that cannot be opened, with the reason and what to do."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strictly valid JSON (NaN is refused), with a final newline."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a stranger may have written: of bounded size, valid text, every number finite.
+
+    Raises:
+        ModelFolderError: If it is not that, or there is no such file.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelFolderError(f"{path} is larger than {MAX_JSON_BYTES // 1024**2} MiB; refused.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # Python reads NaN, 1e999 and half a surrogate pair, which nothing else could show or write again.
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+    except ModelFolderError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{path} is not valid JSON ({str(error)[:300]}).") from error
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path}: a JSON object was expected, got {shortened(content)}.")
+    return content
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a metrics.json of this version's schema.
+
+    Raises:
+        ModelFolderError: If it is no JSON object, or of another schema.
+    """
+    metrics = read_json(path)
+    if metrics.get("schema_version") != METRICS_SCHEMA:
+        raise ModelFolderError(
+            f"{path} is of schema {shortened(metrics.get('schema_version'))} and this version reads {METRICS_SCHEMA}; make it "
+            f"anew with `python -m modeling.evaluation {path.parent} --data_dir DIR`."
+        )
+    return metrics
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_name(text: str) -> bool:
+    """True if a text can stand in a table, a message and a file without harm."""
+    return 1 <= len(text) <= MAX_TEXT and text.isprintable()
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return all files below a folder, sorted, without hidden ones and compiled Python."""
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink()]
+    return [
+        path
+        for path in inside
+        if not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+    ]
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder out of the system's buffers, so that a power cut cannot take it back."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

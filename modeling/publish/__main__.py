@@ -1,0 +1,88 @@
+"""Put a model folder or the Space on the Hub, whole or not at all; render the model card.
+
+    python -m modeling.publish model RUN/model --repo_id me/name
+    python -m modeling.publish space --model_id me/name --space_id me/space
+    python -m modeling.publish card RUN/model
+    python -m modeling.publish export RUN/model
+
+Everything is checked on this machine first and then sent as one commit, so a repository never shows half a model. What
+the Hub already has is not sent again: a second run completes a push that failed, or changes nothing.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling.publish.card import write_card
+from modeling.publish.hub import PublishError
+from modeling.publish.push import push_model
+from modeling.publish.space import push_space
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m modeling.publish", description=(__doc__ or "").split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    model = commands.add_parser("model", help="send a model folder to the Hub")
+    model.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
+    model.add_argument("--repo_id", required=True, help="where to, me/name")
+    model.add_argument("--private", action="store_true", help="make a new repository private")
+    model.add_argument("--revision_tag", metavar="TAG", help="name this revision, for instance v1.0")
+    model.add_argument("--commit_message", help="default: the run id of the model")
+
+    space = commands.add_parser("space", help="create or update the Space that serves a model of the Hub")
+    space.add_argument("--model_id", required=True, help="the model it serves, me/name")
+    space.add_argument("--space_id", required=True, help="where to, me/space")
+    space.add_argument("--model_revision", help="branch, tag or commit of the model; default: its newest commit")
+    space.add_argument("--private", action="store_true", help="make a new Space private")
+
+    card = commands.add_parser(
+        "card", help="write README.md of a model folder anew, from its metrics.json and config.json"
+    )
+    card.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
+
+    export = commands.add_parser("export", help="write the model as ONNX beside its weights")
+    export.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
+    export.add_argument("--int8", action="store_true", help="also write a version with 8-bit weights and activations")
+    export.add_argument(
+        "--data_dir", type=Path, help="local copy of its data: calibrates and measures the 8-bit version"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if options.command == "model":
+            pushed = push_model(
+                options.folder,
+                options.repo_id,
+                private=options.private,
+                tag=options.revision_tag,
+                commit_message=options.commit_message,
+            )
+        elif options.command == "space":
+            pushed = push_space(
+                options.model_id, options.space_id, model_revision=options.model_revision, private=options.private
+            )
+        elif options.command == "card":
+            print(write_card(options.folder))
+            return 0
+        else:
+            from modeling.publish.onnx import export_onnx  # its libraries come with the extra `export`
+
+            print(export_onnx(options.folder, int8=options.int8, data_dir=options.data_dir))
+            return 0
+    except (PublishError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{pushed.url} {'is now at' if pushed.changed else 'already was at'} revision {pushed.revision}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

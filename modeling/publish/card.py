@@ -1,0 +1,167 @@
+"""Render the model card from metrics.json and config.json."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from modeling.files import METRICS_NAME, ROOT, ModelFolderError, read_metrics
+from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
+from modeling.model_folder import read_config
+from modeling.publish.hub import PublishError
+
+CARD_NAME = "README.md"
+CARD_TEMPLATE = "model_card.md"
+SYNTHETIC_LICENSE = "apache-2.0"
+CARD_REPO_ID = "me/skin-lesion-b0"  # stands in the card for the repository until it is pushed
+
+
+# The card.
+
+
+def write_card(model_folder: str | Path) -> Path:
+    """Write `README.md` of a model folder, whole or not at all, and return its path."""
+    path = Path(model_folder) / CARD_NAME
+    content = render_card(model_folder)
+    unfinished = path.with_suffix(".md.part")
+    unfinished.write_text(content, encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def render_card(model_folder: str | Path) -> str:
+    """Render the model card of a folder from its `metrics.json` and `config.json` alone.
+
+    Raises:
+        PublishError: If a file or the template is missing, or the template names something that is not in these files.
+    """
+    folder = Path(model_folder)
+    try:
+        config = read_config(folder)
+        metrics = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else None
+    except ModelFolderError as error:
+        raise PublishError(str(error)) from error
+    if metrics is None:
+        raise PublishError(
+            f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR`."
+        )
+    if not (ROOT / CARD_TEMPLATE).is_file():
+        raise PublishError(
+            f"{ROOT} has no {CARD_TEMPLATE}: install from a clone of the repository with `pip install -e`."
+        )
+    try:
+        body = _card_template(ROOT).render(
+            metrics=metrics,
+            base_model=config["lesion"].get("base_model"),
+            license=_license(config["lesion"]),
+            diagnoses=[diagnosis_of(code) for code in config["label_names"]],
+            notice=NOTICE,
+            synthetic_notice=SYNTHETIC_NOTICE,
+            attribution=ATTRIBUTION,
+            repo_id=CARD_REPO_ID,
+        )
+        metadata = _card_metadata(config, metrics).to_yaml()
+    except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
+        raise PublishError(
+            f"{folder / METRICS_NAME} does not go with {CARD_TEMPLATE} ({type(error).__name__}: {str(error)[:300]}): it is "
+            f"damaged or of another version; make it anew with `python -m modeling.evaluation {folder} --data_dir DIR`."
+        ) from error
+    body = re.sub(r"\n{3,}", "\n\n", body.strip())
+    return f"---\n{metadata}\n---\n\n{body}\n"
+
+
+@cache
+def _card_template(root: Path) -> Any:
+    # Imported late: publishing the Space does not need it.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": format_number, "estimate": format_estimate, "count": "{:,}".format, "cell": _cell}
+    return environment.get_template(CARD_TEMPLATE)
+
+
+def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCardData:
+    """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
+    model, data, test = metrics["model"], metrics["data"], metrics["test"]
+    dataset = str(data["dataset"])
+    sources = ", ".join(data["sources"])
+    name = {"isic2019": f"ISIC 2019 (sources {sources})", "demo": "synthetic drawings"}.get(dataset, dataset)
+    values = {
+        ("accuracy", "Accuracy"): test["accuracy"],
+        ("balanced_accuracy", "Balanced accuracy"): test["balanced_accuracy"],
+        ("f1", "Macro F1"): test["macro_f1"],
+        ("roc_auc", "Macro AUROC"): test["macro_auroc"],
+        ("precision", "Weighted precision"): test["weighted_precision"],
+        ("recall", "Weighted recall"): test["weighted_recall"],
+    }
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=dataset,
+            dataset_name=f"{name}, split by {data['split_unit']}",
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=title,
+            metric_value=estimate["value"],
+        )
+        for (metric, title), estimate in values.items()
+        if estimate["value"] is not None
+    ]
+    tags = [
+        "dermatology",
+        "dermoscopy",
+        "skin-lesion",
+        "melanoma",
+        "medical-imaging",
+        "calibration",
+        "timm",
+        "transformers",
+    ]
+    return ModelCardData(
+        license=_license(config["lesion"]),
+        library_name="timm",
+        pipeline_tag="image-classification",
+        base_model=config["lesion"].get("base_model"),
+        datasets=[dataset],
+        metrics=list(dict.fromkeys(metric for metric, _ in values)),
+        tags=[*tags, *(["synthetic"] if data["synthetic"] else [])],
+        model_name=f"skin-lesion-{model['architecture']}",
+        eval_results=results or None,
+    )
+
+
+def _license(lesion: Mapping[str, Any]) -> str | None:
+    """Return the licence of the weights; drawings are this package's own, and for other data only their owner knows."""
+    license = lesion.get("license") or (SYNTHETIC_LICENSE if lesion.get("synthetic") else None)
+    return str(license) if license else None
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Write a number of metrics.json as the card shows it."""
+    return "not estimable" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # no minus zero
+
+
+def format_estimate(estimate: Mapping[str, Any]) -> str:
+    """Write a value with its interval, or say why there is none."""
+    reason = estimate.get("reason", "")
+    if estimate["value"] is None:
+        return "suppressed" if reason.startswith("suppressed") else f"not estimable: {_cell(reason)}"
+    value = format_number(estimate["value"])
+    if "low" not in estimate:
+        return value
+    if estimate["low"] is None:
+        return f"{value} (no interval)"
+    # No-break spaces, or narrow columns would tear intervals apart.
+    return f"{value} ({format_number(estimate['low'])} to {format_number(estimate['high'])})".replace(" ", "\u00a0")
+
+
+def _cell(value: Any) -> str:
+    """Keep a value from breaking a table."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

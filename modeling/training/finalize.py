@@ -1,0 +1,84 @@
+"""From the best weights to a model folder: calibrated on val, checked, and written once."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling import __version__
+from modeling.abstention import AbstentionRule
+from modeling.calibration import fit_operating_points, fit_temperature, softmax
+from modeling.classifier import LesionClassifier
+from modeling.data.demo import draw_lesion
+from modeling.files import RUN_NAME, SPLITS_NAME, write_json
+from modeling.labels import CODES, WEIGHTS_LICENSE
+from modeling.model_folder import save_config, save_weights
+from modeling.network import TimmModel, fold_temperature
+from modeling.training.options import TrainOptions
+from modeling.training.outputs import Outputs
+from modeling.training.run_folder import dataset_name
+
+GOLDEN_SIDE_PX = 96
+GOLDEN_SEED = 0
+
+
+def write_model_folder(
+    folder: Path, *, model: TimmModel, val: Outputs, options: TrainOptions, config: dict[str, Any], codes: list[str]
+) -> float:
+    """Calibrate the network on val and write it with its operating points and abstention rule; return the temperature.
+
+    Args:
+        folder: Replaced if it is there.
+        model: The network with the best weights; its classifier is divided by the temperature.
+        val: What it said of val before that.
+        options: Of the run.
+        config: Content of train_config.json.
+        codes: Diagnosis codes in the order of the classifier's outputs.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    # The temperature goes into the classifier, so that every loader is calibrated.
+    temperature = fit_temperature(val.logits, val.labels)
+    fold_temperature(model, temperature)
+    logits = val.logits / temperature
+    lesion = {
+        "package_version": __version__,
+        "run_id": config["run_id"],
+        "dataset": dataset_name(options),
+        "synthetic": options.dataset == "demo",
+        "protocol": options.protocol,
+        "base_model": base_model_of(model) if options.pretrained and not options.init_from else None,
+        "license": WEIGHTS_LICENSE if options.dataset == "isic2019" else None,
+        "data_fingerprint": config["data_fingerprint"],
+        "splits_sha256": config["splits_sha256"],
+        "temperature": temperature,
+        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), val.labels, codes)],
+        "abstention": AbstentionRule.fit(logits, val.features, val.labels).to_dict(),
+    }
+    save_weights(model, folder)
+    save_config(model, folder, codes=codes, lesion=lesion)
+    lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder))
+    save_config(model, folder, codes=codes, lesion=lesion)
+    write_json(folder / RUN_NAME, config)
+    shutil.copyfile(folder.parent / SPLITS_NAME, folder / SPLITS_NAME)
+    return temperature
+
+
+def golden_prediction(classifier: LesionClassifier) -> dict[str, Any]:
+    """Return the answer for a drawn picture, to be stored in config.json as `lesion.golden` and compared by --verify."""
+    code = classifier.codes[0] if classifier.codes[0] in CODES else CODES[0]
+    image = draw_lesion(np.random.default_rng(GOLDEN_SEED), code, width_px=GOLDEN_SIDE_PX, height_px=GOLDEN_SIDE_PX)
+    prediction = classifier.predict(image)
+    return {
+        "image": f"draw_lesion(seed {GOLDEN_SEED}, {code}, {GOLDEN_SIDE_PX} px)",
+        "mean_rgb": [round(float(value), 3) for value in np.asarray(image).mean(axis=(0, 1))],
+        "diagnosis": prediction.diagnosis,
+        "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
+        "abstained": prediction.abstained,
+    }
+
+
+def base_model_of(model: TimmModel) -> str:
+    """Return the Hub id of the ImageNet weights that training started from."""
+    tag = model.pretrained_cfg.get("tag")
+    return f"timm/{model.pretrained_cfg['architecture']}{'.' + tag if tag else ''}"

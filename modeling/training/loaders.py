@@ -1,0 +1,78 @@
+"""From splits to prepared loaders: decoded and resized once, train augmented."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from modeling.data.augmentation import Augmentation
+from modeling.data.cache import TRAIN_MARGIN, resized_images
+from modeling.data.loading import LesionDataset, leave_signals_to_the_trainer
+from modeling.process import default_num_workers
+from modeling.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split, ready for a DataLoader, with the ids of its images by position."""
+
+    images: LesionDataset
+    image_ids: list[str]
+
+
+def split_datasets(
+    options: TrainOptions,
+    dataset: Dataset,
+    splits: pd.DataFrame,
+    data_fingerprint: str,
+    pretrained_cfg: dict[str, Any],
+    accelerator: Accelerator,
+) -> dict[str, SplitData]:
+    """Decode and resize the images of each split; train is augmented unless the recipe is the original's."""
+    position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
+    size_px = int(options.image_size or 0)
+    augmented = options.recipe != "original"
+    red, green, blue = (round(255 * value) for value in pretrained_cfg["mean"])
+    parts = {}
+    for split in ("train", "val", "test"):
+        image_ids = splits.loc[splits["split"] == split, "image_id"].tolist()
+        rows = dataset.select([position[image_id] for image_id in image_ids])
+        augment = split == "train" and augmented
+        images = resized_images(
+            rows,
+            fingerprint=data_fingerprint,
+            size_px=round(size_px * TRAIN_MARGIN) if augment else size_px,
+            exact=not augment,
+            cache_gb=options.image_cache_gb,
+            show_progress=accelerator.is_main_process,
+        )
+        augmentation = Augmentation(size_px, fill=(red, green, blue)) if augment else None
+        parts[split] = SplitData(
+            LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed), image_ids
+        )
+    return parts
+
+
+def make_loaders(options: TrainOptions, parts: dict[str, SplitData], accelerator: Accelerator) -> dict[str, Any]:
+    """Make the prepared loaders: train shuffled, without its incomplete last batch; val and test in order."""
+    workers = default_num_workers(accelerator.num_processes) if options.num_workers is None else options.num_workers
+    batch_size = int(options.batch_size or 0)
+    loaders = {}
+    for split, part in parts.items():
+        training = split == "train"
+        loaders[split] = DataLoader(
+            part.images,
+            batch_size=batch_size,
+            shuffle=training,
+            # A last batch of one or two images would spoil the statistics of batch normalisation.
+            drop_last=training and len(part.images) >= batch_size * accelerator.num_processes,
+            num_workers=workers,
+            # To start them anew copies, page by page, the memory that this process has come to hold: seconds an epoch.
+            persistent_workers=workers > 0 and split != "test",
+            worker_init_fn=leave_signals_to_the_trainer,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+    return {split: accelerator.prepare(loader) for split, loader in loaders.items()}

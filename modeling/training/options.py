@@ -1,0 +1,251 @@
+"""Everything that a run can be told: one dataclass, whose help texts are the manual."""
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from modeling.files import shortened
+from modeling.labels import REFERENCE_CODES
+from modeling.training.trainer import CheckpointInterval
+
+MAX_CONFIG_BYTES = 100_000  # all options with their values are 2 kB
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+def option(default: Any, text: str) -> Any:
+    """Describe an option: its default and, in its help, what it does and why the default is what it is."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainOptions:
+    """Everything that a run can be told; `--config file.yaml` reads the same names from a file."""
+
+    # data
+    dataset: str = option(
+        "isic2019",
+        "isic2019, demo (embedded drawings), the id of any image classification dataset on the Hub, or a folder of one "
+        "folder per diagnosis.",
+    )
+    data_dir: str | None = option(
+        None, "Local copy of ISIC 2019 in the official layout. Default: download it (9.1 GB)."
+    )
+    diagnoses: list[str] = option(
+        list(REFERENCE_CODES),
+        "Codes to tell apart, or: all. Default: the original system's four, so that scores compare; a Hub data "
+        "set of other labels uses all.",
+    )
+    protocol: str = option(
+        "lesion",
+        "lesion: no lesion is in two splits, so scores can be trusted. original: the original's image split, "
+        "which leaks; for comparison only.",
+    )
+    splits: str | None = option(None, "Reuse this splits.csv. Default: make new ones from --seed.")
+    test_source: str | None = option(
+        None, "Leave one source out: test on all images of this source (BCN, HAM, MSK) and train on the others."
+    )
+    skip_bad_images: bool = option(
+        False,
+        "Leave unusable images out and list them in skipped.csv. Default: stop and name them, so that none is "
+        "dropped silently.",
+    )
+    image_cache_gb: float = option(
+        30.0, "Bound on the cache of resized images on disk; decoding is most of an epoch's cost. 0: no cache."
+    )
+    num_workers: int | None = option(
+        None, "Loader processes for each training process. Default: its share of the cores less one."
+    )
+    # model
+    backbone: str = option(
+        "efficientnet_b0",
+        "Any convolutional network of timm with one linear classifier; B0 is small enough for a free Space.",
+    )
+    pretrained: bool | None = option(
+        None,
+        "Start from ImageNet weights, which need the Hub. Default: yes, but not for the demo, which needs no network.",
+    )
+    init_from: str | None = option(
+        None, "Start from the weights of this model folder instead; the way on without the Hub."
+    )
+    image_size: int | None = option(
+        None,
+        "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 64 for the demo, "
+        "for speed.",
+    )
+    drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.")
+    # training
+    recipe: str = option(
+        "default",
+        "default: this project's. original: no augmentation, Adam 1e-4, batch 32, 15 epochs, plain loss, best by "
+        "accuracy.",
+    )
+    epochs: int | None = option(
+        None, "At most so many. Default: 30 (demo 16, original 15); early stopping may end before."
+    )
+    batch_size: int | None = option(
+        None, "Images per process and batch. Default: 32, which fits 4 GB of GPU memory at 224 px."
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches per optimiser step; raise it when a larger batch does not fit."
+    )
+    learning_rate: float | None = option(
+        None, "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the original's recipe."
+    )
+    weight_decay: float = option(0.05, "Of AdamW; not applied to biases and normalisation.")
+    warmup_epochs: float = option(
+        1.0, "Linear warm-up before the cosine: a new classifier's first gradients are large."
+    )
+    class_weight_power: float | None = option(
+        None,
+        "Loss weight of a diagnosis is its frequency to the minus this. Default: 0.5, between ignoring rare "
+        "diagnoses (0) and drowning in them (1); original: 0.",
+    )
+    ema_decay: float | None = option(
+        None,
+        "Moving average of the weights, which is what is scored and kept. Default: 0.999 with warm-up; original: "
+        "none (0).",
+    )
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm, against rare spikes.")
+    patience: int = option(10, "Stop after so many epochs without a better score on val.")
+    mixed_precision: str = option(
+        "auto", "auto: bf16 on a GPU that has it, else no (or what accelerate is configured to). Also: no, bf16, fp16."
+    )
+    compile: bool = option(
+        False, "torch.compile the network; pays in long runs on a recent GPU, costs minutes at the start."
+    )
+    deterministic: bool = option(
+        False, "Only deterministic kernels on the GPU: the same bits again, slower. On a CPU runs repeat anyway."
+    )
+    sync_batchnorm: bool = option(False, "Share batch statistics between processes: for small batches per process.")
+    max_bad_steps: int = option(
+        20, "Give up after so many steps whose gradient is not finite; each is skipped and reported."
+    )
+    seed: int = option(42, "Of splits, weights, order and augmentation; 42 is the original's.")
+    # run
+    output_dir: str | None = option(None, "Run folder. Default: runs/<dataset>.")
+    resume: str | None = option(
+        None, "auto: go on from the newest whole checkpoint of the run folder, or start if there is none."
+    )
+    checkpoint_every: str = option(
+        "10min", "Such as 10min, 500steps or 1epoch; each epoch ends with a checkpoint anyway."
+    )
+    report_to: list[str] = option(
+        [], "Trackers: tensorboard, wandb, trackio, all. Default: none, log.jsonl has everything."
+    )
+    # publishing
+    push_to_hub: bool = option(
+        False, "Push the model folder at the end; the right to do so is checked before training starts."
+    )
+    hub_model_id: str | None = option(None, "Repository to push to, such as me/skin-lesion-b0.")
+    hub_private: bool = option(False, "Make it a private repository.")
+
+
+# What may differ when a run is resumed, since it cannot change the result.
+FREE_TO_CHANGE = {
+    "data_dir", "splits", "init_from", "image_cache_gb", "num_workers", "output_dir", "resume", "checkpoint_every", "report_to",
+    "push_to_hub", "hub_model_id", "hub_private",
+}  # fmt: skip
+
+
+def parse_options(arguments: list[str]) -> TrainOptions:
+    """Read the command line, after the file named by --config if there is one, and fill in what depends on the rest.
+
+    Raises:
+        ValueError: If the file cannot be used, or options contradict each other.
+    """
+    config_parser = argparse.ArgumentParser(prog="accelerate launch train.py", add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", metavar="FILE")
+    given, arguments = config_parser.parse_known_args(arguments)
+    if given.config is not None:
+        arguments = arguments_of_file(Path(given.config)) + arguments
+    parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)  # type: ignore[arg-type]
+    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{shortened(' '.join(unknown))} is no option; --help lists them.")
+    return fill_defaults(options)
+
+
+def arguments_of_file(path: Path) -> list[str]:
+    """Return the options of a YAML file as the command line has them.
+
+    Raises:
+        ValueError: If it is not a short file of `option: value` lines.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1000} kB")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+    except (
+        Exception
+    ) as error:  # PyYAML also answers damage with KeyError, IndexError, AttributeError, RecursionError, …
+        raise ValueError(f"--config {path} cannot be read ({type(error).__name__}: {str(error)[:300]}).") from error
+    if not isinstance(content or {}, dict):
+        raise ValueError(f"--config {path} must hold lines such as `epochs: 30`, got {shortened(content)}.")
+    arguments: list[str] = []
+    for name, value in (content or {}).items():
+        if name not in TrainOptions.__dataclass_fields__:
+            raise ValueError(f"--config {path}: there is no option {shortened(name)}; --help lists them.")
+        if isinstance(value, list) and get_origin(get_type_hints(TrainOptions)[name]) is not list:
+            raise ValueError(f"--config {path}: {name} takes one value, got the list {shortened(value)}.")
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        for item in values:
+            if isinstance(item, int) and item.bit_length() > 64:
+                raise ValueError(f"--config {path}: the number of {name} is too large.")
+            if not isinstance(item, str | int | float) or str(item).startswith("--"):
+                raise ValueError(
+                    f"--config {path}: {name} must be a value or a list of values, got {shortened(value)}."
+                )
+        if values:  # none, as in train_config.json: the default
+            arguments += [f"--{name}", *map(str, values)] if isinstance(value, list) else [f"--{name}={value}"]
+    return arguments
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without references: by them a few lines can grow to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has references (*name); write the values out")
+        return super().compose_node(parent, index)
+
+
+def fill_defaults(options: TrainOptions) -> TrainOptions:
+    """Replace every None that stands for "it depends", so that train_config.json shows what was used."""
+    demo, original = options.dataset == "demo", options.recipe == "original"
+    if options.recipe not in ("default", "original"):
+        raise ValueError(f"--recipe must be default or original, got {options.recipe!r}.")
+    if options.protocol not in ("lesion", "original"):
+        raise ValueError(f"--protocol must be lesion or original, got {options.protocol!r}.")
+    if options.push_to_hub and not options.hub_model_id:
+        raise ValueError("--push_to_hub needs --hub_model_id, such as me/skin-lesion-b0.")
+    if options.resume not in (None, "auto"):
+        raise ValueError(f"--resume must be auto, got {options.resume!r}; it finds the newest checkpoint by itself.")
+    CheckpointInterval.parse(options.checkpoint_every)
+    for name, value in vars(options).items():
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"--{name} must be a number from 0 on, got {value}.")
+    pretrained = not demo if options.pretrained is None else options.pretrained
+    warm_start = pretrained or options.init_from is not None
+    defaults: dict[str, Any] = {
+        "pretrained": pretrained,
+        "image_size": 64 if demo else 224,
+        "epochs": 15 if original else 16 if demo else 30,
+        "batch_size": 32,
+        "learning_rate": 1e-4 if original else 5e-4 if warm_start else 2e-3,
+        "class_weight_power": 0.0 if original else 0.5,
+        "ema_decay": 0.0 if original else 0.999,
+        "output_dir": f"runs/{options.dataset.replace('/', '--')}",
+    }
+    return dataclasses.replace(
+        options, **{name: value for name, value in defaults.items() if getattr(options, name) is None}
+    )

@@ -1,0 +1,83 @@
+"""What a network says about every image of a split, gathered from all processes exactly once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from modeling.calibration import check_logits
+from modeling.network import normalise
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model said about each image of a split, sorted by the image's position in the dataset."""
+
+    index: np.ndarray  # (N,) position in the dataset
+    labels: np.ndarray  # (N,)
+    logits: np.ndarray  # (N, C) float32
+    features: np.ndarray  # (N, D) float32, penultimate: what the classifier layer sees
+    image_ids: list[str] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def run_model(
+    model: torch.nn.Module,
+    loader: Any,
+    accelerator: "Accelerator | None" = None,
+    *,
+    image_ids: Sequence[str] | None = None,
+) -> Outputs:
+    """Run a timm model over a loader and gather its outputs from all processes, exactly once per image.
+
+    Args:
+        model: A timm model, bare or wrapped by accelerate.
+        loader: Yields `pixels` uint8 (B, S, S, 3), `label` (B,) and `index` (B,), the position in the dataset.
+        accelerator: Given under several processes; the loader must then be prepared by it.
+        image_ids: Names by position in the dataset; without them `Outputs.image_ids` stays empty.
+
+    Raises:
+        ValueError: If an image came twice or is missing, or a logit is not finite.
+    """
+    bare: Any = accelerator.unwrap_model(model) if accelerator else model  # timm's methods are unknown to mypy
+    device = accelerator.device if accelerator else next(bare.parameters()).device
+    was_training = bare.training
+    bare.eval()
+    parts: dict[str, list[torch.Tensor]] = {"index": [], "labels": [], "logits": [], "features": []}
+    for batch in loader:
+        pixel_values = normalise(batch["pixels"].to(device), bare.pretrained_cfg)
+        features = bare.forward_head(bare.forward_features(pixel_values), pre_logits=True)
+        values = {
+            "index": batch["index"].to(device),
+            "labels": batch["label"].to(device),
+            "logits": bare.get_classifier()(features).float(),
+            "features": features.float(),
+        }
+        if accelerator:
+            values = accelerator.gather_for_metrics(values)
+        for name, value in values.items():
+            parts[name].append(value.cpu())
+    bare.train(was_training)
+    if not parts["index"]:
+        raise ValueError("the loader gave no batch: the split has no images")
+    gathered = {name: torch.cat(values).numpy() for name, values in parts.items()}
+    order = np.argsort(gathered["index"], kind="stable")
+    index = gathered["index"][order]
+    n_wanted = len(loader.dataset)
+    if len(np.unique(index)) != len(index) or len(index) != n_wanted:
+        raise ValueError(
+            f"wanted each of {n_wanted} images once, got {len(index)} predictions of {len(np.unique(index))} images"
+        )
+    check_logits(gathered["logits"])
+    return Outputs(
+        index=index,
+        labels=gathered["labels"][order],
+        logits=gathered["logits"][order],
+        features=gathered["features"][order],
+        image_ids=[] if image_ids is None else [image_ids[position] for position in index],
+    )

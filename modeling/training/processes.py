@@ -1,0 +1,48 @@
+"""Devices, processes and precision of a run."""
+
+import os
+import sys
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+
+from modeling.process import available_cores
+from modeling.training.options import TrainOptions
+
+
+def warn_of_missing_processes() -> None:
+    """Say so where accelerate 1.15 was asked for several processes on the CPU and, without MPI, started only one."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
+    started = any(name in os.environ for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    if asked and not started:
+        print(
+            "warning: `accelerate launch --cpu` starts one process only unless MPI is installed. For several, use "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N train.py …`.",
+            file=sys.stderr,
+        )
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    """Set up devices, processes, precision and trackers."""
+    precision: str | None = options.mixed_precision
+    if precision == "auto":
+        # None leaves the choice to `accelerate config` and `accelerate launch --mixed_precision`.
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+        torch.use_deterministic_algorithms(True)
+    # Every batch has the same shape: the GPU's library tries its kernels once and keeps the fastest.
+    torch.backends.cudnn.benchmark = not options.deterministic
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        log_with=options.report_to or None,
+        project_dir=options.output_dir,
+        # Without the seedable sampler a resumed epoch would see other batches.
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed, non_blocking=True),
+    )
+    if accelerator.device.type == "cpu":
+        # accelerate's launcher leaves each process a single thread unless it was told otherwise.
+        torch.set_num_threads(max(available_cores() // accelerator.num_processes, 1))
+    return accelerator

@@ -1,0 +1,224 @@
+"""Any dataset comes out in the same columns; what is no usable dataset is refused in words."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from modeling.data.isic2019 import FEATURES, DataError
+from modeling.data.sources import COLUMNS, fingerprint, load_data, select_diagnoses
+from modeling.labels import CODES
+
+CONTRACT = ["image", "image_id", "label", "lesion_id", "source", "age_approx", "sex", "anatom_site_general"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 12), (value, value // 2, 60)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pictures(n: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"bytes": png(start + index), "path": None} for index in range(n)]
+
+
+def save(folder: Path, columns: dict[str, list[Any]], features: dict[str, Any], split: str = "train") -> str:
+    """Write one split as the Hub keeps it, in parquet, and return the folder."""
+    folder.mkdir(exist_ok=True)
+    data = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def labelled(tmp_path: Path, names: list[str], labels: list[int], **more: Any) -> str:
+    columns = {"img": pictures(len(labels)), "labels": labels, **more}
+    features = {"img": datasets.Image(), "labels": datasets.ClassLabel(names=names)}
+    features.update({name: datasets.Value("string") for name in more})
+    return save(tmp_path / "data", columns, features)
+
+
+def test_a_hub_data_set_with_other_column_names_comes_out_in_the_columns_of_the_contract(tmp_path: Path) -> None:
+    dataset = load_data(labelled(tmp_path, ["cat", "dog"], [1, 0, 1]))
+    assert list(COLUMNS) == CONTRACT == dataset.column_names
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert dataset["label"][:] == [1, 0, 1]
+    assert dataset["image_id"][:] == ["train-000000", "train-000001", "train-000002"]
+    assert dataset["lesion_id"][:] == [None] * 3
+    assert dataset["source"][:] == ["unknown"] * 3
+    assert dataset["image"][2].getpixel((0, 0)) == (2, 1, 60)
+
+
+def test_all_splits_of_a_hub_data_set_are_taken(tmp_path: Path) -> None:
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    folder = save(tmp_path / "data", {"image": pictures(2), "label": [0, 1]}, features)
+    save(tmp_path / "data", {"image": pictures(3, 50), "label": [1, 1, 0]}, features, split="test")
+    dataset = load_data(folder)
+    found = dict(zip(dataset["image_id"], dataset["label"], strict=True))
+    assert found == {"train-000000": 0, "train-000001": 1, "test-000000": 1, "test-000001": 1, "test-000002": 0}
+
+
+def test_ham10000_as_the_hub_has_it_gets_isic_codes_and_its_metadata(tmp_path: Path) -> None:
+    columns = {
+        "image": pictures(4),
+        "image_id": ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4"],
+        "lesion_id": ["HAM_1", "HAM_1", "HAM_2", None],
+        "dx": ["melanocytic_Nevi", "melanocytic_Nevi", "actinic_keratoses", "benign_keratosis-like_lesions"],
+        "age": [45.0, None, 80.0, 5.0],
+        "sex": ["male", "", "female", "male"],
+        "localization": ["back", "back", "face", None],
+    }
+    features = {name: datasets.Value("string") for name in columns} | {
+        "image": datasets.Image(), "age": datasets.Value("float64"),
+    }  # fmt: skip
+    dataset = load_data(save(tmp_path / "data", columns, features))
+    assert dataset.features["label"].names == list(CODES)
+    assert [CODES[label] for label in dataset["label"]] == ["NV", "NV", "AK", "BKL"]
+    assert dataset["image_id"][:] == columns["image_id"]
+    assert dataset["lesion_id"][:] == columns["lesion_id"]
+    assert dataset["age_approx"][:] == columns["age"]
+    assert dataset["sex"][:] == ["male", None, "female", "male"]
+    assert dataset["anatom_site_general"][:] == columns["localization"]
+
+
+def test_dx_codes_of_ham10000_become_isic_codes(tmp_path: Path) -> None:
+    names = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+    dataset = load_data(labelled(tmp_path, names, list(range(7))))
+    assert [CODES[label] for label in dataset["label"]] == ["AK", "BCC", "BKL", "DF", "MEL", "NV", "VASC"]
+
+
+def test_splits_with_other_string_labels_are_joined_by_name(tmp_path: Path) -> None:
+    features = {"image": datasets.Image(), "label": datasets.Value("string")}
+    folder = save(tmp_path / "data", {"image": pictures(2), "label": ["wart", "mole"]}, features)
+    save(tmp_path / "data", {"image": pictures(1, 40), "label": ["wart"]}, features, split="test")
+    dataset = load_data(folder)
+    names = dataset.features["label"].names
+    found = {row["image_id"]: names[row["label"]] for row in dataset.remove_columns("image")}
+    assert found == {"train-000000": "wart", "train-000001": "mole", "test-000000": "wart"}
+
+
+def test_image_ids_that_are_not_unique_are_made_from_split_and_row(tmp_path: Path) -> None:
+    dataset = load_data(labelled(tmp_path, ["a", "b"], [0, 1], image_id=["same", "same"]))
+    assert dataset["image_id"][:] == ["train-000000", "train-000001"]
+
+
+def test_a_data_set_without_image_or_label_is_refused_with_its_columns(tmp_path: Path) -> None:
+    no_image = save(tmp_path / "a", {"text": ["x"], "label": ["y"]}, {"text": datasets.Value("string"), "label": datasets.Value("string")})  # fmt: skip # noqa: E501
+    with pytest.raises(DataError, match=r"0 image columns \(none\) among text, label"):
+        load_data(no_image)
+    no_label = save(tmp_path / "b", {"image": pictures(1), "text": ["y"]}, {"image": datasets.Image(), "text": datasets.Value("string")})  # fmt: skip # noqa: E501
+    with pytest.raises(DataError, match="no label column among image, text"):
+        load_data(no_label)
+
+
+def test_broken_and_unlabelled_images_of_a_hub_data_set_are_counted_or_left_out(tmp_path: Path) -> None:
+    images = pictures(4)
+    images[1] = {"bytes": images[1]["bytes"][:-30], "path": None}
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    folder = save(tmp_path / "data", {"image": images, "label": [0, 1, -1, 1]}, features)
+    with pytest.raises(DataError) as raised:
+        load_data(folder)
+    assert "1 × image without a label: train-000002" in str(raised.value)
+    assert "1 × image cannot be read (truncated, or no image): train-000001" in str(raised.value)
+    dataset = load_data(folder, skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+    assert dataset["image_id"][:] == ["train-000000", "train-000003"]
+    assert set(pd.read_csv(tmp_path / "skipped.csv")["image_id"]) == {"train-000001", "train-000002"}
+
+
+def squares(codes: list[str], values: list[int]) -> datasets.Dataset:
+    n = len(codes)
+    columns = {
+        "image": [{"bytes": png(value), "path": None} for value in values],
+        "image_id": [f"i{value}" for value in values],
+        "label": codes,
+        "lesion_id": [None] * n,
+        "source": ["unknown"] * n,
+        "age_approx": [None] * n,
+        "sex": [None] * n,
+        "anatom_site_general": [None] * n,
+    }
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+
+def test_selected_diagnoses_are_numbered_in_the_order_given() -> None:
+    dataset = squares(["MEL", "NV", "DF", "BCC", "NV"], [10, 20, 30, 40, 50])
+    chosen = select_diagnoses(dataset, ["BCC", "MEL", "NV"])
+    assert chosen.column_names == CONTRACT
+    assert chosen.features["label"].names == ["BCC", "MEL", "NV"]
+    assert chosen["image_id"][:] == ["i10", "i20", "i40", "i50"]
+    assert chosen["label"][:] == [1, 2, 0, 2]
+    assert chosen["image"][3].getpixel((0, 0)) == (50, 25, 60)
+
+
+def test_all_diagnoses_are_those_that_are_present() -> None:
+    dataset = squares(["NV", "MEL", "DF"], [10, 20, 30])
+    chosen = select_diagnoses(dataset, ["all"])
+    assert chosen.features["label"].names == ["MEL", "NV", "DF"]
+    assert chosen["label"][:] == [1, 0, 2]
+
+
+def test_diagnoses_that_the_data_do_not_have_are_refused_with_those_that_they_have() -> None:
+    dataset = squares(["NV", "MEL"], [10, 20])
+    with pytest.raises(DataError, match=r"no image of DF; the dataset has MEL 1, NV 1, BCC 0"):
+        select_diagnoses(dataset, ["NV", "DF"])
+    with pytest.raises(DataError, match="no image of mole"):
+        select_diagnoses(dataset, ["mole"])
+    with pytest.raises(DataError, match="repeated"):
+        select_diagnoses(dataset, ["NV", "NV"])
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_order_or_the_place(tmp_path: Path) -> None:
+    dataset = squares(["NV", "MEL", "BCC"], [10, 20, 30])
+    same = fingerprint(dataset)
+    assert fingerprint(dataset.select([2, 0, 1])) == same
+    assert fingerprint(select_diagnoses(dataset, ["BCC", "NV", "MEL"])) == same
+    assert fingerprint(squares(["NV", "MEL", "BCC"], [10, 20, 31])) != same
+    assert fingerprint(squares(["NV", "NV", "BCC"], [10, 20, 30])) != same
+
+    places = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "i10.png").write_bytes(png(10))
+        moved = squares(["NV"], [10]).remove_columns("image")
+        path = str(tmp_path / name / "i10.png")
+        places.append(moved.add_column("image", [{"path": path, "bytes": None}], feature=datasets.Image()))
+    assert fingerprint(places[0]) == fingerprint(places[1])
+
+
+def test_the_demo_takes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="leave --data_dir out"):
+        load_data("demo", data_dir=tmp_path)
+
+
+def test_isic2019_is_read_from_its_folder_through_the_same_door(tmp_path: Path) -> None:
+    (tmp_path / "ISIC_2019_Training_Input").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, size=(12, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "ISIC_2019_Training_Input" / "ISIC_1.jpg")
+    (tmp_path / "ISIC_2019_Training_GroundTruth.csv").write_text(
+        f"image,{','.join(CODES)},UNK\nISIC_1,1,0,0,0,0,0,0,0,0"
+    )
+    (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text(
+        "image,age_approx,anatom_site_general,lesion_id,sex\nISIC_1,5,,HAM_1,"
+    )
+    row = load_data("isic2019", data_dir=tmp_path).remove_columns("image")[0]
+    assert row == {
+        "image_id": "ISIC_1", "label": 0, "lesion_id": "HAM_1", "source": "HAM", "age_approx": 5.0, "sex": None,
+        "anatom_site_general": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "line\nfeed", "\x1b[2J"])
+def test_a_label_that_no_model_folder_may_have_is_refused_before_training(name) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["NV", name])})
+    data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+    with pytest.raises(DataError, match="too long or not printable"):
+        select_diagnoses(data, ["all"])

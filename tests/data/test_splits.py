@@ -1,0 +1,362 @@
+"""Lesions stay together, shares are kept, near-duplicates are found, and the original's split is reproduced exactly."""
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import pairwise_distances
+
+from modeling.data import duplicates
+from modeling.data.demo import draw_lesion
+from modeling.data.duplicates import near_duplicates, perceptual_hashes
+from modeling.data.isic2019 import FEATURES, DataError, load_isic2019, source_of
+from modeling.data.splits import (
+    LeakageError,
+    check_no_leakage,
+    leakage,
+    leave_one_source_out,
+    load_splits,
+    make_splits,
+    read_splits,
+    splits_hash,
+    write_splits,
+)
+from modeling.labels import CODES, REFERENCE_CODES
+
+
+def lesions(n: int = 400, seed: int = 0) -> pd.DataFrame:
+    """A table of n lesions with one to five images each, two diagnoses and two sources."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(n):
+        label, source = rng.choice(["MEL", "NV"], p=[0.3, 0.7]), rng.choice(["BCN", "HAM"])
+        for _ in range(int(rng.choice(5, p=[0.5, 0.2, 0.15, 0.1, 0.05])) + 1):
+            rows.append((f"ISIC_{len(rows):07d}", f"{source}_{number:07d}", label, source))
+    return pd.DataFrame(rows, columns=["image_id", "lesion_id", "label", "source"])
+
+
+@pytest.fixture(scope="module")
+def official(request: pytest.FixtureRequest) -> pd.DataFrame:
+    """The table of the full official CSVs, read by other code than the builder's."""
+    folder = request.getfixturevalue("real_data") / "isic2019_csv"
+    labels = pd.read_csv(folder / "ISIC_2019_Training_GroundTruth.csv")
+    metadata = pd.read_csv(folder / "ISIC_2019_Training_Metadata.csv")
+    table = labels.merge(metadata, on="image").rename(columns={"image": "image_id"})
+    table["label"] = table[list(CODES)].idxmax(axis=1)
+    table["source"] = [source_of(lesion if isinstance(lesion, str) else None) for lesion in table["lesion_id"]]
+    return table
+
+
+def test_all_images_of_a_lesion_share_a_split() -> None:
+    splits = make_splits(lesions(), diagnoses=["MEL", "NV"])
+    assert len(splits) == len(lesions())
+    assert splits.groupby("lesion_id")["split"].nunique().max() == 1
+    assert set(splits["split"]) == {"train", "val", "test"}
+
+
+def test_each_diagnosis_of_each_source_is_split_70_15_15() -> None:
+    splits = make_splits(lesions(), diagnoses=["MEL", "NV"])
+    shares = pd.crosstab([splits["label"], splits["source"]], splits["split"], normalize="index")
+    assert (shares - [0.15, 0.70, 0.15]).abs().max().max() < 0.02  # columns: test, train, val
+
+
+def test_splits_do_not_depend_on_the_order_of_the_rows() -> None:
+    table = lesions()
+    shuffled = table.sample(frac=1, random_state=3)
+    pd.testing.assert_frame_equal(
+        make_splits(table, diagnoses=["MEL", "NV"]), make_splits(shuffled, diagnoses=["MEL", "NV"])
+    )
+
+
+def test_the_seed_decides() -> None:
+    first, again, other = (make_splits(lesions(), diagnoses=["MEL", "NV"], seed=seed) for seed in (1, 1, 2))
+    assert splits_hash(first) == splits_hash(again) != splits_hash(other)
+
+
+def test_splits_stay_the_same_over_releases_of_numpy_and_pandas() -> None:
+    names = [f"L{number:02d}" for number in range(14)]
+    table = pd.DataFrame({"image_id": names, "lesion_id": names, "label": "NV", "source": "HAM"})
+    splits = make_splits(table, diagnoses=["NV"])
+    assert splits["lesion_id"][splits["split"] == "val"].tolist() == ["L01", "L10"]
+    assert splits["lesion_id"][splits["split"] == "test"].tolist() == ["L06", "L11"]
+
+
+def test_only_the_wanted_diagnoses_are_split() -> None:
+    assert set(make_splits(lesions(), diagnoses=["MEL"])["label"]) == {"MEL"}
+    with pytest.raises(DataError, match="no image has a diagnosis of"):
+        make_splits(lesions(), diagnoses=["DF"])
+
+
+def test_without_pixels_an_image_without_lesion_is_a_lesion_of_its_own() -> None:
+    table = lesions(50)
+    table.loc[table["image_id"].isin(["ISIC_0000003", "ISIC_0000005"]), "lesion_id"] = np.nan
+    splits = make_splits(table, diagnoses=["MEL", "NV"]).set_index("image_id")
+    assert splits.loc["ISIC_0000003", "lesion_id"] == "dup:ISIC_0000003"
+    assert splits.loc["ISIC_0000005", "lesion_id"] == "dup:ISIC_0000005"
+
+
+def test_leakage_is_the_share_of_test_images_whose_lesion_is_in_train() -> None:
+    rows = [
+        ("a", "L1", "MEL", "HAM", "train"), ("b", "L1", "MEL", "HAM", "test"), ("c", "L2", "MEL", "HAM", "test"),
+        ("d", "L3", "NV", "HAM", "val"), ("e", "L3", "NV", "HAM", "test"), ("f", None, "NV", "HAM", "train"),
+        ("g", None, "NV", "HAM", "test"),
+    ]  # fmt: skip
+    splits = pd.DataFrame(rows, columns=["image_id", "lesion_id", "label", "source", "split"])
+    assert leakage(splits) == {"overall": 0.25, "MEL": 0.5, "NV": 0.0}
+    with pytest.raises(LeakageError, match="2 lesions are in more than one split: L1, L3"):
+        check_no_leakage(splits)
+
+
+def test_the_leakage_check_raises_for_an_image_twice_and_an_unknown_split() -> None:
+    splits = make_splits(lesions(30), diagnoses=["MEL", "NV"])
+    check_no_leakage(splits)
+    with pytest.raises(LeakageError, match="1 images have two rows in the splits: ISIC_0000000"):
+        check_no_leakage(pd.concat([splits, splits.head(1)]))
+    with pytest.raises(DataError, match="must be one of train, val, test, got holdout"):
+        check_no_leakage(splits.assign(split="holdout"))
+
+
+def test_one_moved_image_is_leakage() -> None:
+    splits = make_splits(lesions(), diagnoses=["MEL", "NV"])
+    several = splits[splits["lesion_id"].duplicated()].index[0]
+    splits.loc[several, "split"] = "val" if splits.loc[several, "split"] == "test" else "test"
+    with pytest.raises(LeakageError, match="1 lesions are in more than one split"):
+        check_no_leakage(splits)
+
+
+def test_written_splits_are_read_back_the_same(tmp_path: Path) -> None:
+    table = lesions(40)
+    table.loc[0, "lesion_id"] = None
+    for protocol in ("lesion", "original"):
+        splits = make_splits(table, diagnoses=["MEL", "NV"], protocol=protocol)
+        write_splits(splits, tmp_path / "splits.csv")
+        again = read_splits(tmp_path / "splits.csv", table)
+        pd.testing.assert_frame_equal(again, splits, check_dtype=False)
+        assert splits_hash(again) == splits_hash(splits)
+
+
+def test_splits_of_other_data_are_refused_with_counts(tmp_path: Path) -> None:
+    table = lesions(40)
+    path = tmp_path / "splits.csv"
+    write_splits(make_splits(table, diagnoses=["MEL", "NV"]), path)
+    with pytest.raises(DataError, match=r"2 rows name images that the data do not have, such as ISIC_0000000, ISIC_"):
+        read_splits(path, table[2:])
+    more = pd.concat([table, table.head(3).assign(image_id=["x", "y", "z"])])
+    with pytest.raises(DataError, match="3 images of the data have no row, such as x, y, z"):
+        read_splits(path, more)
+    with pytest.raises(DataError, match="1 labels differ from the data, such as ISIC_0000007"):
+        read_splits(path, table.assign(label=table["label"].where(table["image_id"] != "ISIC_0000007", "DF")))
+    with pytest.raises(DataError, match="1 lesion ids differ from the data, such as ISIC_0000007"):
+        read_splits(path, table.assign(lesion_id=table["lesion_id"].where(table["image_id"] != "ISIC_0000007", "L")))
+    pd.read_csv(path).drop(columns="split").to_csv(path, index=False)
+    with pytest.raises(DataError, match="lack the columns split"):
+        read_splits(path, table)
+
+
+def test_leaving_a_source_out_tests_on_all_of_it_and_trains_on_the_others() -> None:
+    splits = make_splits(lesions(), diagnoses=["MEL", "NV"])
+    held_out = leave_one_source_out(splits, "HAM")
+    test = held_out[held_out["split"] == "test"]
+    assert set(test["image_id"]) == set(splits["image_id"][splits["source"] == "HAM"])
+    rest = held_out[held_out["split"] != "test"]
+    expected = splits[(splits["source"] == "BCN") & (splits["split"] != "test")]
+    pd.testing.assert_frame_equal(rest.reset_index(drop=True), expected.reset_index(drop=True))
+    with pytest.raises(DataError, match="no image is of source 'MSK'; the splits have BCN"):
+        leave_one_source_out(splits, "MSK")
+    with pytest.raises(DataError, match="leaves nothing to train on"):
+        leave_one_source_out(splits[splits["source"] == "HAM"], "HAM")
+
+
+def test_the_file_of_a_run_that_left_a_source_out_is_read_back_for_the_same_source(tmp_path: Path) -> None:
+    table = lesions()
+    held_out = leave_one_source_out(make_splits(table, diagnoses=["MEL", "NV"]), "HAM")
+    path = tmp_path / "splits.csv"
+    write_splits(held_out, path)
+    again = leave_one_source_out(read_splits(path, table, test_source="HAM"), "HAM")
+    pd.testing.assert_frame_equal(again, held_out, check_dtype=False)
+    for other in (None, "BCN"):
+        with pytest.raises(DataError, match=r"images of the data have no row.*--test_source"):
+            read_splits(path, table, test_source=other)
+
+
+def drawn(seed: int, code: str = "NV") -> Image.Image:
+    return draw_lesion(np.random.default_rng(seed), code, width_px=160, height_px=120)
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def dataset_of(rows: list[tuple[bytes, str | None, str]]) -> datasets.Dataset:
+    n = len(rows)
+    columns = {
+        "image": [{"bytes": row[0], "path": None} for row in rows],
+        "image_id": [f"image_{index:03d}" for index in range(n)],
+        "label": [row[2] for row in rows],
+        "lesion_id": [row[1] for row in rows],
+        "source": ["synthetic"] * n,
+        "age_approx": [None] * n,
+        "sex": [None] * n,
+        "anatom_site_general": [None] * n,
+    }
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+
+def test_images_without_lesion_id_share_the_split_of_their_near_duplicates() -> None:
+    rows: list[tuple[bytes, str | None, str]] = []
+    for seed in range(12):  # each picture three times: as it is, smaller, and brighter; without id
+        image = drawn(seed, CODES[seed % 4])
+        brighter = image.point(lambda value: min(255, int(value * 1.05)))
+        rows += [(jpeg(picture), None, CODES[seed % 4]) for picture in (image, image.resize((120, 90)), brighter)]
+    known = drawn(100)
+    rows += [(jpeg(known), "L100", "NV"), (jpeg(known, 70), None, "NV"), (jpeg(drawn(101)), None, "NV")]
+    splits = make_splits(dataset_of(rows), diagnoses=CODES)
+    for seed in range(12):
+        group = splits[3 * seed : 3 * seed + 3]
+        assert set(group["lesion_id"]) == {f"dup:image_{3 * seed:03d}"}
+        assert group["split"].nunique() == 1
+    assert splits["lesion_id"].tolist()[-3:] == ["L100", "L100", "dup:image_038"]
+
+
+def test_near_duplicates_with_two_diagnoses_are_named() -> None:
+    picture = drawn(0)
+    data = dataset_of([(jpeg(picture), None, "NV"), (jpeg(picture, 80), None, "MEL"), (jpeg(drawn(5)), None, "NV")])
+    with pytest.warns(
+        UserWarning, match=r"1 groups .* more than one diagnosis, such as \[\['image_000', 'image_001'\]\]"
+    ):
+        splits = make_splits(data, diagnoses=["MEL", "NV"])
+    assert splits["split"][0] == splits["split"][1]
+
+
+def test_no_image_is_hashed_where_every_lesion_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    unreadable = dataset_of([(b"not decoded", f"L{index}", "NV") for index in range(4)])
+    assert len(make_splits(unreadable, diagnoses=["NV"])) == 4
+
+
+def test_near_duplicates_agree_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "HASH_BLOCK_ROWS", 7)
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, size=(60, 256), dtype=np.uint8)
+    for index in range(0, 60, 2):  # every second hash is the one before it with 0 to 58 bits flipped
+        flips = rng.choice(256, size=index, replace=False)
+        bits[index + 1] = bits[index]
+        bits[index + 1, flips] ^= 1
+    among = rng.random(60) < 0.5
+    left, right = near_duplicates(np.packbits(bits, axis=1).view(np.uint64), among=among)
+    distance = pairwise_distances(bits.astype(bool), metric="hamming") * 256
+    expected = {
+        (int(i), int(j)) for i, j in zip(*np.nonzero(distance.round() <= 32), strict=True) if i != j and among[i]
+    }
+    assert set(zip(left.tolist(), right.tolist(), strict=True)) == expected
+    assert len(expected) >= 10
+
+
+def test_the_original_protocol_is_a_seeded_permutation_of_an_image_folder() -> None:
+    import torch
+
+    table = lesions(40)
+    files = sorted(f"{row.label}/{row.image_id}.jpg" for row in table.itertuples())  # as torchvision's ImageFolder
+    parts = torch.utils.data.random_split(
+        range(len(files)),
+        [int(0.7 * len(files)), int(0.15 * len(files)), len(files) - int(0.7 * len(files)) - int(0.15 * len(files))],
+        generator=torch.Generator().manual_seed(42),
+    )
+    splits = make_splits(table, diagnoses=["MEL", "NV"], protocol="original")
+    for name, part in zip(("train", "val", "test"), parts, strict=True):
+        expected = {Path(files[index]).stem for index in part.indices}
+        assert set(splits["image_id"][splits["split"] == name]) == expected
+
+
+def test_the_original_split_and_its_leakage_are_reproduced_on_the_official_csv(official: pd.DataFrame) -> None:
+    splits = make_splits(official, diagnoses=REFERENCE_CODES, protocol="original")
+    test = splits[splits["split"] == "test"]
+    assert test["label"].value_counts().to_dict() == {"BCC": 485, "BKL": 405, "MEL": 683, "NV": 1930}
+    percent = {name: round(100 * share, 1) for name, share in leakage(splits).items()}
+    assert percent == {"overall": 56.0, "BCC": 81.9, "MEL": 77.5, "BKL": 54.8, "NV": 42.2}
+    with pytest.raises(LeakageError):
+        check_no_leakage(splits)
+
+
+@pytest.mark.parametrize("diagnoses", [REFERENCE_CODES, CODES])
+def test_the_official_csv_is_split_within_a_point_in_every_large_stratum(
+    official: pd.DataFrame, diagnoses: tuple[str, ...]
+) -> None:
+    splits = make_splits(official, diagnoses=diagnoses)
+    assert leakage(splits)["overall"] == 0
+    counts = pd.crosstab([splits["label"], splits["source"]], splits["split"])
+    shares = counts.div(counts.sum(axis=1), axis=0)[counts.sum(axis=1) >= 100]
+    assert (shares - [0.15, 0.70, 0.15]).abs().max().max() < 0.01  # columns: test, train, val
+    # Lesions with many photographs are in no split more often than in another.
+    photographs = splits.groupby(["split", "lesion_id"]).size().groupby("split").mean()
+    assert photographs.max() - photographs.min() < 0.05
+
+
+def test_the_byte_identical_real_images_share_a_split_with_or_without_their_ids(real_data: Path) -> None:
+    dataset = load_isic2019(real_data / "isic2019")
+    pairs = (("ISIC_0024366", "ISIC_0029861"), ("ISIC_0024777", "ISIC_0029938"))
+    splits = make_splits(dataset, diagnoses=CODES).set_index("image_id")["split"]
+    assert all(splits[first] == splits[second] for first, second in pairs)
+
+    wanted = {image_id for pair in pairs for image_id in pair} | set(dataset["image_id"][:300])
+    some = dataset.select([index for index, image_id in enumerate(dataset["image_id"]) if image_id in wanted])
+    unknown = some.remove_columns("lesion_id").add_column(
+        "lesion_id", [None] * len(some), feature=FEATURES["lesion_id"]
+    )
+    grouped = make_splits(unknown, diagnoses=CODES).set_index("image_id")["lesion_id"]
+    assert all(grouped[first] == grouped[second] for first, second in pairs)
+    assert grouped.nunique() >= len(some) - 20  # and few others are taken for one
+
+
+def test_hashes_find_the_full_size_originals_of_the_small_copies(real_data: Path) -> None:
+    folder = real_data / "isic2019" / "ISIC_2019_Training_Input"
+    originals = [path for path in sorted((real_data / "originals").glob("*.jpg")) if (folder / path.name).exists()][:12]
+    rows = [(path.read_bytes(), None, "NV") for path in originals]
+    rows += [((folder / path.name).read_bytes(), None, "NV") for path in originals]
+    hashes = perceptual_hashes(dataset_of(rows), [f"image_{index:03d}" for index in range(len(rows))])
+    left, right = near_duplicates(hashes, among=np.arange(len(rows)) < len(originals))
+    assert left.tolist() == list(range(len(originals)))
+    assert right.tolist() == [index + len(originals) for index in range(len(originals))]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cannot be read as a table"),
+        (b"\x00\xff\xfe rubbish", "cannot be read as a table"),
+        (b'image_id,lesion_id\n"a,b\n', "cannot be read as a table"),
+        (b"a,b\n1,2\n", "lack the columns image_id, lesion_id, label, source, split"),
+        (b"image_id,lesion_id,label,source,split\n" + b"x" * 1000 + b",l,MEL,HAM,test\n", "more than 200 characters"),
+    ],
+)
+def test_what_is_no_table_of_splits_is_refused_by_name(tmp_path, content, words):
+    path = tmp_path / "splits.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        load_splits(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_splits_are_refused_and_no_address_is_fetched(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path, "https://127.0.0.1:1/splits.csv"):
+        with pytest.raises(DataError, match="cannot be read as a table"):
+            load_splits(path)
+
+
+def test_an_image_with_two_rows_is_refused(tmp_path):
+    row = {"image_id": "a", "lesion_id": "l", "label": "MEL", "source": "HAM", "split": "test"}
+    write_splits(pd.DataFrame([row, row]), tmp_path / "splits.csv")
+    with pytest.raises(DataError, match="1 images have more than one row, such as a"):
+        read_splits(tmp_path / "splits.csv", pd.DataFrame([row]))
+
+
+def test_a_line_of_a_million_commas_is_refused_before_it_becomes_columns(tmp_path):
+    path = tmp_path / "splits.csv"
+    path.write_text("image_id,lesion_id,label,source,split\n" + "i,l,MEL,HAM,test," * 1_000_000)
+    with pytest.raises(DataError, match="a line of 10000 characters"):
+        load_splits(path)

@@ -1,0 +1,264 @@
+"""Push a model and a Space under every fault on every route of the Hub, and count what survives.
+
+    python tests/stress/push_faults.py            # all of it, five to ten minutes
+    python tests/stress/push_faults.py --short    # the part that the test suite runs
+
+A fault strikes once or lasts. After each push: the repository shows the old version or the new one, whole; the local
+folder is untouched; no message holds the token; the time was bounded. Then the Hub recovers, and a second push must
+complete without sending large files again that had arrived.
+"""
+
+import argparse
+import hashlib
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.utils import disable_progress_bars
+
+from modeling.files import ROOT
+from modeling.labels import REFERENCE_CODES
+from modeling.model_folder import save_model_folder
+from modeling.network import build_model
+from modeling.publish import hub as hub_module
+from modeling.publish import space
+from modeling.publish.hub import LONGEST_WAIT_S, Published, PublishError
+from modeling.publish.push import push_model
+from modeling.publish.space import push_space, space_files
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.hub import WRITE_TOKEN, HubServer, Repo
+
+MODEL_ROUTES = (
+    "create",
+    "info",
+    "refs",
+    "preupload",
+    "lfs-batch",
+    "lfs-put",
+    "lfs-verify",
+    "validate-yaml",
+    "commit",
+    "tag",
+)
+SPACE_ROUTES = ("create", "info", "preupload", "validate-yaml", "commit", "variables")
+STATUS_FAULTS = ("401", "403", "404", "409", "413", "429", "500", "503")
+FAULTS = (*STATUS_FAULTS, "cut", "hang", "lost")
+# A single one of these must not be noticed by the user; the others are answers that waiting does not change.
+MUST_SURVIVE_ONCE = ("429", "500", "503", "cut", "hang", "lost")
+HANG_TIMEOUT_S = 0.25
+SPEED = 200.0  # the clients' waits are this many times shorter here
+LIMIT_S = 60.0  # of one push, waits counted at full length apart
+
+
+@dataclass(frozen=True)
+class Case:
+    target: str  # "model" or "space"
+    route: str
+    fault: str
+    lasting: bool
+    fresh: bool  # nothing on the Hub yet
+
+    def __str__(self) -> str:
+        times, start = "lasting" if self.lasting else "once", "fresh" if self.fresh else "update"
+        return f"{self.target}/{self.route}/{self.fault}/{times}/{start}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a case came to: `survived` if the first push went through; the wait that it asked for in seconds."""
+
+    survived: bool
+    waited_s: float
+    message: str
+
+
+def all_cases() -> list[Case]:
+    return [
+        Case(target, route, fault, lasting, fresh)
+        for target, routes in (("model", MODEL_ROUTES), ("space", SPACE_ROUTES))
+        for route in routes
+        for fault in FAULTS
+        for lasting in (False, True)
+        for fresh in (False, True)
+    ]
+
+
+def short_cases() -> list[Case]:
+    """Every fault where it hurts most, and every route once."""
+    cases = [Case("model", "lfs-put", fault, lasting=False, fresh=True) for fault in FAULTS]
+    cases += [Case("model", "commit", fault, lasting=True, fresh=False) for fault in FAULTS]
+    cases += [Case("model", "commit", fault, lasting=False, fresh=True) for fault in MUST_SURVIVE_ONCE]
+    cases += [Case("model", route, "503", lasting=False, fresh=True) for route in MODEL_ROUTES]
+    return cases + [Case("space", route, "lost", lasting=False, fresh=False) for route in SPACE_ROUTES]
+
+
+def make_model_folder(folder: Path, *, seed: int) -> Path:
+    """A complete model folder with a tiny network."""
+    torch.manual_seed(seed)
+    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
+    lesion = {
+        "package_version": "0",
+        "run_id": f"run{seed}",
+        "dataset": "demo",
+        "synthetic": True,
+        "operating_points": [],
+    }
+    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
+    (folder / "metrics.json").write_text(f'{{"seed": {seed}}}\n')
+    (folder / "README.md").write_text(f"---\nlicense: cc-by-nc-4.0\n---\n# Run {seed}\n")
+    (folder / "figures").mkdir()
+    (folder / "figures" / f"roc_{seed}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0" + bytes([seed]) * 100)
+    return folder
+
+
+def copy_sources(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let the Space be made from a copy of its files, so that nobody edits them during a push."""
+    for name in ("space", "modeling"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    patch.setattr(space, "ROOT", folder)
+
+
+@contextmanager
+def hurried_client(patch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Shorten the clients' waits and time-outs, and keep what they would have been."""
+    waits: list[float] = []
+    sleep = time.sleep
+
+    def short_sleep(seconds: float) -> None:
+        waits.append(seconds)
+        sleep(seconds / SPEED)
+
+    with patch.context() as inner:
+        inner.setattr(time, "sleep", short_sleep)
+        inner.setattr(hub_module, "ANSWER_TIMEOUT_S", HANG_TIMEOUT_S)
+        yield waits
+
+
+def run_case(case: Case, old: Path, new: Path, patch: pytest.MonkeyPatch) -> Outcome:
+    """Push under one fault, check all promises, recover, push again."""
+    with HubServer() as hub:
+        hub.connect(patch)
+        if case.target == "space":
+            hub.add_repo("me/model", old)
+        repo_id, kind = ("me/space", "space") if case.target == "space" else ("me/lesions", "model")
+        if not case.fresh:
+            before = {"modeling/gone.py": b"", "app.py": b"old"} if case.target == "space" else old
+            hub.add_repo(repo_id, before, kind=kind)
+        folder_before, visible_before = _fingerprint(new), _visible(hub, repo_id, kind)
+
+        times = float("inf") if case.lasting else 1
+        if case.fault in STATUS_FAULTS:
+            headers = {"Retry-After": "100000"} if case.fault == "429" else {}
+            message = "sent: {token}"  # the worst server repeats what it was sent
+            hub.fail(case.route, status=int(case.fault), times=times, headers=headers, message=message)
+        else:
+            hub.fail(case.route, kind=case.fault, times=times)
+
+        with hurried_client(patch) as waits:
+            start, first, message = time.monotonic(), None, ""
+            try:
+                first = _push(case, new)
+            except PublishError as error:
+                message = str(error)
+            spent_s = time.monotonic() - start
+            assert spent_s < LIMIT_S, f"{case}: {spent_s:.0f} s"
+            assert all(wait <= LONGEST_WAIT_S + 1 for wait in waits), f"{case}: waits {waits}"
+            assert _fingerprint(new) == folder_before, f"{case}: the local folder changed"
+            assert WRITE_TOKEN not in message, f"{case}: the token is in the message"
+
+            whole = _expected(case, hub, old, new)
+            visible = _visible(hub, repo_id, kind)
+            assert visible in (visible_before, whole, _empty(kind)), f"{case}: half-visible: {sorted(visible or [])}"
+            if first is None:
+                assert "python -m modeling.publish" in message, f"{case}: no command to retry in {message!r}"
+                assert case.lasting or case.fault not in MUST_SURVIVE_ONCE, f"{case}: gave up: {message}"
+
+            hub.heal()
+            arrived = set(hub.repos[kind, repo_id].lfs) if (kind, repo_id) in hub.repos else set()
+            n_before = len(hub.log)
+            second = _push(case, new)
+            assert _visible(hub, repo_id, kind) == whole, f"{case}: the second push is not whole"
+            assert _tag_and_variables(case, hub, second), f"{case}: tag or variables are wrong"
+            sent_again = {entry.path.rsplit("/", 1)[1] for entry in hub.log[n_before:] if entry.route == "lfs-put"}
+            assert not arrived & sent_again, f"{case}: sent again"
+            n_commits = len(hub.repo(repo_id, kind).commits) - (1 if case.fresh else 2)
+            assert n_commits == 1, f"{case}: {n_commits} commits for one change"
+    return Outcome(first is not None, sum(waits), message)
+
+
+def _push(case: Case, folder: Path) -> Published:
+    if case.target == "space":
+        return push_space("me/model", "me/space")
+    return push_model(folder, "me/lesions", tag="v2")
+
+
+def _fingerprint(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() + str(files)
+
+
+def _visible(hub: HubServer, repo_id: str, kind: str) -> dict[str, bytes] | None:
+    return hub.repo(repo_id, kind).files() if (kind, repo_id) in hub.repos else None
+
+
+def _empty(kind: str) -> dict[str, bytes]:
+    return Repo("a/b", kind).files()
+
+
+def _expected(case: Case, hub: HubServer, old: Path, new: Path) -> dict[str, bytes]:
+    """What the repository shows after a push that went through."""
+    if case.target == "space":
+        revision = hub.repo("me/model").head.oid
+        files = space_files("me/model", revision)
+        contents = {
+            path: source if isinstance(source, bytes) else source.read_bytes() for path, source in files.items()
+        }
+    else:
+        contents = {path.relative_to(new).as_posix(): path.read_bytes() for path in new.rglob("*") if path.is_file()}
+    return {**_empty(case.target), **contents}
+
+
+def _tag_and_variables(case: Case, hub: HubServer, pushed: Published) -> bool:
+    if case.target == "space":
+        expected = {"MODEL_ID": "me/model", "MODEL_REVISION": hub.repo("me/model").head.oid}
+        return hub.repo("me/space", "space").variables == expected
+    return hub.repo("me/lesions").tags == {"v2": pushed.revision}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="only the cases of the test suite")
+    cases = short_cases() if parser.parse_args().short else all_cases()
+    logging.disable(logging.WARNING)
+    disable_progress_bars()
+    start, tally, survived = time.monotonic(), Counter[str](), Counter[str]()
+    with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+        old = make_model_folder(Path(temporary) / "old", seed=1)
+        new = make_model_folder(Path(temporary) / "new", seed=2)
+        copy_sources(Path(temporary) / "sources", patch)
+        for place, case in enumerate(cases, start=1):
+            outcome = run_case(case, old, new, patch)
+            print(f"\r{place} of {len(cases)}", end="", flush=True)
+            key = f"{case.fault:>5} {'lasting' if case.lasting else 'once'}"
+            tally[key] += 1
+            survived[key] += outcome.survived
+    print("\nfault            went through   refused with a sentence, completed by the second push")
+    for key in sorted(tally):
+        print(f"{key:<15} {survived[key]:>5} of {tally[key]:<5} {tally[key] - survived[key]:>5}")
+    print(f"{len(cases)} cases, all promises kept, in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

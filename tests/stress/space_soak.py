@@ -1,0 +1,379 @@
+"""Load the Space with good and bad requests for a while: all good ones answered right, memory and disk bounded.
+
+    python tests/stress/space_soak.py --seconds 600 [--model FOLDER] [--clients 8]
+
+It starts the page as a visitor's host would (`python space/app.py`), talks to it over HTTP on loopback, and ends with a
+non-zero status if a good request went wrong, if the server holds over 10 % more memory at the end than after 20 requests,
+if it does not level off (the median of the last third is over 3 % above that of the middle third), or if it keeps more
+than 200 MB of its visitors on disk.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+MAX_GROWTH = 1.10  # from 20 requests on
+MAX_LATE_GROWTH = 1.03  # of the last third over the middle one; medians, since one request may hold 100 MB for a moment
+MAX_DISK_BYTES = 200_000_000
+
+
+class AnswerError(Exception):
+    """The server answered a request with an error; the message is its sentence."""
+
+
+class SpaceServer:
+    """The page in a process of its own."""
+
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None, code: str | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.folder = tempfile.TemporaryDirectory(prefix="space-test-")
+        self.uploads = Path(self.folder.name) / "uploads"
+        self.log = (Path(self.folder.name) / "log.txt").open("w+", encoding="utf-8")
+        command = [sys.executable, "-c", code] if code else [sys.executable, str(ROOT / "space" / "app.py"), *arguments]
+        self.process = subprocess.Popen(
+            command,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder.name,
+            env={
+                **(environment or os.environ),
+                "GRADIO_SERVER_PORT": str(self.port),
+                "GRADIO_TEMP_DIR": str(self.uploads),
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'space'}",
+            },
+        )
+
+    def __enter__(self) -> "SpaceServer":
+        try:
+            self.wait_for_page()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def wait_for_page(self, needle: str = "gradio", timeout_s: float = 120) -> str:
+        """Return the page's text once it contains `needle`."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{self.output()[-3000:]}")
+            with contextlib.suppress(httpx.TransportError):
+                page = httpx.get(f"{self.url}/config", timeout=10).text
+                if needle in page:
+                    return page
+            time.sleep(0.2)
+        raise TimeoutError(f"no page with {needle!r} after {timeout_s} s:\n{self.output()[-3000:]}")
+
+    def output(self) -> str:
+        """Return what the server printed."""
+        return Path(self.log.name).read_text(encoding="utf-8")
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory of the server and its children."""
+        process = psutil.Process(self.process.pid)
+        return sum(part.memory_info().rss for part in [process, *process.children(recursive=True)])
+
+    def disk_bytes(self) -> int:
+        """Return what the server keeps of its visitors."""
+        total = 0
+        for folder, _, names in os.walk(self.uploads):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # moved or swept since the folder was listed
+                    total += (Path(folder) / name).stat().st_size
+        return total
+
+    def close(self) -> None:
+        """End the server."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+        self.folder.cleanup()
+
+
+class SpaceClient:
+    """One visitor's program, speaking the protocol that README shows with curl."""
+
+    def __init__(self, url: str, address: str = "10.0.0.1") -> None:
+        # Behind the Hub's proxy every visitor has an address of his own; uvicorn believes this header on loopback.
+        self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120, headers={"X-Forwarded-For": address})
+
+    def upload(self, data: bytes, name: str = "photo.jpg") -> dict[str, Any]:
+        """Send a file, and return how requests refer to it."""
+        answer = self.http.post("/upload", files={"files": (name, data)})
+        if answer.status_code != 200:
+            raise AnswerError(answer.text)
+        return {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+    def start(self, endpoint: str, *data: Any) -> str:
+        """Ask, and return the ticket under which the answer can be had."""
+        answer = self.http.post(f"/call/{endpoint}", json={"data": list(data)})
+        if answer.status_code != 200:
+            raise AnswerError(answer.text)
+        return str(answer.json()["event_id"])
+
+    def call(self, endpoint: str, *data: Any) -> list[Any]:
+        """Ask, wait, and return the outputs."""
+        ticket = self.start(endpoint, *data)
+        event = ""
+        with self.http.stream("GET", f"/call/{endpoint}/{ticket}") as lines:
+            for line in lines.iter_lines():
+                if line.startswith("event: "):
+                    event = line.removeprefix("event: ")
+                elif line.startswith("data: ") and event == "complete":
+                    return json.loads(line.removeprefix("data: "))
+                elif line.startswith("data: ") and event == "error":
+                    content = json.loads(line.removeprefix("data: "))
+                    raise AnswerError(str((content or {}).get("error")))
+        raise AnswerError("the answer ended early")
+
+    def classify(self, data: bytes, name: str = "photo.jpg") -> dict[str, Any]:
+        """Return the answer for one photo."""
+        return self.call("classify", self.upload(data, name))[0]
+
+    def explain(self, data: bytes, diagnosis: str = "") -> dict[str, Any]:
+        """Return the answer with evidence for one photo, without the picture."""
+        return self.call("explain", self.upload(data), diagnosis)[0]
+
+    def batch(self, files: dict[str, bytes]) -> dict[str, Any]:
+        """Return the table for many files."""
+        return self.call("batch", [self.upload(data, name) for name, data in files.items()])[0]
+
+
+def photos(n: int) -> list[bytes]:
+    """Make n different pictures, as JPEG."""
+    pictures = []
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        small.resize((400, 300), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+        pictures.append(buffer.getvalue())
+    return pictures
+
+
+def zip_bomb(unpacked_bytes: int = 200_000_000) -> bytes:
+    """Make an archive whose one entry unpacks to many zeros."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+        archive.open("lesion.jpg", "w") as entry,
+    ):
+        for _ in range(unpacked_bytes // 1_000_000):
+            entry.write(bytes(1_000_000))
+    return buffer.getvalue()
+
+
+class Soak:
+    """Clients in threads that keep asking, and what came of it."""
+
+    def __init__(self, server: SpaceServer, *, n_clients: int, seed: int = 0) -> None:
+        self.server, self.n_clients, self.seed = server, n_clients, seed
+        self.photos = photos(6)
+        self.archive = io.BytesIO()
+        with zipfile.ZipFile(self.archive, "w") as archive:
+            for number, data in enumerate(self.photos[:3]):
+                archive.writestr(f"{number}.jpg", data)
+        self.bomb = zip_bomb()
+        alone = SpaceClient(server.url)
+        self.expected_classify = [alone.classify(data) for data in self.photos]
+        self.expected_explain = [alone.explain(data) for data in self.photos]
+        self.expected_batch = alone.batch({"three.zip": self.archive.getvalue()})
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.lock = threading.Lock()
+        self.memory_after_20 = 0
+        self.max_disk = 0
+
+    def run(self, *, seconds: float = 1e9, requests: int = 10**9, bad_share: float = 0.4) -> dict[str, Any]:
+        """Keep asking until the time or the number of requests is reached, and return the figures."""
+        started, deadline = time.monotonic(), time.monotonic() + seconds
+        tickets = iter(range(requests))
+
+        def work(number: int) -> None:
+            rng = random.Random(f"{self.seed}-{number}")
+            client = SpaceClient(self.server.url, address=f"10.0.{self.seed}.{number}")
+            while time.monotonic() < deadline:
+                with self.lock:
+                    if next(tickets, None) is None:
+                        return
+                kind = "?"
+                try:
+                    if rng.random() < bad_share:
+                        kind = rng.choice(sorted(BAD))
+                        BAD[kind](self, client, rng)
+                    else:
+                        kind = rng.choice(("classify", "classify", "explain", "explain", "batch"))
+                        self.good(kind, client, rng)
+                except Exception as error:
+                    with self.lock:
+                        self.wrong.append(f"{kind}: {type(error).__name__}: {error}")
+                with self.lock:
+                    self.counts[kind] += 1
+                    if self.counts.total() == 20:
+                        self.memory_after_20 = self.server.memory_bytes()
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(self.n_clients)]
+        for thread in threads:
+            thread.start()
+        memory: list[int] = []
+        while any(thread.is_alive() for thread in threads):
+            self.max_disk = max(self.max_disk, self.server.disk_bytes())
+            memory.append(self.server.memory_bytes())
+            time.sleep(0.5)
+        for thread in threads:
+            thread.join()
+        good = sum(count for kind, count in self.counts.items() if kind not in BAD)
+        thirds = [round(float(np.median(part)) / 1e6) for part in np.array_split(memory, 3) if len(part)]
+        return {
+            "seconds": round(time.monotonic() - started, 1),
+            "clients": self.n_clients,
+            "requests": self.counts.total(),
+            "good": good,
+            "bad": self.counts.total() - good,
+            "wrong": self.wrong,
+            "kinds": dict(sorted(self.counts.items())),
+            "memory_after_20_mb": round(self.memory_after_20 / 1e6),
+            "memory_at_end_mb": round(self.server.memory_bytes() / 1e6),
+            "memory_of_thirds_mb": thirds,
+            "max_disk_mb": round(self.max_disk / 1e6, 1),
+        }
+
+    def good(self, kind: str, client: SpaceClient, rng: random.Random) -> None:
+        """Ask something whose answer is known, and compare."""
+        index = rng.randrange(len(self.photos))
+        if kind == "classify":
+            answer, expected = client.classify(self.photos[index]), self.expected_classify[index]
+        elif kind == "explain":
+            answer, expected = client.explain(self.photos[index]), self.expected_explain[index]
+        else:
+            answer, expected = client.batch({"three.zip": self.archive.getvalue()}), self.expected_batch
+        if answer != expected:
+            raise AssertionError("another answer than the one given alone")
+
+    def refused(self, client: SpaceClient, says: str, endpoint: str, *data: Any) -> None:
+        """Ask something bad, and expect a sentence that contains `says`."""
+        try:
+            client.call(endpoint, *data)
+        except AnswerError as error:
+            if says in str(error):
+                return
+            raise AssertionError(f"said {str(error)[:200]!r} instead of {says!r}") from error
+        raise AssertionError("a bad request was answered")
+
+    def no_picture(self, client: SpaceClient, rng: random.Random) -> None:
+        data = rng.choice((b"", b"<html>no picture</html>", b"\xff\xd8\xff" + rng.randbytes(500)))
+        self.refused(client, "photo.jpg", "classify", client.upload(data))
+
+    def truncated(self, client: SpaceClient, rng: random.Random) -> None:
+        data = rng.choice(self.photos)
+        self.refused(client, "photo.jpg", "explain", client.upload(data[: rng.randrange(50, len(data) // 2)]), "")
+
+    def bombs(self, client: SpaceClient, rng: random.Random) -> None:
+        rows = client.batch({"bomb.zip": self.bomb})["rows"]
+        if "unpacks to more" not in str(rows[0]["error"]):
+            raise AssertionError(str(rows))
+
+    def address(self, client: SpaceClient, rng: random.Random) -> None:
+        photo = {"path": "http://192.0.2.1/x.jpg", "meta": {"_type": "gradio.FileData"}}
+        self.refused(client, "fetches nothing", "classify", photo)
+
+    def other_file(self, client: SpaceClient, rng: random.Random) -> None:
+        path = rng.choice(("/etc/passwd", str(ROOT / "space" / "app.py"), "../../../etc/passwd"))
+        self.refused(client, "", "classify", {"path": path, "meta": {"_type": "gradio.FileData"}})
+        if client.http.get(f"/file={path}").status_code == 200:
+            raise AssertionError(f"{path} was served")
+
+    def nonsense(self, client: SpaceClient, rng: random.Random) -> None:
+        if client.http.post("/call/classify", content=b"{" * 1000).status_code < 400:
+            raise AssertionError("nonsense was accepted")
+        self.refused(client, "has no", "explain", client.upload(self.photos[0]), "<script>")
+
+    def abandoned(self, client: SpaceClient, rng: random.Random) -> None:
+        client.start("explain", client.upload(rng.choice(self.photos)), "")
+
+    def cut_upload(self, client: SpaceClient, rng: random.Random) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as connection:
+            head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            part = '--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+            connection.sendall(f"{head}Content-Length: 5000000\r\n\r\n{part}".encode() + rng.randbytes(200_000))
+
+
+BAD = {
+    name: getattr(Soak, name)
+    for name in (
+        *("no_picture", "truncated", "bombs", "address", "other_file"),
+        *("nonsense", "abandoned", "cut_upload"),
+    )
+}
+
+
+@contextlib.contextmanager
+def model_folder(given: str | None) -> Iterator[Path]:
+    """Yield the given model folder, or a small network with random weights."""
+    if given:
+        yield Path(given)
+        return
+    sys.path.insert(0, str(ROOT))
+    from modeling.labels import REFERENCE_CODES
+    from modeling.model_folder import save_model_folder
+    from modeling.network import build_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_model("efficientnet_b0", num_classes=4, size_px=224, pretrained=False)
+        lesion = {"package_version": "0", "run_id": "soak", "dataset": "demo", "synthetic": True}
+        save_model_folder(model, Path(folder) / "model", codes=REFERENCE_CODES, lesion=lesion)
+        yield Path(folder) / "model"
+
+
+def main() -> int:
+    """Run the soak and print its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--model", help="model folder; by default an EfficientNet-B0 with random weights")
+    options = parser.parse_args()
+    with model_folder(options.model) as folder, SpaceServer("--model", str(folder)) as server:
+        figures = Soak(server, n_clients=options.clients).run(seconds=options.seconds)
+    print(json.dumps({**figures, "wrong": figures["wrong"][:20], "n_wrong": len(figures["wrong"])}, indent=2))
+    _, middle, last = figures["memory_of_thirds_mb"]
+    grew = (
+        figures["memory_at_end_mb"] > MAX_GROWTH * figures["memory_after_20_mb"]
+        or last > MAX_LATE_GROWTH * middle
+        or figures["max_disk_mb"] > MAX_DISK_BYTES / 1e6
+    )
+    return 1 if figures["wrong"] or grew else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

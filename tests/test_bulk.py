@@ -1,0 +1,422 @@
+"""modeling/bulk.py and the command line of modeling/predictor.py: any number of images, one row each, nothing redone."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from pyarrow import parquet
+
+from modeling.abstention import AbstentionRule
+from modeling.bulk import CHUNK_SIZE, ArchiveError, Processes, _fetch, classify_archive, list_files, table
+from modeling.calibration import OperatingPoint
+from modeling.classifier import LesionClassifier
+from modeling.images import ImageError
+from modeling.labels import NOTICE
+from modeling.model_folder import save_model_folder
+from modeling.network import build_model
+from modeling.predictor import main
+from support.corpus import make_corpus
+
+ROOT = Path(__file__).parents[1]
+ALONE = Processes(rank=0, count=1, local_count=1, device=None)
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+# `--cpu` would need MPI for more than one process.
+TWO_ON_CPU = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Threads cost a tiny network more than they give, above all on a machine with other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model_folder):
+    return LesionClassifier.from_pretrained(tiny_model_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    """Thirteen different small JPEGs."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(13):
+        paths.append(folder / f"{number:02}.jpg")
+        Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((72, 72)).save(paths[-1], quality=90)
+    return paths
+
+
+def many(folder: Path, pictures: list[Path], count: int) -> Path:
+    """Make a folder of `count` files, which are links to the pictures in turn."""
+    folder.mkdir()
+    for number in range(count):
+        os.link(pictures[number % len(pictures)], folder / f"{number:05}.jpg")
+    return folder
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(rows: list[dict], codes) -> np.ndarray:
+    return np.array([[float(row[code]) for code in codes] for row in rows])
+
+
+def test_every_file_of_the_corpus_gives_one_row_and_the_answer_of_predict(
+    tiny_model_folder, classifier, tmp_path, capsys
+):
+    files = make_corpus(tmp_path / "in")
+    output = tmp_path / "out.csv"
+    assert main([str(tiny_model_folder), str(tmp_path / "in"), "--output", str(output)]) == 0
+    rows = rows_of(output)
+    assert sorted(row["image"] for row in rows) == sorted(str(file.path) for file in files)
+    refused = {str(file.path): file for file in files if file.expected == "refused"}
+    for row in rows:
+        assert bool(row["error"]) == (row["image"] in refused), row
+        if row["error"]:
+            assert refused[row["image"]].says in row["error"]
+            assert row["diagnosis"] == row["MEL"] == ""
+    printed = capsys.readouterr().err
+    assert f"{len(files)} images" in printed
+    assert f"{len(refused)} could not be read" in printed
+    assert NOTICE in printed
+    for row in [row for row in rows if not row["error"]][::9]:
+        prediction = classifier.predict(row["image"])
+        assert row["diagnosis"] == prediction.diagnosis
+        np.testing.assert_allclose(
+            probabilities([row], classifier.codes)[0], list(prediction.probabilities.values()), atol=1e-6
+        )
+
+
+def test_rows_come_in_the_order_of_names_and_parquet_says_the_same_as_csv(classifier, pictures, tmp_path):
+    folder = many(tmp_path / "in", pictures, CHUNK_SIZE + 40)
+    (folder / "05000 sub").mkdir()
+    (folder / "05000 sub" / "z.jpg").write_bytes(b"no picture")
+    for name in ("out.csv", "out.parquet"):
+        summary = classify_archive(classifier, [str(folder)], tmp_path / name, processes=ALONE)
+        assert (summary.images, summary.unreadable) == (CHUNK_SIZE + 41, 1)
+    rows = rows_of(tmp_path / "out.csv")
+    assert [row["image"] for row in rows] == sorted(row["image"] for row in rows)
+    expected = [list(one.probabilities.values()) for one in classifier.predict([str(path) for path in pictures])]
+    for number, found in enumerate(probabilities(rows[:-1], classifier.codes)):
+        np.testing.assert_allclose(found, expected[number % len(pictures)], atol=1e-6)
+
+    found = parquet.read_table(tmp_path / "out.parquet")
+    assert found["image"].to_pylist() == [row["image"] for row in rows]
+    assert found["MEL"].to_pylist()[:-1] == [float(row["MEL"]) for row in rows[:-1]]
+    assert found["abstained"].to_pylist()[-2:] == [False, None]
+    assert "not a picture" in found["error"].to_pylist()[-1]
+    notes = json.loads(found.schema.metadata[b"lesion"])
+    beside = json.loads((tmp_path / "out.parquet.json").read_text())
+    assert notes["provenance"] == beside["provenance"] == classifier.provenance
+    assert beside["images"] == CHUNK_SIZE + 41
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in", "out.csv", "out.csv.json", "out.parquet", "out.parquet.json",
+    ]  # fmt: skip
+
+
+def test_operating_points_and_abstention_have_their_columns(tmp_path, pictures, capsys):
+    model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False)
+    point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.0, 0.95, 0.5, 10, 10)
+    random = np.random.default_rng(0)
+    rule = AbstentionRule.fit(random.normal(size=(40, 2)), random.normal(size=(40, 256)), random.integers(0, 2, 40))
+    rule = dataclasses.replace(rule, threshold=-1e9)
+    lesion = {"operating_points": [point.to_dict()], "abstention": rule.to_dict()}
+    save_model_folder(model, tmp_path / "m", codes=["MEL", "NV"], lesion=lesion)
+    assert main([str(tmp_path / "m"), str(pictures[0]), "--output", str(tmp_path / "out.csv")]) == 0
+    (row,) = rows_of(tmp_path / "out.csv")
+    assert (row["MEL@95"], row["abstained"]) == ("True", "True")
+    assert "unlike" in row["reason"]
+    assert list(row) == [
+        "image", "diagnosis", "probability", "MEL", "NV", "abstained", "reason", "MEL@95", "error",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert main([str(tmp_path / "m"), str(pictures[0])]) == 0
+    shown = capsys.readouterr().out
+    assert "abstained" in shown
+    assert "unlike" in shown
+
+
+def test_a_killed_run_goes_on_without_redoing_or_losing_a_row(classifier, tiny_model_folder, pictures, tmp_path):
+    count = 15 * CHUNK_SIZE + 5
+    folder, output = many(tmp_path / "in", pictures, count), tmp_path / "out.csv"
+    command = [sys.executable, "-m", "modeling.predictor", str(tiny_model_folder), str(folder), "--output", str(output)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL)
+    parts = tmp_path / "out.csv.parts"
+    while len(finished := list(parts.glob("0*.jsonl"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    finished = list(parts.glob("0*.jsonl"))
+    # A file that came later is not of this run, and one that went is a row that says so.
+    (folder / "00000-new.jpg").write_bytes(pictures[0].read_bytes())
+    (folder / f"{count - 1:05}.jpg").unlink()
+    summary = classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    assert summary.classified_now == count - len(finished) * CHUNK_SIZE
+    assert (summary.images, summary.unreadable) == (count, 1)
+    rows = rows_of(output)
+    assert [row["image"] for row in rows] == [str(folder / f"{number:05}.jpg") for number in range(count)]
+    expected = [list(one.probabilities.values()) for one in classifier.predict([str(path) for path in pictures])]
+    found = probabilities(rows[:-1], classifier.codes)
+    np.testing.assert_allclose(found, [expected[number % 13] for number in range(count - 1)], atol=1e-6)
+    assert not parts.exists()
+
+
+def test_unfinished_work_of_another_model_or_with_other_options_is_refused(classifier, pictures, tmp_path):
+    folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
+    parts = tmp_path / "out.csv.parts"
+    parts.mkdir()
+    classify_archive(classifier, [str(folder)], tmp_path / "other.csv", processes=ALONE)
+    run = json.loads((tmp_path / "other.csv.json").read_text())["run"]
+    (parts / "run.json").write_text(json.dumps({**run, "weights_sha256": "0" * 64, "revision": "v1"}))
+    with pytest.raises(ArchiveError, match=r"revision was 'v1' and is None; weights_sha256 was '0000"):
+        classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    (parts / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ArchiveError, match="tta was False and is True"):
+        classify_archive(classifier, [str(folder)], output, processes=ALONE, tta=True)
+    assert (parts / "run.json").exists()
+    assert not output.exists()
+
+
+def test_a_finished_run_is_not_done_again_and_no_other_file_is_replaced(classifier, pictures, tmp_path):
+    folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
+    classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    written = output.stat().st_mtime_ns
+    again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    assert (again.images, again.classified_now) == (3, 0)
+    assert output.stat().st_mtime_ns == written
+    with pytest.raises(ArchiveError, match="exists and is not of this run"):
+        classify_archive(classifier, [str(folder)], output, processes=ALONE, tta=True)
+    (tmp_path / "notes.csv").write_text("mine")
+    with pytest.raises(ArchiveError, match="exists"):
+        classify_archive(classifier, [str(folder)], tmp_path / "notes.csv", processes=ALONE)
+    assert (tmp_path / "notes.csv").read_text() == "mine"
+
+
+def test_two_runs_cannot_write_the_same_output(classifier, pictures, tmp_path):
+    with FileLock(tmp_path / "out.csv.lock"), pytest.raises(ArchiveError, match="another run"):
+        classify_archive(classifier, [str(pictures[0])], tmp_path / "out.csv", processes=ALONE)
+
+
+def launch_two(*arguments):
+    """Start the command line on two processes, by accelerate's launcher."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launcher, "--main_process_port", "0", "-m", "modeling.predictor", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=TWO_ON_CPU, capture_output=True, text=True, timeout=200)
+
+
+def test_two_processes_write_what_one_writes_and_go_on_from_each_other(
+    classifier, tiny_model_folder, pictures, tmp_path
+):
+    count = 3 * CHUNK_SIZE + 7
+    folder = many(tmp_path / "in", pictures, count)
+    classify_archive(classifier, [str(folder)], tmp_path / "one.csv", processes=ALONE)
+    result = launch_two(tiny_model_folder, folder, "--output", tmp_path / "two.csv")
+    assert result.returncode == 0, result.stderr
+    assert f"{count} images, one row each ({2 * CHUNK_SIZE} of them now by process 1 of 2" in result.stderr
+    one, two = rows_of(tmp_path / "one.csv"), rows_of(tmp_path / "two.csv")
+    assert [row["image"] for row in two] == [row["image"] for row in one]
+    np.testing.assert_allclose(probabilities(two, classifier.codes), probabilities(one, classifier.codes), atol=1e-6)
+
+
+def test_all_processes_stop_with_the_reason_of_the_first(tiny_model_folder, tmp_path):
+    result = launch_two(tiny_model_folder, tmp_path / "not" / "there" / "x", "--output", tmp_path / "o.csv")
+    assert result.returncode != 0
+    assert "does not exist" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def parquet_files(pictures, tmp_path_factory) -> Path:
+    """A dataset of two Parquet files in the split train: 300 and 9 rows, of which one is damaged and one empty."""
+    folder = tmp_path_factory.mktemp("data") / "lesions"
+    folder.mkdir()
+    number = 0
+    for file, count in enumerate((300, 9)):
+        images = [{"bytes": pictures[(number + row) % 13].read_bytes(), "path": None} for row in range(count)]
+        if file == 1:
+            images[2] = {"bytes": images[2]["bytes"][:200], "path": None}
+            images[4] = None
+        ids = [f"ISIC_{number + row:07}" for row in range(count)]
+        table = datasets.Dataset.from_dict(
+            {"image": images, "image_id": ids},
+            features=datasets.Features({"image": datasets.Image(), "image_id": datasets.Value("string")}),
+        )
+        table.to_parquet(str(folder / f"train-0000{file}-of-00002.parquet"))
+        number += count
+    return folder
+
+
+def test_a_data_set_is_streamed_and_its_damaged_images_are_rows(classifier, parquet_files, pictures, tmp_path):
+    output = tmp_path / "out.csv"
+    summary = classify_archive(classifier, [str(parquet_files)], output, processes=ALONE, split="train")
+    assert (summary.images, summary.unreadable) == (309, 2)
+    rows = rows_of(output)
+    assert [row["image"] for row in rows] == [f"ISIC_{number:07}" for number in range(309)]
+    assert "incomplete" in rows[302]["error"]
+    assert "no image in this row" in rows[304]["error"]
+    expected = [list(one.probabilities.values()) for one in classifier.predict([str(path) for path in pictures])]
+    for number, row in enumerate(rows):
+        if not row["error"]:
+            np.testing.assert_allclose(probabilities([row], classifier.codes)[0], expected[number % 13], atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_data_set_is_shared_out_by_files_or_by_chunks(classifier, parquet_files, tmp_path, count, monkeypatch):
+    # Each process in its turn, here; the waiting is left out.
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    monkeypatch.setattr(Processes, "agree", lambda self, error: None)
+    output = tmp_path / "out.csv"
+    from modeling import bulk as archive
+
+    parts = tmp_path / "out.csv.parts"
+    archive._prepare(classifier, [str(parquet_files)], output, parts, split="train", tta=False)
+    source = archive._open_prepared([str(parquet_files)], parts, "train")
+    shares = []
+    for rank in range(count):
+        one_of = Processes(rank=rank, count=count, local_count=count, device=None)
+        shares.append(archive._classify_chunks(classifier, source, parts, one_of, tta=False))
+    assert sum(shares) == 309
+    assert sum(share > 0 for share in shares) == min(count, 3)
+    assert archive._merge(classifier, source, parts, output) == (309, 2, 0)
+
+
+def test_a_parquet_file_and_an_image_folder_are_data_sets_too(tiny_model_folder, parquet_files, pictures, tmp_path):
+    output = tmp_path / "out.csv"
+    file = str(next(parquet_files.glob("*1-of*")))
+    assert main([str(tiny_model_folder), file, "--output", str(output)]) == 0
+    assert len(rows_of(output)) == 9
+    for split, numbers in (("train", (0, 1)), ("test", (2, 3, 4))):
+        for number in numbers:
+            target = tmp_path / "tree" / split / "NV" / f"{number}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(pictures[number].read_bytes())
+    output = tmp_path / "tree.csv"
+    assert main([str(tiny_model_folder), str(tmp_path / "tree"), "--split", "test", "--output", str(output)]) == 0
+    assert sorted(Path(row["image"]).name for row in rows_of(output)) == ["2.jpg", "3.jpg", "4.jpg"]
+
+
+def test_a_split_that_is_not_there_is_answered_with_those_that_are(classifier, parquet_files, tmp_path):
+    with pytest.raises(ArchiveError, match="no split 'val'; choose one of train"):
+        classify_archive(classifier, [str(parquet_files)], tmp_path / "o.csv", processes=ALONE, split="val")
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_a_folder_is_searched_without_following_loops_and_without_its_own_output(classifier, pictures, tmp_path):
+    folder = many(tmp_path / "in", pictures, 2)
+    (folder / "loop").symlink_to(folder)
+    (folder / "self").symlink_to(folder / "self")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "x.jpg").write_bytes(b"")
+    (folder / ".hidden.jpg").write_bytes(pictures[0].read_bytes())
+    output = folder / "out.csv"
+    for name in ("out.csv", "next.csv"):
+        classify_archive(classifier, [str(folder)], folder / name, processes=ALONE)
+    names = [Path(row["image"]).name for row in rows_of(output)]
+    assert names == [".hidden.jpg", "00000.jpg", "00001.jpg", "self"]
+    assert rows_of(output)[3]["error"]
+    assert [Path(row["image"]).name for row in rows_of(folder / "next.csv")] == [
+        *names[:3],
+        "out.csv",
+        "out.csv.json",
+        "self",
+    ]
+
+
+def test_an_input_named_twice_counts_once(pictures):
+    folder = str(pictures[0].parent)
+    files = [str(path) for path in pictures]
+    assert list(list_files([files[3], folder, f"{folder}/../{Path(folder).name}", files[3]])) == files
+    assert list(list_files([files[3], files[1], files[3]])) == [files[3], files[1]]
+
+
+def test_names_that_are_no_text_are_kept_readable(classifier, pictures, tmp_path):
+    folder = os.fsencode(tmp_path / "in")
+    os.mkdir(folder)
+    with open(folder + b"/\xff\r.jpg", "wb") as file:
+        file.write(pictures[0].read_bytes())
+    for name in ("out.csv", "out.parquet"):
+        classify_archive(classifier, [str(tmp_path / "in")], tmp_path / name, processes=ALONE)
+    (row,) = rows_of(tmp_path / "out.csv")
+    assert row["image"] == f"{tmp_path}/in/\\xff\r.jpg"
+    assert not row["error"]
+    assert parquet.read_table(tmp_path / "out.parquet")["image"].to_pylist() == [row["image"]]
+
+
+def test_the_table_shows_no_control_characters(classifier, pictures):
+    shown = table([("a\x1b[31m\n.jpg", classifier.predict(pictures[0])), ("b.jpg", "not a picture")])
+    assert "\x1b" not in shown
+    assert shown.splitlines()[1].startswith("a\\x1b[31m\\n.jpg  ")
+    assert shown.splitlines()[-1] == "b.jpg: not a picture"
+
+
+def test_many_images_need_an_output(tiny_model_folder, pictures, tmp_path, capsys):
+    folder = many(tmp_path / "in", pictures, 51)
+    assert main([str(tiny_model_folder), str(folder)]) == 1
+    assert "--output" in capsys.readouterr().err
+    (folder / "00000.jpg").unlink()
+    assert main([str(tiny_model_folder), str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 51
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["no/such/model", "a.jpg"], "model"),
+        (["MODEL", "missing.jpg", "other.jpg"], "'missing.jpg' does not exist"),
+        (["MODEL", "missing-folder/x/y", "--output", "o.csv"], "does not exist"),
+        (["MODEL", "EMPTY", "--output", "o.csv"], "no file in"),
+        (["MODEL", "EMPTY", "--output", "o.xlsx"], "must end in .csv or .parquet"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(tiny_model_folder, tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    assert main([str(tiny_model_folder) if word == "MODEL" else word for word in arguments]) == 1
+    assert says in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY"]
+
+
+def test_an_image_elsewhere_is_fetched(pictures):
+    with fsspec.open("memory://lesions/a.jpg", "wb") as file:
+        file.write(pictures[0].read_bytes())
+    assert _fetch("memory://lesions/a.jpg") == pictures[0].read_bytes()
+    with pytest.raises(ImageError, match="not there"):
+        _fetch("memory://lesions/b.jpg")
+
+
+def test_csv_from_files_needs_no_training_library_and_parquet_says_which(tiny_model_folder, pictures, tmp_path):
+    code = (
+        "import sys\n"
+        "for name in ('datasets', 'accelerate', 'pyarrow', 'pandas', 'sklearn', 'scipy', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "from modeling.predictor import main\n"
+        "for name in ('o.csv', 'o.parquet'):\n"
+        "    print(main([*sys.argv[1:], '--output', name]))"
+    )
+    command = [sys.executable, "-c", code, str(tiny_model_folder), str(pictures[0].parent)]
+    environment = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["0", "1"]
+    assert 'Parquet needs pyarrow, which is not installed: pip install "skin-lesion-classifier[train]"' in result.stderr
+    assert len(rows_of(tmp_path / "o.csv")) == 13

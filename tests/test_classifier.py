@@ -1,0 +1,169 @@
+"""modeling/classifier.py: one answer per image, the same one however it is asked for."""
+
+import io
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from modeling.abstention import AbstentionRule
+from modeling.calibration import OperatingPoint
+from modeling.classifier import LesionClassifier, map_ahead
+from modeling.data.cache import resized_images
+from modeling.data.loading import LesionDataset
+from modeling.images import ImageError, decode_image
+from modeling.labels import NOTICE, SYNTHETIC_NOTICE
+from modeling.model_folder import save_model_folder
+from modeling.network import build_model, normalise
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model_folder):
+    return LesionClassifier.from_pretrained(tiny_model_folder, device="cpu")
+
+
+def test_probabilities_are_the_softmax_of_timms_logits(classifier, tiny_model_folder, lesion_image):
+    model = timm.create_model(f"local-dir:{tiny_model_folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model), is_training=False)
+    with torch.inference_mode():
+        expected = model(transform(lesion_image)[None]).softmax(dim=1)[0].numpy()
+    prediction = classifier.predict(lesion_image)
+    np.testing.assert_allclose(list(prediction.probabilities.values()), expected, atol=1e-6)
+    assert prediction.diagnosis == classifier.codes[int(expected.argmax())]
+    assert prediction.probability == max(prediction.probabilities.values())
+
+
+def test_an_image_gives_the_same_answer_in_every_form(classifier, lesion_image, tmp_path):
+    path = tmp_path / "lesion.png"
+    lesion_image.save(path)
+    forms = [path, str(path), path.read_bytes(), lesion_image, np.asarray(lesion_image)]
+    answers = [classifier.predict(form).probabilities for form in forms]
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_list_is_answered_in_its_order_whatever_its_length(classifier, lesion_image):
+    images = [lesion_image.rotate(5 * turn) for turn in range(37)]
+    together = classifier.predict(images)
+    assert len(together) == 37
+    for image, prediction in zip(images, together, strict=True):
+        alone = classifier.predict(image)
+        np.testing.assert_allclose(
+            list(prediction.probabilities.values()), list(alone.probabilities.values()), atol=1e-6
+        )
+    assert classifier.predict([]) == []
+
+
+def test_prediction_and_evaluation_preprocess_the_same_pixels(classifier, lesion_image, tmp_path):
+    import datasets
+
+    paths = []
+    for number, quality in enumerate((60, 95)):
+        paths.append(str(tmp_path / f"{number}.jpg"))
+        lesion_image.resize((900, 700)).rotate(10 * number).save(paths[-1], quality=quality)
+    data = datasets.Dataset.from_dict({"image": paths, "image_id": ["a", "b"]}).cast_column("image", datasets.Image())
+    images = resized_images(
+        data, fingerprint="f", size_px=classifier.size_px, exact=True, cache_gb=1, cache_dir=tmp_path / "cache"
+    )
+    (batch,) = DataLoader(LesionDataset(images, [0, 0]), batch_size=2)
+    scored = normalise(batch["pixels"], classifier.model.pretrained_cfg)
+    assert scored.is_contiguous(memory_format=torch.channels_last)
+    for index, path in enumerate(paths):
+        torch.testing.assert_close(scored[index], classifier.preprocess(path), rtol=0, atol=0)
+
+
+def test_an_unreadable_image_says_what_to_do(classifier, tmp_path):
+    path = tmp_path / "notes.jpg"
+    path.write_text("no picture")
+    with pytest.raises(ImageError, match=r"notes\.jpg"):
+        classifier.predict(path)
+
+
+def test_tta_is_the_mean_over_the_eight_symmetries(classifier, lesion_image):
+    square = lesion_image.resize((64, 64))
+    views = [square, square.rotate(90), square.rotate(180), square.rotate(270)]
+    views += [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
+    expected = np.mean([list(classifier.predict(view).probabilities.values()) for view in views], axis=0)
+    found = list(classifier.predict(square, tta=True).probabilities.values())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_operating_points_and_abstention_of_the_folder_are_applied(tmp_path, lesion_image):
+    torch.manual_seed(1)
+    model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False)
+    for threshold in (0.0, 1.1):
+        point = OperatingPoint("MEL@95", ("MEL",), 0.95, threshold, 0.95, 0.5, 10, 10)
+        rng = np.random.default_rng(0)
+        rule = AbstentionRule.fit(rng.normal(size=(40, 2)), rng.normal(size=(40, 256)), rng.integers(0, 2, 40))
+        folder = tmp_path / str(threshold)
+        save_model_folder(
+            model,
+            folder,
+            codes=["MEL", "NV"],
+            lesion={"operating_points": [point.to_dict()], "abstention": rule.to_dict()},
+        )
+        classifier = LesionClassifier.from_pretrained(folder, device="cpu")
+        prediction = classifier.predict(lesion_image)
+        assert prediction.operating_points == {"MEL@95": threshold == 0.0}
+        outputs = classifier.forward(classifier.preprocess(lesion_image)[None])
+        assert prediction.abstained == bool(rule.abstains(outputs.logits, outputs.features)[0])
+        assert (prediction.reason is not None) == prediction.abstained
+
+
+def test_a_prediction_is_json_with_notice_and_provenance(classifier, lesion_image):
+    content = json.loads(json.dumps(classifier.predict(lesion_image).to_dict()))
+    assert content["notice"] == NOTICE
+    assert content["provenance"]["weights_sha256"] == classifier.lesion["weights_sha256"]
+    assert set(content["probabilities"]) == set(classifier.codes)
+
+
+def test_a_model_trained_on_drawings_says_so(classifier):
+    assert SYNTHETIC_NOTICE in classifier.notice
+
+
+def test_eight_threads_get_the_answers_of_one(classifier, lesion_image):
+    images = [lesion_image.rotate(9 * turn) for turn in range(32)]
+    alone = [classifier.predict(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(classifier.predict, images)) == alone
+
+
+def test_serving_needs_none_of_the_training_libraries():
+    code = (
+        "import sys, modeling.predictor, modeling.explain;"
+        "print([name for name in ('datasets', 'accelerate', 'evaluate', 'gradio', 'pandas', 'sklearn', 'scipy',"
+        " 'matplotlib', 'pytorch_grad_cam', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_jpegs_are_decoded_whole_so_that_other_loaders_see_the_same_pixels(classifier, lesion_image):
+    buffer = io.BytesIO()
+    lesion_image.resize((1600, 1200)).save(buffer, "JPEG")
+    plain = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
+    assert np.array_equal(np.asarray(decode_image(buffer.getvalue())), np.asarray(plain))
+    assert classifier.predict(buffer.getvalue()).probabilities == classifier.predict(plain).probabilities
+
+
+def test_only_a_few_images_are_read_ahead_and_an_error_does_not_wait_for_the_rest():
+    taken = []
+
+    def numbers():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_ahead(pool, lambda number: 1 // (5 - number), numbers(), ahead=8)
+        assert [next(results) for _ in range(5)] == [1 // (5 - number) for number in range(5)]
+        assert len(taken) <= 5 + 8 + 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+    assert len(taken) <= 6 + 8 + 1

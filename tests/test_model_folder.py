@@ -1,0 +1,374 @@
+"""modeling/model_folder.py: what is saved is what others load, and what does not fit is refused with the reason."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from modeling import __version__
+from modeling.classifier import LesionClassifier
+from modeling.files import ModelFolderError, file_sha256
+from modeling.labels import REFERENCE_CODES
+from modeling.model_folder import CONFIG_KEYS, load_model_folder, save_model_folder
+from modeling.network import build_model
+from modeling.predictor import main as classify
+from support.hub import HubServer
+
+
+@pytest.fixture
+def folder(tiny_model_folder, tmp_path):
+    return shutil.copytree(tiny_model_folder, tmp_path / "model")
+
+
+def edit(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def test_three_loaders_give_the_same_logits_labels_and_preprocessing(folder, lesion_image):
+    image = lesion_image.resize((401, 299))
+    classifier = LesionClassifier.from_pretrained(folder, device="cpu")
+    ours = torch.from_numpy(classifier.forward(classifier.preprocess(image)[None]).logits)
+
+    by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=by_timm), is_training=False)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    by_transformers = AutoModelForImageClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(by_timm(transform(image)[None]), ours, rtol=0, atol=1e-5)
+        logits = by_transformers(**processor(image, return_tensors="pt")).logits
+    torch.testing.assert_close(logits, ours, rtol=0, atol=1e-5)
+    assert by_transformers.config.id2label == dict(enumerate(REFERENCE_CODES))
+    assert by_timm.pretrained_cfg["label_names"] == list(REFERENCE_CODES)
+
+    answers = pipeline("image-classification", model=str(folder))(image, top_k=4)
+    expected = classifier.predict(image).probabilities
+    assert {answer["label"]: pytest.approx(answer["score"], abs=1e-5) for answer in answers} == expected
+
+
+def test_the_folder_says_which_key_is_whose(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["lesion"]["schema"] == 1
+    assert config["lesion"]["weights_sha256"] == file_sha256(folder / "model.safetensors")
+    assert "model_args" not in config
+    assert "num_classes" not in config["pretrained_cfg"]
+    assert config["label_descriptions"]["MEL"] == "melanoma"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pop("lesion"), "no entry 'lesion'"),
+        (lambda c: c["lesion"].update(schema=99), "schema is 99"),
+        (lambda c: c.update(num_classes=5), "num_classes is 5, but there are 4 label_names"),
+        (lambda c: c.update(label_names=["a", "a", "b", "c"]), "different names"),
+        (lambda c: c.update(label_names=["x"] * 10**5), "different names"),
+        (lambda c: c.update(architecture="hf-hub:someone/evil"), "no timm network"),
+        (lambda c: c.update(architecture=7), "no timm network"),
+        (lambda c: c.update(architecture="local-dir:."), "no timm network"),
+        (lambda c: c.update(architecture="../efficientnet_b0"), "no timm network"),
+        (lambda c: c.update(model_args={"block_args": 1}), "model_args"),
+        (lambda c: c.update(auto_map={"AutoModel": "evil.Evil"}), "auto_map"),
+        (lambda c: c["pretrained_cfg"].update(url="https://evil.example/w.pth"), "url"),
+        (lambda c: c["pretrained_cfg"].update(file="/etc/passwd"), "file"),
+        (lambda c: c["pretrained_cfg"].update(hf_hub_id="someone/evil"), "hf_hub_id"),
+        (lambda c: c["pretrained_cfg"].update(custom_load=True), "custom_load"),
+        (lambda c: c.update(label_names=["a", "b", "c", "\x1b[2J"]), "printable"),
+        (lambda c: c.update(label_names=["a", "b", "c", "d" * 10**6]), "printable"),
+        (lambda c: c["lesion"].update(run_id={"a": 1}), "run_id of the entry 'lesion'"),
+        (lambda c: c["lesion"].update(license="x" * 10**6), "license of the entry 'lesion'"),
+        (lambda c: c["lesion"].update(temperature=-1), "temperature must be above 0"),
+        (lambda c: c["lesion"].update(operating_points=[{}] * 101), "more than 100 operating points"),
+        (lambda c: c["lesion"].update(threshold=float("nan")), "not valid JSON"),
+        (lambda c: c["lesion"].update(run_id="\ud800"), "not valid JSON"),
+        (lambda c: c["pretrained_cfg"].update(input_size=[3, 64, 96]), "input_size"),
+        (lambda c: c["pretrained_cfg"].update(input_size=[3, 10**6, 10**6]), "input_size"),
+        (lambda c: c["pretrained_cfg"].update(input_size="3"), "input_size"),
+        (lambda c: c.update(label_descriptions=[]), "label_descriptions"),
+        (lambda c: c.update(label_descriptions={"MEL": ["<x>"]}), "label_descriptions"),
+        (lambda c: c["pretrained_cfg"].update(std=[0, 0, 0]), "std must not be zero"),
+        (lambda c: c["pretrained_cfg"].update(mean=["a", 0, 0]), "mean must be three numbers"),
+        (lambda c: c["pretrained_cfg"].update(crop_mode="center"), "crop_mode"),
+        (lambda c: c["lesion"].update(weights_sha256="0" * 64), "weights_sha256 differs"),
+        (lambda c: c["lesion"].pop("weights_sha256"), "weights_sha256 differs"),
+        (lambda c: c.update(architecture="test_resnet"), "does not fit the network"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_the_reason(folder, change, words):
+    edit(folder, change)
+    with pytest.raises(ModelFolderError, match=words):
+        LesionClassifier.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("key", sorted(CONFIG_KEYS - {"num_features"}))
+def test_no_entry_of_the_configuration_may_be_missing(folder, key):
+    edit(folder, lambda config: config.pop(key))
+    with pytest.raises(ModelFolderError, match=r"config\.json: "):
+        load_model_folder(folder)
+
+
+def test_a_configuration_of_any_size_is_not_read(folder):
+    os.truncate(folder / "config.json", 10**10)  # of zeros, which take no place on the disk
+    with pytest.raises(ModelFolderError, match="larger than 16 MiB"):
+        load_model_folder(folder)
+
+
+def test_a_message_about_a_strangers_value_stays_short(folder):
+    edit(folder, lambda config: config["pretrained_cfg"].update(mean=["x" * 10**6]))
+    with pytest.raises(ModelFolderError) as caught:
+        load_model_folder(folder)
+    assert len(str(caught.value)) < 500
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("classifier.bias"), "1 tensors missing"),
+        (lambda t: t.update(extra=torch.zeros(1)), "1 unknown"),
+        (lambda t: t.update({"classifier.bias": torch.zeros(5)}), "another shape"),
+        (lambda t: t.update({"classifier.bias": torch.zeros(4, dtype=torch.float16)}), "another shape or type"),
+        (lambda t: t.update({"classifier.bias": torch.ones(4)}), "weights_sha256 differs"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_with_the_reason(folder, change, words):
+    rewrite(folder, change)
+    with pytest.raises(ModelFolderError, match=words):
+        load_model_folder(folder)
+
+
+def with_header(entries):
+    """Bytes of a safetensors file that claims these tensors and holds none."""
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        b"\x10\x00\x00\x00\x00\x00\x00\x00{}",
+        b"hello world, no tensors here",
+        (2**62).to_bytes(8, "little") + b"{}",
+        with_header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        with_header({"x": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 0]}}),
+        pickle.dumps({"state_dict": [1.0] * 100}),
+    ],
+)
+def test_a_damaged_weights_file_is_refused(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelFolderError, match="no whole safetensors file"):
+        load_model_folder(folder)
+
+
+def test_a_cut_off_weights_file_is_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelFolderError, match="no whole safetensors file"):
+        load_model_folder(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("the pickle was opened",))
+
+
+def test_a_pickle_is_never_opened(folder, capsys):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelFolderError, match=r"pytorch_model\.bin is a pickle"):
+        load_model_folder(folder)
+    assert "opened" not in capsys.readouterr().out
+
+
+def test_weights_of_any_size_are_not_read(folder):
+    os.truncate(folder / "model.safetensors", 5 * 1024**3)
+    with pytest.raises(ModelFolderError, match="larger than 4 GiB"):
+        load_model_folder(folder)
+
+
+def test_a_network_is_built_only_after_its_weights_are_seen_to_be_there(folder):
+    edit(folder, lambda config: config.update(architecture="eva_giant_patch14_224"))  # four gigabytes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelFolderError, match="does not fit the network"):
+        load_model_folder(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+
+
+def test_weights_that_give_no_number_are_refused(folder):
+    rewrite(folder, lambda tensors: tensors["classifier.bias"].fill_(float("nan")))
+    edit(folder, lambda config: config["lesion"].update(weights_sha256=file_sha256(folder / "model.safetensors")))
+    with pytest.raises(ModelFolderError, match="no finite probability"):
+        LesionClassifier.from_pretrained(folder, device="cpu")
+
+
+def test_code_in_the_folder_is_never_run(folder, tmp_path):
+    marker = tmp_path / "was run"
+    for name in ("__init__.py", "modeling.py", "modeling_evil.py", "configuration_evil.py"):
+        (folder / name).write_text(f"open({str(marker)!r}, 'w')")
+    LesionClassifier.from_pretrained(folder, device="cpu")
+    assert not marker.exists()
+
+
+def test_links_out_of_the_folder_give_nothing_away(folder, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("password: 1234")
+    (folder / "config.json").unlink()
+    for target, words in ((secret, "not valid JSON"), ("/dev/zero", "has no config.json"), (tmp_path, "has no config")):
+        (folder / "config.json").symlink_to(target)
+        with pytest.raises(ModelFolderError, match=words) as caught:
+            load_model_folder(folder)
+        assert "1234" not in str(caught.value)
+        (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"a": ' * 5000, "\x00"])
+def test_a_damaged_configuration_is_refused(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelFolderError, match=r"config\.json"):
+        load_model_folder(folder)
+
+
+def test_neither_folder_nor_repository_is_said_in_words():
+    with pytest.raises(ModelFolderError, match="neither a folder here nor a Hub repository id"):
+        LesionClassifier.from_pretrained("no/such/folder/at/all")
+
+
+def test_a_folder_has_no_revision(folder):
+    with pytest.raises(ModelFolderError, match="has no revisions"):
+        LesionClassifier.from_pretrained(folder, revision="v1")
+
+
+def test_training_goes_on_from_a_folder_with_other_diagnoses(folder):
+    start = build_model("test_efficientnet", num_classes=8, size_px=64, pretrained=False, init_from=folder)
+    saved = load_file(folder / "model.safetensors")
+    assert torch.equal(start.conv_stem.weight, saved["conv_stem.weight"])
+    assert start.get_classifier().weight.shape[0] == 8
+
+
+def test_init_from_another_network_is_refused(folder):
+    with pytest.raises(ModelFolderError, match="of another network"):
+        build_model("test_resnet", num_classes=4, size_px=64, pretrained=False, init_from=folder)
+
+
+def test_an_unknown_backbone_is_named():
+    with pytest.raises(ModelFolderError, match="no network named 'efficientnet_b99'"):
+        build_model("efficientnet_b99", num_classes=4, size_px=64, pretrained=False)
+
+
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelFolderError, match=r"--pretrained false.*--init_from"):
+        build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=True)
+
+
+def test_every_backbone_of_one_linear_classifier_survives_the_round_trip(tmp_path):
+    for backbone in ("test_resnet", "test_convnext", "test_efficientnet"):
+        model = build_model(backbone, num_classes=3, size_px=64, pretrained=False).eval()
+        save_model_folder(model, tmp_path / backbone, codes=["BCC", "MEL", "NV"], lesion={})
+        loaded, _ = load_model_folder(tmp_path / backbone)
+        pixel_values = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(loaded(pixel_values), model(pixel_values), rtol=0, atol=0)
+
+
+def point(**changes):
+    values = {"name": "MEL@95", "codes": ["MEL"], "target_sensitivity": 0.95, "threshold": 0.1, "sensitivity": 0.96}
+    return {**values, "specificity": 0.5, "n_positive": 50, "n_negative": 100, **changes}
+
+
+def rule(**changes):
+    values = {"method": "ViM", "threshold": 1.0, "false_alarm_rate": 0.05, "residual_weight": 1.0, "n_features": 256}
+    arrays = {"centre": "AAAA" * 341 + "AA==", "directions": "AAAA" * 341 + "AA=="}  # of 256 zeros
+    return {**values, **arrays, **changes}
+
+
+def test_thresholds_that_can_be_read_are_read(folder):
+    edit(folder, lambda config: config["lesion"].update(operating_points=[point()], abstention=rule()))
+    classifier = LesionClassifier.from_pretrained(folder, device="cpu")
+    assert classifier.operating_points[0].threshold == 0.1
+    assert classifier.abstention.directions.shape == (1, 256)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lesion: lesion.update(operating_points=[{"name": "MEL@95"}]),
+        lambda lesion: lesion.update(operating_points=[1]),
+        lambda lesion: lesion.update(abstention={"method": "a later one", "threshold": 1}),
+        lambda lesion: lesion.update(operating_points=[point(codes=["SCC"])]),
+        lambda lesion: lesion.update(operating_points=[point(codes=[])]),
+        lambda lesion: lesion.update(operating_points=[point(threshold="0.5")]),
+        lambda lesion: lesion.update(operating_points=[point(sensitivity=2)]),
+        lambda lesion: lesion.update(operating_points=[point(n_positive=0.5)]),
+        lambda lesion: lesion.update(operating_points=[point(name="\x1b[2J")]),
+        lambda lesion: lesion.update(abstention=rule(n_features=7, centre="AAAA" * 7)),
+        lambda lesion: lesion.update(abstention=rule(threshold="inf")),
+        lambda lesion: lesion.update(abstention=rule(n_features=1e300)),
+    ],
+)
+def test_thresholds_that_cannot_be_read_are_refused(folder, change):
+    edit(folder, lambda config: change(config["lesion"]))
+    with pytest.raises(ModelFolderError, match=r"'lesion' of config\.json cannot be used"):
+        LesionClassifier.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0"])
+def test_an_earlier_download_serves_while_the_hub_is_down(folder, revision, monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        repo = hub.add_repo("me/lesions", folder)
+        repo.tags["v1.0"] = repo.head.oid
+        first = LesionClassifier.from_pretrained("me/lesions", revision=revision, device="cpu")
+        assert (first.revision, first.source.from_cache) == (repo.head.oid, False)
+        hub.fail("*", status=503, times=float("inf"))
+        again = LesionClassifier.from_pretrained("me/lesions", revision=revision, device="cpu")
+        assert (again.revision, again.source.from_cache) == (repo.head.oid, True)
+        with pytest.raises(ModelFolderError, match="no earlier download"):
+            LesionClassifier.from_pretrained("me/others", device="cpu")
+
+
+def test_a_missing_repository_and_a_missing_revision_are_told_apart(folder, monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        hub.add_repo("me/lesions", folder)
+        with pytest.raises(ModelFolderError, match="no revision 'v9'"):
+            LesionClassifier.from_pretrained("me/lesions", revision="v9")
+        with pytest.raises(ModelFolderError, match="has no model 'me/nothing'"):
+            LesionClassifier.from_pretrained("me/nothing")
+
+
+def test_a_revision_pins_what_is_loaded_and_is_shown(folder, lesion_image, monkeypatch, tmp_path, capsys):
+    lesion_image.save(tmp_path / "lesion.png")
+    first_sha256 = file_sha256(folder / "model.safetensors")
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        repo = hub.add_repo("me/lesions", folder)
+        first = repo.tags["v1.0"] = repo.head.oid
+        rewrite(folder, lambda tensors: tensors["classifier.bias"].add_(1))
+        edit(folder, lambda config: config["lesion"].update(weights_sha256=file_sha256(folder / "model.safetensors")))
+        later = hub.add_repo("me/lesions", folder)
+        later.commits = [*repo.commits, *later.commits]
+        later.tags["v1.0"], later.lfs = first, {**repo.lfs, **later.lfs}
+        for revision in ("v1.0", first):
+            assert classify(["me/lesions", str(tmp_path / "lesion.png"), "--revision", revision]) == 0
+            told = capsys.readouterr().err
+            assert f"me/lesions, revision {first}, weights sha256 {first_sha256}, data not recorded" in told
+            assert f"skin-lesion-classifier {__version__}" in told
+        assert classify(["me/lesions", str(tmp_path / "lesion.png")]) == 0
+        assert f"me/lesions, revision {later.head.oid}" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""modeling/training/checkpoints.py: a checkpoint is whole or not there."""
+
+import logging
+import resource
+
+import pytest
+from accelerate import Accelerator
+
+from modeling.training.checkpoints import CheckpointError, Checkpoints, problem_with
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def writer(content="weights"):
+    def write(folder):
+        (folder / "model.bin").write_text(content)
+        (folder / "deeper").mkdir()
+        (folder / "deeper" / "state.json").write_text("{}")
+
+    return write
+
+
+def test_a_written_checkpoint_is_found_and_whole(tmp_path, accelerator):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    assert checkpoints.latest() is None
+    folder = checkpoints.save(7, writer())
+    assert checkpoints.latest() == folder
+    assert problem_with(folder) is None
+    assert (folder / "deeper" / "state.json").read_text() == "{}"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_two_are_kept(tmp_path, accelerator):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    for step in (1, 2, 3, 10):
+        checkpoints.save(step, writer())
+    assert names(tmp_path) == ["step-00000003", "step-00000010"]
+
+
+def test_a_step_taken_again_replaces_its_checkpoint(tmp_path, accelerator):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    for content in ("first", "second"):
+        folder = checkpoints.save(4, writer(content))
+        assert (folder / "model.bin").read_text() == content
+        assert problem_with(folder) is None
+    assert names(tmp_path) == ["step-00000004"]
+
+
+def test_what_a_kill_left_behind_and_what_was_passed_over_is_deleted(tmp_path, accelerator):
+    """The run goes on from step 1 with other intervals: the damaged step 9 may not count as one of the last two."""
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    checkpoints.save(1, writer())
+    (checkpoints.save(9, writer()) / "model.bin").write_text("")
+    (tmp_path / ".step-00000012.partial").mkdir()
+    assert checkpoints.latest() == tmp_path / "step-00000001"
+    checkpoints.save(5, writer())
+    assert names(tmp_path) == ["step-00000001", "step-00000005"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "model.bin").write_text("weightz"), "model.bin is damaged"),
+        (lambda folder: (folder / "model.bin").write_text(""), "model.bin is damaged"),
+        (lambda folder: (folder / "deeper" / "state.json").unlink(), "deeper/state.json is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "never finished"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, accelerator, caplog, damage, words):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    whole, broken = checkpoints.save(1, writer()), checkpoints.save(2, writer())
+    damage(broken)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.latest() == whole
+    assert "step-00000002" in caplog.text
+    assert words in caplog.text
+
+
+def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, accelerator):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    whole = checkpoints.save(1, writer())
+
+    def killed(folder):
+        writer()(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(2, killed)
+    assert checkpoints.latest() == whole
+    again = checkpoints.save(2, writer())  # what the kill left behind is no obstacle
+    assert checkpoints.latest() == again
+
+
+def test_a_write_that_fails_is_reported_and_harms_nothing(tmp_path, accelerator):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    whole = checkpoints.save(1, writer())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a file that cannot grow, as on a full disk
+    try:
+        with pytest.raises(CheckpointError, match="step-00000002 could not be written"):
+            checkpoints.save(2, writer("w" * 5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoints.latest() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
