@@ -1,0 +1,218 @@
+"""External validation: the model's own test beside images from elsewhere, on which nothing was fitted.
+
+Each number of the two tests has an interval by a bootstrap of its own lesions; the interval of their difference follows from
+the two (MOVER, Zou & Donner 2008, doi:10.1002/sim.3095), so a model's published metrics.json is all that is needed of the
+first. A change of quality is told from a change of mix by re-weighting the external images to the internal mix.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from modeling.calibration import OperatingPoint, choose_threshold, target_probability
+from modeling.evaluation.bootstrap import Bootstrap, Estimate, estimate, not_estimable
+from modeling.evaluation.metrics import replicated_confusion
+
+HEADLINE = ("balanced_accuracy", "accuracy", "macro_auroc", "macro_f1")
+SHARPNESS_SIDE_PX = 224
+N_NEWTON_STEPS = 25
+MAX_WEIGHTS = 1_000_000  # of images times replicates held at once: 8 MB an array
+# Luminance quantisation of libjpeg at quality 50 (ITU-T T.81, table K.1), of which other qualities are multiples.
+_JPEG_QUALITY_50 = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61,
+    12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77,
+    24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101,
+    72, 92, 95, 98, 112, 100, 103, 99,
+])  # fmt: skip
+
+
+def compare_estimates(internal: Estimate, external: Estimate) -> Estimate:
+    """Return external minus internal with a 95 % interval from the two intervals, which are of independent lesions."""
+    if internal["value"] is None or external["value"] is None:
+        side = "internal" if internal["value"] is None else "external"
+        return not_estimable(f"the {side} value is not estimable")
+    value = external["value"] - internal["value"]
+    if None in (internal["low"], internal["high"], external["low"], external["high"]):
+        return {"value": value, "low": None, "high": None, "reason": "one of the two values has no interval"}
+    low = value - np.hypot(external["value"] - external["low"], internal["high"] - internal["value"])
+    high = value + np.hypot(external["high"] - external["value"], internal["value"] - internal["low"])
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def calibration_in_the_large(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap) -> dict:
+    """Return for each diagnosis the mean probability minus its frequency, and the slope of its log odds.
+
+    Both are 0 and 1 where the model is calibrated; a slope below 1 means that probabilities are too extreme
+    (Van Calster et al. 2019, doi:10.1186/s12916-019-1466-7).
+
+    Args:
+        probs: Calibrated probabilities (N, C).
+        labels: True labels (N,).
+        codes: Diagnoses, length C.
+        bootstrap: Of the lesions of these N images.
+    """
+    result = {}
+    counted = np.ones(len(labels))
+    for index, code in enumerate(codes):
+        shows = labels == index
+        totals = bootstrap.totals(np.stack([probs[:, index] - shows, counted], axis=1))
+        excess = estimate(float((probs[:, index] - shows).mean()), totals[:, 0] / totals[:, 1], bootstrap.n_lesions)
+        result[code] = {"excess_probability": excess, "slope": _slope(probs[:, index], shows, bootstrap)}
+    return result
+
+
+def _slope(probs: np.ndarray, shows: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    """Slope of a logistic regression of what an image shows (N,) on the log odds of its probability (N,)."""
+    if shows.all() or not shows.any():
+        return not_estimable("the diagnosis has no image, or all of them")
+    clipped = probs.clip(1e-6, 1 - 1e-6)
+    log_odds = np.log(clipped / (1 - clipped))
+    whole = logistic_slopes(log_odds, shows, np.ones((1, len(shows))))[0]
+    parts = np.array_split(bootstrap.draws, max(1, len(bootstrap.draws) * len(shows) // MAX_WEIGHTS))
+    replicates = np.concatenate([logistic_slopes(log_odds, shows, part[:, bootstrap.lesion_index]) for part in parts])
+    return estimate(float(whole), replicates, bootstrap.n_lesions, reason="the diagnosis is told apart without fault")
+
+
+def logistic_slopes(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Fit y ~ sigmoid(a + b x) once for each row of weights (R, N) by Newton's method; return b (R,), NaN where it diverges."""
+    a, b = np.zeros((len(weights), 1)), np.ones((len(weights), 1))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for _ in range(N_NEWTON_STEPS):
+            p = 1 / (1 + np.exp(-(a + b * x)))  # (R, N)
+            residual, curvature = weights * (y - p), weights * p * (1 - p)
+            g0, g1 = residual.sum(axis=1), residual @ x
+            h0, h1, h2 = curvature.sum(axis=1), curvature @ x, curvature @ x**2
+            determinant = h0 * h2 - h1**2
+            step_a, step_b = (h2 * g0 - h1 * g1) / determinant, (h0 * g1 - h1 * g0) / determinant
+            a, b = a + step_a[:, None], b + step_b[:, None]
+            if np.nanmax(np.abs([step_a, step_b]), initial=0) < 1e-8:
+                break
+    return np.where(np.isfinite(b[:, 0]) & (np.abs(b[:, 0]) < 100), b[:, 0], np.nan)
+
+
+def accuracy_at_mix(predicted: np.ndarray, labels: np.ndarray, mix: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    """Return the accuracy that these answers would have if diagnoses were as frequent as in another set.
+
+    Args:
+        predicted: Answers (N,).
+        labels: True labels (N,).
+        mix: How many images of each diagnosis the other set has, (C,).
+        bootstrap: Of the lesions of these N images.
+    """
+    weights = mix / mix.sum()
+    missing = [index for index in np.flatnonzero(weights) if not (labels == index).any()]
+    if missing:
+        return not_estimable("a diagnosis of the internal test has no image here")
+    recall = np.array(
+        [(predicted[labels == index] == index).mean() if weights[index] else 0.0 for index in range(len(mix))]
+    )
+    confusion = replicated_confusion(predicted, labels, len(mix), bootstrap)  # (R, C, C)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recalls = np.where(weights > 0, np.diagonal(confusion, axis1=1, axis2=2) / confusion.sum(axis=2), 0)
+    return estimate(float(weights @ recall), recalls @ weights, bootstrap.n_lesions)
+
+
+def needed_threshold(
+    point: OperatingPoint, probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the threshold that would reach the point's target sensitivity on these images. It is reported, never used."""
+    is_positive = np.isin(labels, [list(codes).index(code) for code in point.codes])
+    if not is_positive.any():
+        return {"threshold": None, "reason": f"no image of {', '.join(point.codes)}"}
+    scores = target_probability(probs, codes, point.codes)
+    return {"threshold": choose_threshold(scores, is_positive, min_sensitivity=point.target_sensitivity)}
+
+
+# ---- what the images are like ----------------------------------------------------------------------------------------
+
+
+def image_properties(files: Sequence[bytes], images: Sequence[Image.Image]) -> dict[str, dict[str, float | None]]:
+    """Return median and quartiles of the size, sharpness, compression and brightness of images.
+
+    Args:
+        files: Their files, N of them.
+        images: The same images, decoded upright RGB.
+
+    Returns:
+        `long_side_px`; `sharpness`, the standard deviation of the Laplacian at 224 px, in grey levels; `jpeg_quality` of
+        those that are JPEGs, estimated from the quantisation table, 1 to 100; `brightness`, mean luma in [0, 1].
+    """
+    grey = [np.asarray(image.convert("L").resize((SHARPNESS_SIDE_PX, SHARPNESS_SIDE_PX))) for image in images]
+    values = {
+        "long_side_px": [max(image.size) for image in images],
+        "sharpness": [float(cv2.Laplacian(pixels, cv2.CV_32F).std()) for pixels in grey],
+        "jpeg_quality": [quality for file in files if (quality := jpeg_quality(file)) is not None],
+        "brightness": [float(pixels.mean()) / 255 for pixels in grey],
+    }
+    return {name: _quartiles(np.array(numbers, dtype=float)) for name, numbers in values.items()}
+
+
+def jpeg_quality(file: bytes) -> float | None:
+    """Estimate libjpeg's quality setting of a JPEG from its luminance quantisation; None for other formats."""
+    with Image.open(io.BytesIO(file)) as image:
+        table = getattr(image, "quantization", {}).get(0)
+    if table is None:
+        return None
+    scale = float(np.median(100 * np.array(table) / _JPEG_QUALITY_50))  # per cent of the table of quality 50
+    return float(np.clip(5000 / scale if scale > 100 else 100 - scale / 2, 1, 100))
+
+
+def _quartiles(values: np.ndarray) -> dict[str, float | None]:
+    names = ("lower_quartile", "median", "upper_quartile")
+    if len(values) == 0:
+        return dict.fromkeys(names)
+    return dict(zip(names, np.quantile(values, [0.25, 0.5, 0.75]).tolist(), strict=True))
+
+
+# ---- the section -----------------------------------------------------------------------------------------------------
+
+
+def headline_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+    """Return internal, external and difference of each headline number of two contents of metrics.json."""
+    rows = {name: (internal["test"][name], external["test"][name]) for name in HEADLINE}
+    rows |= {
+        f"{code}/recall": (scores["recall"], external["test"]["per_class"][code]["recall"])
+        for code, scores in internal["test"]["per_class"].items()
+    }
+    inside, outside = (metrics["calibration"]["test"]["after"] for metrics in (internal, external))
+    rows |= {name: (inside[name], outside[name]) for name in ("ece", "brier", "nll")}
+    points = {point["name"]: point for point in internal["operating_points"] if "test" in point}
+    for point in external["operating_points"]:
+        if "test" in point and point["name"] in points:
+            for name in ("sensitivity", "specificity"):
+                rows[f"{point['name']}/{name}"] = (points[point["name"]]["test"][name], point["test"][name])
+    if "test" in internal["abstention"] and "test" in external["abstention"]:
+        rows["abstained"] = (internal["abstention"]["test"]["abstained"], external["abstention"]["test"]["abstained"])
+    return {
+        name: {"internal": one, "external": other, "difference": compare_estimates(one, other)}
+        for name, (one, other) in rows.items()
+    }
+
+
+def mix_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return the fraction of test images of each diagnosis, age band, sex, site and source, internal beside external."""
+    result = {}
+    for name in ("diagnosis", "age_years", "sex", "site", "source"):
+        counts = []
+        for metrics in (internal, external):
+            if name == "diagnosis":
+                counts.append(metrics["data"]["flow"]["splits"]["test"]["per_class"])
+            else:
+                counts.append({group: row["n_images"] for group, row in metrics["groups"][name].items()})
+        total = [sum(of.values()) for of in counts]
+        result[name] = {
+            group: {
+                side: of.get(group, 0) / n if n else None
+                for side, of, n in zip(("internal", "external"), counts, total, strict=True)
+            }
+            for group in sorted({*counts[0], *counts[1]})
+        }
+    return result
