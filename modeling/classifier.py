@@ -21,7 +21,7 @@ from modeling.images import ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.model_folder import ModelFolder, load_model_folder, resolve_model_folder
 from modeling.network import TimmModel, eval_transform
-from modeling.prediction import Prediction
+from modeling.prediction import Prediction, verdict
 from modeling.process import memory_is_kept
 
 BATCH_SIZE = 64
@@ -174,17 +174,23 @@ class LesionClassifier:
             self.abstention.reasons(outputs.logits, outputs.features) if self.abstention else [None] * len(probs)
         )
         return [
-            Prediction(
-                diagnosis=self.codes[int(row.argmax())],
-                probability=float(row.max()),
-                probabilities={code: float(value) for code, value in zip(self.codes, row, strict=True)},
-                abstained=reason is not None,
-                reason=reason,
-                operating_points={name: bool(values[index]) for name, values in reached.items()},
-                provenance=self.provenance,
-            )
+            self.prediction(row, {name: bool(values[index]) for name, values in reached.items()}, reason)
             for index, (row, reason) in enumerate(zip(probs, reasons, strict=True))
         ]
+
+    def prediction(self, probs: np.ndarray, reached: dict[str, bool], reason: str | None) -> Prediction:
+        """Make the answer for one lesion of its probabilities (C,), its operating points and why it is refused, if so."""
+        probabilities = {code: float(value) for code, value in zip(self.codes, probs, strict=True)}
+        return Prediction(
+            diagnosis=self.codes[int(probs.argmax())],
+            probability=float(probs.max()),
+            probabilities=probabilities,
+            abstained=reason is not None,
+            reason=reason,
+            operating_points=reached,
+            provenance=self.provenance,
+            verdict=verdict(self.operating_points, reached, probabilities, abstained=reason is not None),
+        )
 
     def tta_probs(self, pixel_values: torch.Tensor) -> np.ndarray:
         """Return the mean probabilities over the eight flips and quarter turns, float64 (B, C)."""

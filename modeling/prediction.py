@@ -1,9 +1,13 @@
-"""The one shape of an answer about an image."""
+"""The one shape of an answer about an image, and the one line that sums it up."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modeling.labels import NOTICE
+from modeling.calibration import OperatingPoint
+from modeling.labels import NOTICE, diagnosis_of
+
+DIGITS = 6  # of a probability: beyond them two machines differ
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Prediction:
         reason: Why it abstained, in words; None otherwise.
         operating_points: By name ("MEL@95"), whether the image lies above the threshold fitted for that sensitivity.
         provenance: model_id, revision, weights_sha256, data_fingerprint, package_version.
+        verdict: The line of `verdict`.
     """
 
     diagnosis: str
@@ -27,7 +32,83 @@ class Prediction:
     reason: str | None
     operating_points: dict[str, bool]
     provenance: dict[str, str | None]
+    verdict: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the prediction with the notice, ready for JSON."""
-        return {**asdict(self), "notice": NOTICE}
+        """Return the prediction with the notice, ready for JSON, its probabilities rounded."""
+        return {
+            **asdict(self),
+            "probability": rounded(self.probability),
+            "probabilities": {code: rounded(value) for code, value in self.probabilities.items()},
+            "notice": NOTICE,
+        }
+
+
+def verdict(
+    points: Sequence[OperatingPoint],
+    reached: Mapping[str, bool],
+    probabilities: Mapping[str, float],
+    *,
+    abstained: bool,
+) -> str:
+    """Sum an answer up in one line, thresholds first, which every surface shows alike.
+
+    Args:
+        points: The model's operating points.
+        reached: For each by name, whether the image lies above its threshold.
+        probabilities: Calibrated probability of every diagnosis by code.
+        abstained: True if the answer should not be used.
+    """
+    above = [point for point in points if reached[point.name]]
+    below = [point for point in points if not reached[point.name]]
+    parts = [f"above {_thresholds(above)}"] if above else []
+    parts += [f"below {_thresholds(below)}"] if below else []
+    tested = "; ".join(parts) or "this model has no tested threshold"
+    if below and not above:
+        tested += ": no all-clear"
+    best = max(probabilities, key=probabilities.__getitem__)
+    warning = "The model abstains: this image is unlike its training images, so do not use what follows. "
+    return (
+        f"{warning if abstained else ''}{tested[0].upper()}{tested[1:]}. "
+        f"Most probable: {diagnosis_of(best).name}, {percent(rounded(probabilities[best]))}."
+    )
+
+
+def _thresholds(points: Sequence[OperatingPoint]) -> str:
+    """Name thresholds by what they were fitted to catch; targets with the same sensitivities are named together."""
+    sensitivities: dict[str, list[str]] = {}
+    for point in sorted(points, key=lambda point: -point.target_sensitivity):
+        sensitivities.setdefault(target_words(point.codes), []).append(percent(point.target_sensitivity))
+    targets: dict[str, list[str]] = {}
+    for target, values in sensitivities.items():
+        targets.setdefault(" and ".join(values), []).append(f"of {target}")
+    caught = ", and ".join(f"{values} {' and '.join(names)}" for values, names in targets.items())
+    return f"the threshold{'s' if len(points) > 1 else ''} set to catch {caught}"
+
+
+def target_words(codes: Sequence[str]) -> str:
+    """Return what a threshold on these diagnoses is to catch, in the plural."""
+    if tuple(codes) == ("MEL",):
+        return "melanomas"
+    diagnoses = [diagnosis_of(code) for code in codes]
+    if not all(diagnosis.malignant for diagnosis in diagnoses):
+        return f"lesions such as {', '.join(diagnosis.name for diagnosis in diagnoses)}"
+    early = any(diagnosis.behaviour == "pre-malignant" for diagnosis in diagnoses)
+    return "malignant and pre-malignant lesions" if early else "malignant lesions"
+
+
+def rounded(probability: float) -> float:
+    """Round a probability; since it is never 0 or 1, it is not rounded to them either."""
+    smallest = 10**-DIGITS
+    return min(max(round(probability, DIGITS), smallest), 1 - smallest)
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as people read it: 95 %, 4.2 %, 99.6 %, and never as certain when it is not."""
+    value = 100 * fraction
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    if 99.9 < value < 100:
+        return "> 99.9 %"
+    digits = 0 if value in (0, 100) or 10 <= value <= 99 else 1
+    return f"{value:.{digits}f} %"

@@ -197,7 +197,7 @@ def test_a_probability_that_is_rounded_away_is_not_called_impossible():
 def prediction(classifier, *probabilities: float, reason: str | None = None) -> Prediction:
     by_code = dict(zip(classifier.codes, probabilities, strict=True))
     best = max(by_code, key=by_code.__getitem__)
-    return Prediction(best, by_code[best], by_code, reason is not None, reason, {}, {})
+    return Prediction(best, by_code[best], by_code, reason is not None, reason, {}, {}, "")
 
 
 def test_several_photos_of_a_lesion_are_averaged_and_the_thresholds_applied_to_the_mean(classifier):
@@ -284,7 +284,7 @@ def test_pictures_and_maps_keep_the_aspect_and_orientation_of_the_photo(classifi
 
 
 def explanation(evidence: list[list[list[float]]]) -> Explanation:
-    nobody = Prediction("MEL", 1.0, {"MEL": 1.0, "NV": 0.0}, False, None, {}, {})
+    nobody = Prediction("MEL", 1.0, {"MEL": 1.0, "NV": 0.0}, False, None, {}, {}, "")
     return Explanation(("MEL", "NV"), np.array(evidence, dtype=np.float32), (100, 100), nobody)
 
 
