@@ -14,6 +14,8 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # Pillow knows some fifty formats, among them EPS, which starts Ghostscript. Only parsers on this list ever see a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+# The photographs of an iPhone; read by pillow-heif where it is installed. Brands as in ISO/IEC 23008-12, annex B.
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 # Together these bound one call to 1 GB of memory (a WebP with transparency at the pixel limit) and some 6 s of one core
 # (a JPEG at the limits of pixels and scans).
@@ -22,9 +24,12 @@ MAX_PIXELS = 51_000_000  # a 50-megapixel phone (8192 x 6144) fits; Pillow holds
 MIN_SIDE_PX = 8
 MAX_ASPECT_RATIO = 10  # models squash to a square: a longer strip shows no lesion any more
 MAX_JPEG_SCANS = 50  # progressive JPEGs have about 10; every scan goes over all pixels, so thousands take minutes
-MAX_JPEG_SEGMENTS = 5_000  # before the picture; an ICC profile or depth map of 4 MB takes 64
+MAX_JPEG_SEGMENTS = 5_000  # before the pixels; an ICC profile or depth map of 4 MB takes 64
 MAX_READS = 100_000  # of Pillow, per file: millions of empty chunks would keep it busy for minutes
 MAX_TIFF_TAG_BYTES = 8_000_000  # as Python numbers they take up to 25 times as much
+
+
+_MOST_PIXELS = f"more than {MAX_PIXELS // 10**6} megapixels"
 
 
 class ImageError(ValueError):
@@ -39,11 +44,11 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
 
     Args:
         source: A path, the bytes of a file, a PIL image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4).
-            Of an animation or a file of several pages the first picture is taken.
+            Of an animation or a file of several pages the first image is taken.
         min_side_px: JPEGs may be decoded smaller, which is faster, as long as both sides keep this length.
 
     Raises:
-        ImageError: If the image cannot be read or is no sensible picture. Bad input raises nothing else.
+        ImageError: If the image cannot be read or cannot show a lesion. Bad input raises nothing else.
     """
     name = _name(source)
     try:
@@ -54,8 +59,9 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
         else:
             image = _open(_read(source, name), name)
         _check_size(image, name)
-        if min_side_px and not isinstance(source, Image.Image):
-            image.draft(None, (min_side_px, min_side_px))  # does something for JPEG only
+        # Of JPEGs only: a HEIC would answer with its thumbnail, which may show anything.
+        if min_side_px and not isinstance(source, Image.Image) and image.format == "JPEG":
+            image.draft(None, (min_side_px, min_side_px))
         image.load()
         return _upright_rgb(image, name)
     except ImageError:
@@ -63,32 +69,38 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
     except MemoryError as error:
         raise ImageError(f"{name} needs more memory than there is; make it smaller.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} has too many pixels; make it smaller. ({error})") from error
+        raise ImageError(f"{name} has {_MOST_PIXELS}; make it smaller.") from error
     # Hostile files make Pillow raise OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
     # AttributeError, struct.error, zlib.error, OverflowError, RecursionError and more. There is no list of them, and
     # every one means the same here: this image cannot be read. So this one boundary translates them all.
     except Exception as error:
         raise ImageError(
-            f"{name} is damaged or incomplete ({error}). Send it again, or save it once more as JPEG or PNG."
+            f"{name} is damaged or incomplete. Send it again, or save it once more as JPEG or PNG."
         ) from error
 
 
 def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     if isinstance(source, bytes):
-        data = source
-    else:
-        try:
-            if not Path(source).is_file():  # also keeps out devices and pipes, which may never end
-                raise ImageError(f"{name} is not a file; check the path (addresses of the web must be fetched first).")
-            with open(source, "rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ImageError(f"{name} cannot be opened ({error.strerror}); check the path and its rights.") from error
-    if not data:
-        raise ImageError(f"{name} is empty (0 bytes); send it again.")
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_FILE_BYTES // 10**6} MB; save it as JPEG.")
+        _check_bytes(len(source), name)
+        return source
+    try:
+        if not Path(source).is_file():  # also keeps out devices and pipes, which may never end
+            raise ImageError(f"{name} is not a file; check the path (addresses of the web must be fetched first).")
+        # Before it is read: a file such as /proc/kmsg calls itself ordinary and empty, and never ends.
+        _check_bytes(Path(source).stat().st_size, name)
+        with open(source, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ImageError(f"{name} cannot be opened ({error.strerror}); check the path and its rights.") from error
+    _check_bytes(len(data), name)
     return data
+
+
+def _check_bytes(n_bytes: int, name: str) -> None:
+    if n_bytes == 0:
+        raise ImageError(f"{name} is empty (0 bytes); send it again.")
+    if n_bytes > MAX_FILE_BYTES:
+        raise ImageError(f"{name} is larger than {MAX_FILE_BYTES // 10**6} MB; save it as JPEG.")
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
@@ -99,25 +111,26 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
             f"{name} cannot be checked: this program set PIL.ImageFile.LOAD_TRUNCATED_IMAGES, so that incomplete "
             "images would pass, grey where a part is missing. Set it to False."
         )
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        return _open_heic(data, name)
     metadata: dict[str, bytes] = {}
     if data.startswith(b"\xff\xd8"):
         data, metadata = _split_jpeg(data, name)
-    file = _MeteredFile(data)
+    file = _MeteredFile(data, name)
     if data.startswith((b"II", b"MM")):
         file.bytes_left = MAX_TIFF_TAG_BYTES
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not a picture, or its header is damaged (it starts with {data[:8]!r}). "
-            f"Send one of {', '.join(FORMATS)}."
+            f"{name} is not an image, or its start is damaged. Send one of {', '.join(FORMATS)} or HEIC."
         ) from error
     image.info.update(metadata)
     if image.format == "TIFF":
         # Loading a TIFF also expands the tables these tags point to, of any size; nothing here needs them.
         for tag in (0x8769, 0x8825, 0xA005):  # Exif, GPS, Interoperability
             image.getexif().pop(tag, None)
-        # The decoder's buffer holds one tile, which may be larger than the picture.
+        # The decoder's buffer holds one tile, which may be larger than the image.
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(322, 0) * tags.get(323, 0) > MAX_PIXELS:  # TileWidth, TileLength
             raise ImageError(f"{name} claims tiles of absurd size; save it once more as JPEG or PNG.")
@@ -125,11 +138,24 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     return image
 
 
-class _MeteredFile(io.BytesIO):
-    """The bytes of a file, which stop a parser that reads far more, or more often, than a picture needs."""
+def _open_heic(data: bytes, name: str) -> ImageFile.ImageFile:
+    """Read the header of a HEIC photograph; libheif refuses to decode more pixels than it tells of."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise ImageError(
+            f"{name} is a HEIC photograph, and this installation cannot read those; save it as JPEG "
+            "(or install the reader: pip install pillow-heif)."
+        ) from error
+    return HeifImageFile(io.BytesIO(data))
 
-    def __init__(self, data: bytes) -> None:
+
+class _MeteredFile(io.BytesIO):
+    """The bytes of a file, which stop a parser that reads far more, or more often, than an image needs."""
+
+    def __init__(self, data: bytes, name: str) -> None:
         super().__init__(data)
+        self.image_name = name
         self.reads_left = MAX_READS
         self.bytes_left = sys.maxsize
 
@@ -138,27 +164,28 @@ class _MeteredFile(io.BytesIO):
         self.reads_left -= 1
         self.bytes_left -= len(data)
         if self.reads_left < 0 or self.bytes_left < 0:
-            raise OSError("its metadata is too large or too fragmented")
+            raise ImageError(
+                f"{self.image_name} has metadata that are too large or too fragmented; save it once more as JPEG or PNG."
+            )
         return data
 
 
 def _split_jpeg(data: bytes, name: str) -> tuple[bytes, dict[str, bytes]]:
-    """Return the JPEG without metadata, and the first Exif and XMP segments.
+    """Return the first image of a JPEG file without metadata, and its first Exif and XMP segments.
 
     Pillow joins all Exif segments and reads every table in them when it opens a JPEG: a few crafted hundred kilobytes
-    fill the memory. We need one number of it, the orientation, so Pillow gets to see none.
+    fill the memory. We need one number of it, the orientation, so Pillow gets to see none. What phones put behind the
+    image (a film, a depth map, a second image) is left out too.
     """
-    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise ImageError(f"{name} has more than {MAX_JPEG_SCANS} scans; save it as an ordinary JPEG.")
     metadata: dict[str, bytes] = {}
     kept, position = [data[:2]], 2
     for _ in range(MAX_JPEG_SEGMENTS):
         position = data.find(b"\xff", position)
         if position < 0 or position + 4 > len(data):
-            raise ImageError(f"{name} is incomplete: it ends before the picture starts. Send it again.")
+            raise ImageError(f"{name} is incomplete: it ends before its pixels start. Send it again.")
         marker, length = data[position + 1], 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xDA:  # start of scan: the picture itself
-            return b"".join([*kept, data[position:]]), metadata
+        if marker == 0xDA:  # start of scan
+            return b"".join([*kept, data[position : _end_of_jpeg(data, position, name)]]), metadata
         if marker == 0xFF:  # padding
             position += 1
             continue
@@ -175,6 +202,27 @@ def _split_jpeg(data: bytes, name: str) -> tuple[bytes, dict[str, bytes]]:
             kept.append(segment)
         position += length
     raise ImageError(f"{name} has more than {MAX_JPEG_SEGMENTS} segments of metadata; save it once more.")
+
+
+def _end_of_jpeg(data: bytes, position: int, name: str) -> int:
+    """Return where the image ends whose first scan starts at `position`; refuse it if it has absurdly many scans."""
+    n_scans = 0
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = _JPEG_MARKER.search(data, position)
+        if found is None:
+            return len(data)
+        marker, position = data[found.end() - 1], found.end()
+        if marker == 0xD9:  # end of image
+            return position
+        n_scans += marker == 0xDA
+        if n_scans > MAX_JPEG_SCANS:
+            raise ImageError(f"{name} has more than {MAX_JPEG_SCANS} scans; save it as an ordinary JPEG.")
+        position += int.from_bytes(data[position : position + 2], "big")  # tables, or the header of a scan
+    raise ImageError(f"{name} has more than {MAX_JPEG_SEGMENTS} segments; save it once more.")
+
+
+# In compressed pixels 0xFF is followed by 0, or by one of 0xD0 to 0xD7, which only part them.
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -195,7 +243,7 @@ def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     size = f"{name} has {width} x {height} pixels"
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{size}, more than {MAX_PIXELS // 10**6} megapixels; make it smaller.")
+        raise ImageError(f"{size}, {_MOST_PIXELS}; make it smaller.")
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError(f"{size}; both sides need at least {MIN_SIDE_PX}. Send the photograph itself.")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
@@ -268,7 +316,7 @@ def _orientation(info: dict) -> int:
                 if tag == 0x0112 and number == 1 and kind in (3, 4):  # SHORT or LONG
                     return struct.unpack_from(order + "HL"[kind - 3], exif, start + 10 + 12 * i)[0]
         except struct.error:
-            return 1  # it ends too early: broken metadata do not make the picture unreadable
+            return 1  # it ends too early: broken metadata do not make the image unreadable
     for key in ("XML:com.adobe.xmp", "xmp"):
         xmp = info.get(key) or b""
         match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp if isinstance(xmp, bytes) else xmp.encode())

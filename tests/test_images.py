@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from modeling.images import MAX_FILE_BYTES, ImageError, decode_image
-from support.corpus import CorpusFile, corners, encode, make_corpus, picture, tiff, with_segment
+from support.corpus import CorpusFile, corners, encode, heic, make_corpus, picture, tiff, with_segment
 
 MAX_SECONDS = 10  # for one file; the largest allowed takes about 1 s
 MAX_MEGABYTES = 1000  # on top of what Python and Pillow take
@@ -75,7 +76,7 @@ def test_every_corpus_file_is_read_right_or_refused_with_the_reason_within_time_
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{Path(__file__).parent}"},
     )
     assert process.returncode == 0, process.stderr
     wrong = []
@@ -116,8 +117,9 @@ def test_the_limit_for_tables_of_a_tiff_does_not_count_its_pixels():
 def test_files_of_plain_colour_give_the_pixels_that_other_loaders_see(corpus):
     compared = 0
     for file in corpus:
-        # Pillow alone fails on broken Exif or reads gigabytes of it.
-        if file.expected == "reads" and not file.path.name.startswith(("exif-", "bomb", "large")):
+        # Pillow alone fails on broken Exif, reads gigabytes of it, or knows no HEIC.
+        alone = not file.path.name.startswith(("exif-", "bomb", "large")) and file.path.suffix != ".heic"
+        if file.expected == "reads" and alone:
             with Image.open(file.path) as image:
                 ordinary = image.mode in ("RGB", "L", "P", "1", "CMYK") and not image.has_transparency_data
             if ordinary:
@@ -147,8 +149,9 @@ def test_bytes_and_open_images_give_the_pixels_of_the_path(corpus):
         if file.expected == "reads" and not file.path.name.startswith(("bomb", "large")):
             pixels = decode_image(file.path).tobytes()
             assert decode_image(file.path.read_bytes()).tobytes() == pixels, file.path.name
-            with Image.open(file.path) as image:
-                assert decode_image(image).tobytes() == pixels, file.path.name
+            if file.path.suffix != ".heic":
+                with Image.open(file.path) as image:
+                    assert decode_image(image).tobytes() == pixels, file.path.name
 
 
 # ---- what a caller may hand over ----
@@ -164,6 +167,36 @@ def test_a_path_that_is_no_file_is_named_in_the_error(tmp_path):
         decode_image("nul\0byte.jpg")
     with pytest.raises(ImageError, match="fetched first"):
         decode_image("https://example.org/lesion.jpg")
+
+
+def test_a_file_that_calls_itself_empty_but_never_ends_is_not_read():
+    never_ends = Path("/proc/kmsg")  # a regular file of 0 bytes, whose reader waits for the kernel's next message
+    if not never_ends.is_file():
+        pytest.skip("this system has no /proc/kmsg")
+    with pytest.raises(ImageError, match="'/proc/kmsg' is empty"):
+        decode_image(never_ends)
+
+
+def test_what_a_message_says_has_no_words_of_the_decoder(corpus):
+    for file in corpus:
+        if file.expected == "refused":
+            with pytest.raises(ImageError) as error:
+                decode_image(file.path)
+            said = str(error.value).removeprefix(repr(str(file.path)))
+            assert not re.search(r"b'|b\"|0x|<|\bPIL\b|Pillow|libheif|178956970|DOS", said), said
+
+
+def test_a_heic_photograph_without_the_reader_says_what_to_install(corpus, monkeypatch):
+    (path,) = [file.path for file in corpus if file.path.name == "orientation-6.heic"]
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"HEIC photograph.* save it as JPEG .*pip install pillow-heif"):
+        decode_image(path)
+
+
+def test_a_heic_photograph_is_decoded_from_its_pixels_and_not_from_its_thumbnail():
+    image = picture().resize((960, 640))
+    thumbnail = heic(image, thumbnails=[256])
+    assert decode_image(thumbnail, min_side_px=64).size == image.size
 
 
 def test_a_file_over_the_byte_limit_is_refused_before_it_is_read(tmp_path):

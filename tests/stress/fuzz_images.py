@@ -20,7 +20,7 @@ import warnings
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]  # the package, and support
 
 # `modeling.images` and Pillow are imported where they are used: atheris has to see them being imported.
 

@@ -1,6 +1,6 @@
-"""Odd and hostile image files: `make_corpus(folder)` writes about 180 and says what to expect of each.
+"""Odd and hostile image files: `make_corpus(folder)` writes about 200 and says what to expect of each.
 
-Run as `python -m tests.corpus FOLDER` to look at them.
+Run as `python tests/support/corpus.py FOLDER` to look at them.
 """
 
 import base64
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 # Four colours, one a quarter (top left, top right, bottom left, bottom right), tell every turn and flip apart.
@@ -212,6 +213,30 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
     reads("comment.jpg", with_segment(jpeg, 0xFE, b"<script>alert(1)</script>"), "script in a comment", tolerance=8)
     reads("trailing-zip.jpg", jpeg + zip_of_zeros(1_000_000), "a zip archive after the picture", tolerance=8)
 
+    # --- as phones save ---
+    film = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"\xff\xda" * 20_000 + np.random.default_rng(2).bytes(200_000)
+    reads("motion-photo.jpg", jpeg + film, "a film behind the image, full of what look like scans", tolerance=8)
+    reads("motion-photo-progressive.jpg", progressive + film, "the same behind a progressive JPEG", tolerance=8)
+    burst = encode(image, "MPO", quality=95, save_all=True, append_images=[other] * 60)
+    reads("burst.jpg", burst, "61 images in one file (MPF), one scan each", tolerance=8)
+    thumbnails = jpeg
+    for _ in range(80):
+        thumbnails = with_segment(thumbnails, 0xE1, b"Exif\0\0" + jpeg * 4)
+    thumbnails = with_segment(thumbnails, 0xE1, b"Exif\0\0" + exif(1))
+    reads("large-metadata.jpg", thumbnails, "2 MB of metadata with 320 small JPEGs in them", tolerance=8)
+    restarts = encode(image, "JPEG", quality=95, subsampling=0, restart_marker_blocks=1)
+    reads("restart-markers.jpg", restarts, "a restart marker after every block", tolerance=8)
+    reads("orientation-6.heic", heic(stored, exif=b"Exif\0\0" + exif(6)), "HEIC, held upright", tolerance=24)
+    reads("rgba.heic", heic(rgba), "HEIC with transparency", corners=[WHITE, *QUARTERS[1:]], tolerance=24)
+    refused("cut.heic", heic(image)[:-500], "HEIC, incomplete", "Send it again")
+    refused("film.heic", film, "a film with the ending of a photograph", "not an image")
+    large = heic(Image.new("RGB", (640, 480)))
+    size = large.index(b"ispe") + 8  # width and height
+    lie = patched(large, size, struct.pack(">LL", 64, 64))
+    refused("bomb-lie.heic", lie, "HEIC of 640x480 that says 64x64", "damaged")
+    claim = patched(large, size, struct.pack(">LL", 60_000, 60_000))
+    refused("bomb-claim.heic", claim, "HEIC that claims 3.6 gigapixels", "more than 51 megapixels")
+
     # --- names ---
     for name in (
         "with spaces  and (brackets).jpg",
@@ -230,7 +255,7 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
         reads(name, jpeg, "an odd name", tolerance=8)
 
     # --- no pictures ---
-    says = "not a picture"
+    says = "not an image"
     refused("empty.jpg", b"", "0 bytes", "empty")
     refused("text.jpg", b"This is a text, not an image.\n" * 20, "text", says)
     refused("page.jpg", b"<!doctype html><script>alert(1)</script>", "HTML", says)
@@ -255,7 +280,7 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
             refused(f"cut-{percent}-percent.{format.lower()}", part, f"{format} cut after {percent} %", "Send ")
     refused("only-soi.jpg", b"\xff\xd8", "two bytes of a JPEG", "incomplete")
     refused("signature.png", b"\x89PNG\r\n\x1a\n", "eight bytes of a PNG", says)
-    refused("no-idat.png", plain["PNG"][:33], "PNG without pixels", "header is damaged")
+    refused("no-idat.png", plain["PNG"][:33], "PNG without pixels", "start is damaged")
     refused("flipped.png", flipped(plain["PNG"]), "PNG with wrong pixel data", "damaged")
 
     # --- shapes ---
@@ -318,19 +343,19 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
         "bomb-text.png",
         png_with(plain["PNG"], b"zTXt", b"k\0\0" + zeros),
         "compressed text of 50 MB",
-        "too large",
+        "damaged or incomplete",
     )
     refused(
         "bomb-international-text.png",
         png_with(plain["PNG"], b"iTXt", b"k\0\1\0\0\0" + zeros),
         "compressed text of 50 MB",
-        "too large",
+        "damaged or incomplete",
     )
     refused(
         "bomb-profile.png",
         png_with(plain["PNG"], b"iCCP", b"k\0\0" + zeros),
         "colour profile of 50 MB",
-        "too large",
+        "damaged or incomplete",
     )
     reads("bomb-pixels.png", png(SIZE, 8, 2, raw_rgb(image) + bytes(50_000_000)), "50 MB behind the pixels")
     chunks = png_chunk(b"tEXt", b"a\0") * 150_000
@@ -346,13 +371,15 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
     table = ifd([(tag, 1, 240_000, struct.pack("<L", 8)) for tag in range(1000, 21_000)])
     reads("bomb-exif.png", png_with(plain["PNG"], b"eXIf", table), "20,000 overlapping Exif tables, 4.8 GB together")
     tables = [(tag, 1, 240_000, struct.pack("<L", 8)) for tag in range(1000, 21_000)]
-    refused("bomb-tables.tif", tiff({256: 64, 257: 64, 279: 4096}, tables), "the same in a TIFF", "header is damaged")
+    refused("bomb-tables.tif", tiff({256: 64, 257: 64, 279: 4096}, tables), "the same in a TIFF", "too large")
     strips = [(273, 4, 3_000_000, struct.pack("<L", 8))]
-    refused("bomb-offsets.tif", tiff({256: 64, 257: 64}, strips, 12_000_000), "3 million strips", "header is damaged")
+    refused("bomb-offsets.tif", tiff({256: 64, 257: 64}, strips, 12_000_000), "3 million strips", "too large")
     inner = ifd([(tag, 1, 240_000, struct.pack("<L", 8)) for tag in range(1000, 21_000)])[8:]
     body = tiff({256: 64, 257: 64, 279: 4096, 0x8769: 10_000})
     reads("bomb-exif.tif", body + bytes(10_000 - len(body)) + inner, "the same in a TIFF's Exif", (64, 64), None)
     last_scan = progressive.rindex(b"\xff\xda")
+    hidden = b"\xff\xc4\0\0" * 10_000  # empty tables, each read by the decoder
+    refused("bomb-tables.jpg", jpeg[:-2] + hidden + b"\xff\xd9", "10,000 empty tables between scans", "segments")
     refused("bomb-scans.jpg", progressive[:-2] + progressive[last_scan:-2] * 5000 + b"\xff\xd9", "5,000 scans", "scans")
     return files
 
@@ -391,6 +418,12 @@ def level(colour: tuple[int, int, int]) -> int:
 def encode(image: Image.Image, format: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, format, **options)
+    return file.getvalue()
+
+
+def heic(image: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=90, **options)
     return file.getvalue()
 
 
