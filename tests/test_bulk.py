@@ -123,7 +123,7 @@ def test_rows_come_in_the_order_of_names_and_parquet_says_the_same_as_csv(classi
     assert found["image"].to_pylist() == [row["image"] for row in rows]
     assert found["MEL"].to_pylist()[:-1] == [float(row["MEL"]) for row in rows[:-1]]
     assert found["abstained"].to_pylist()[-2:] == [False, None]
-    assert "not a picture" in found["error"].to_pylist()[-1]
+    assert "not an image" in found["error"].to_pylist()[-1]
     notes = json.loads(found.schema.metadata[b"lesion"])
     beside = json.loads((tmp_path / "out.parquet.json").read_text())
     assert notes["provenance"] == beside["provenance"] == classifier.provenance
@@ -363,10 +363,10 @@ def test_names_that_are_no_text_are_kept_readable(classifier, pictures, tmp_path
 
 
 def test_the_table_shows_no_control_characters(classifier, pictures):
-    shown = table([("a\x1b[31m\n.jpg", classifier.predict(pictures[0])), ("b.jpg", "not a picture")])
+    shown = table([("a\x1b[31m\n.jpg", classifier.predict(pictures[0])), ("b.jpg", "not an image")])
     assert "\x1b" not in shown
     assert shown.splitlines()[1].startswith("a\\x1b[31m\\n.jpg  ")
-    assert shown.splitlines()[-1] == "b.jpg: not a picture"
+    assert shown.splitlines()[-1] == "b.jpg: not an image"
 
 
 def test_many_images_need_an_output(tiny_model_folder, pictures, tmp_path, capsys):

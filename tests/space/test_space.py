@@ -674,7 +674,7 @@ def test_an_assistant_can_call_the_tools_over_mcp(url, classifier):
 
 def test_what_cannot_be_answered_gets_a_sentence_and_the_page_keeps_working(url):
     client = SpaceClient(url)
-    with pytest.raises(AnswerError, match=r"photo\.jpg is not a picture"):
+    with pytest.raises(AnswerError, match=r"photo\.jpg is not an image"):
         client.classify(b"no picture")
     with pytest.raises(AnswerError, match="No photo came"):
         client.call("classify", None)
