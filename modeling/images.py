@@ -26,6 +26,7 @@ MAX_ASPECT_RATIO = 10  # models squash to a square: a longer strip shows no lesi
 MAX_JPEG_SCANS = 50  # progressive JPEGs have about 10; every scan goes over all pixels, so thousands take minutes
 MAX_JPEG_SEGMENTS = 5_000  # before the pixels; an ICC profile or depth map of 4 MB takes 64
 MAX_READS = 100_000  # of Pillow, per file: millions of empty chunks would keep it busy for minutes
+MAX_SHOWN_NAME = 500  # characters of a path in a message
 MAX_TIFF_TAG_BYTES = 8_000_000  # as Python numbers they take up to 25 times as much
 
 
@@ -331,7 +332,7 @@ def _name(source: ImageInput) -> str:
     if isinstance(source, Image.Image | bytes):
         return "The image"
     if isinstance(source, str | os.PathLike):
-        return repr(os.fspath(source))
+        return f"{os.fspath(source)!r:.{MAX_SHOWN_NAME}}"  # a data URI may hold a whole photo
     raise ImageError(
         f"An image must be a path, bytes, a PIL image or a uint8 array, got {type(source).__name__}; "
         "convert tensors with tensor.numpy(), file objects with file.read()."

@@ -43,6 +43,13 @@ class Prediction:
             "notice": NOTICE,
         }
 
+    def to_row(self) -> dict[str, Any]:
+        """Return it as one flat row of a table: each diagnosis and each operating point is a column of its own."""
+        fields = self.to_dict()
+        first = {key: fields[key] for key in ("diagnosis", "probability")}
+        then = {key: fields[key] for key in ("abstained", "reason")}
+        return {**first, **fields["probabilities"], **then, **fields["operating_points"]}
+
 
 def verdict(
     points: Sequence[OperatingPoint],

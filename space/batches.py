@@ -18,6 +18,7 @@ from answers import Photo
 from uploads import shown_name
 
 from modeling.classifier import LesionClassifier
+from modeling.files import harmless
 from modeling.images import MAX_FILE_BYTES, ImageError
 from modeling.labels import diagnosis_of
 from modeling.prediction import Prediction
@@ -192,8 +193,3 @@ def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
             ]
         )
     return buffer.getvalue()
-
-
-def harmless(text: str) -> str:
-    """Keep a spreadsheet from running a visitor's file name as a formula (OWASP, CSV injection)."""
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

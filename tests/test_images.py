@@ -167,6 +167,9 @@ def test_a_path_that_is_no_file_is_named_in_the_error(tmp_path):
         decode_image("nul\0byte.jpg")
     with pytest.raises(ImageError, match="fetched first"):
         decode_image("https://example.org/lesion.jpg")
+    with pytest.raises(ImageError, match="check the path") as error:
+        decode_image("data:image/jpeg;base64," + "A" * 1_000_000)
+    assert len(str(error.value)) < 1000
 
 
 def test_a_file_that_calls_itself_empty_but_never_ends_is_not_read():
