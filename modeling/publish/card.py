@@ -1,4 +1,4 @@
-"""Render the model card from metrics.json and config.json."""
+"""Render the model card and its second level from metrics.json and config.json."""
 
 import re
 from collections.abc import Mapping
@@ -13,30 +13,30 @@ from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.model_folder import read_config
 from modeling.publish.hub import PublishError
 
-CARD_NAME = "README.md"
-CARD_TEMPLATE = "model_card.md"
+CARD_NAME, EVALUATION_NAME = "README.md", "evaluation.md"
+TEMPLATES = {CARD_NAME: "model_card.md", EVALUATION_NAME: "evaluation_card.md"}  # at the top of the repository
 SYNTHETIC_LICENSE = "apache-2.0"
 CARD_REPO_ID = "me/skin-lesion-b0"  # stands in the card for the repository until it is pushed
 
 
-# The card.
-
-
 def write_card(model_folder: str | Path) -> Path:
-    """Write `README.md` of a model folder, whole or not at all, and return its path."""
-    path = Path(model_folder) / CARD_NAME
-    content = render_card(model_folder)
-    unfinished = path.with_suffix(".md.part")
-    unfinished.write_text(content, encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    """Write `README.md` and `evaluation.md` of a model folder, each whole or not at all, and return the path of the first."""
+    folder = Path(model_folder)
+    for name, content in render_card(folder).items():
+        unfinished = folder / f"{name}.part"
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.replace(folder / name)
+    return folder / CARD_NAME
 
 
-def render_card(model_folder: str | Path) -> str:
-    """Render the model card of a folder from its `metrics.json` and `config.json` alone.
+def render_card(model_folder: str | Path) -> dict[str, str]:
+    """Render the model card and its second level, `evaluation.md`, from a folder's `metrics.json` and `config.json` alone.
+
+    Returns:
+        The content of each file, by its name in the model folder.
 
     Raises:
-        PublishError: If a file or the template is missing, or the template names something that is not in these files.
+        PublishError: If a file or a template is missing, or a template names something that is not in these files.
     """
     folder = Path(model_folder)
     try:
@@ -48,33 +48,37 @@ def render_card(model_folder: str | Path) -> str:
         raise PublishError(
             f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR`."
         )
-    if not (ROOT / CARD_TEMPLATE).is_file():
+    missing = [template for template in TEMPLATES.values() if not (ROOT / template).is_file()]
+    if missing:
         raise PublishError(
-            f"{ROOT} has no {CARD_TEMPLATE}: install from a clone of the repository with `pip install -e`."
+            f"{ROOT} has no {' and no '.join(missing)}: install from a clone of the repository with `pip install -e`."
         )
     try:
-        body = _card_template(ROOT).render(
-            metrics=metrics,
-            base_model=config["lesion"].get("base_model"),
-            license=_license(config["lesion"]),
-            diagnoses=[diagnosis_of(code) for code in config["label_names"]],
-            notice=NOTICE,
-            synthetic_notice=SYNTHETIC_NOTICE,
-            attribution=ATTRIBUTION,
-            repo_id=CARD_REPO_ID,
-        )
+        bodies = {
+            name: _template(ROOT, template).render(
+                metrics=metrics,
+                base_model=config["lesion"].get("base_model"),
+                license=_license(config["lesion"]),
+                diagnoses=[diagnosis_of(code) for code in config["label_names"]],
+                notice=NOTICE,
+                synthetic_notice=SYNTHETIC_NOTICE,
+                attribution=ATTRIBUTION,
+                repo_id=CARD_REPO_ID,
+            )
+            for name, template in TEMPLATES.items()
+        }
         metadata = _card_metadata(config, metrics).to_yaml()
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
         raise PublishError(
-            f"{folder / METRICS_NAME} does not go with {CARD_TEMPLATE} ({type(error).__name__}: {str(error)[:300]}): it is "
+            f"{folder / METRICS_NAME} does not go with the card's templates ({type(error).__name__}: {str(error)[:300]}): it is "
             f"damaged or of another version; make it anew with `python -m modeling.evaluation {folder} --data_dir DIR`."
         ) from error
-    body = re.sub(r"\n{3,}", "\n\n", body.strip())
-    return f"---\n{metadata}\n---\n\n{body}\n"
+    pages = {name: re.sub(r"\n{3,}", "\n\n", body.strip()) + "\n" for name, body in bodies.items()}
+    return {**pages, CARD_NAME: f"---\n{metadata}\n---\n\n{pages[CARD_NAME]}"}
 
 
 @cache
-def _card_template(root: Path) -> Any:
+def _template(root: Path, name: str) -> Any:
     # Imported late: publishing the Space does not need it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -82,7 +86,7 @@ def _card_template(root: Path) -> Any:
         loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": format_number, "estimate": format_estimate, "count": "{:,}".format, "cell": _cell}
-    return environment.get_template(CARD_TEMPLATE)
+    return environment.get_template(name)
 
 
 def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCardData:

@@ -29,7 +29,7 @@ from modeling.files import (
     read_json,
 )
 from modeling.model_folder import read_config
-from modeling.publish.card import CARD_NAME, CARD_REPO_ID
+from modeling.publish.card import CARD_NAME, CARD_REPO_ID, EVALUATION_NAME
 from modeling.publish.hub import (
     Published,
     PublishError,
@@ -85,8 +85,8 @@ def push_model(
         api = HfApi(token=token)
         repo_id = with_namespace(api, repo_id)
         ensure_repo(api, repo_id, "model", private=private)
-        card = (folder / CARD_NAME).read_text(encoding="utf-8")
-        files[CARD_NAME] = card.replace(CARD_REPO_ID, repo_id).encode()  # now that it has a name
+        for name in (CARD_NAME, EVALUATION_NAME):  # now that the repository has a name
+            files[name] = (folder / name).read_text(encoding="utf-8").replace(CARD_REPO_ID, repo_id).encode()
         return commit_files(
             api,
             repo_id,
@@ -154,9 +154,11 @@ def check_model_folder(folder: Path, *, token: str | None = None) -> None:
     except ModelFolderError as error:
         raise PublishError(f"{folder} cannot be published: {error}") from error
     problems = []
-    for name in (WEIGHTS_NAME, METRICS_NAME, CARD_NAME):
+    for name in (WEIGHTS_NAME, METRICS_NAME, CARD_NAME, EVALUATION_NAME):
         if not (folder / name).is_file() or (folder / name).stat().st_size == 0:
-            advice = f" (write it with `{command('card', str(folder))}`)" if name == CARD_NAME else ""
+            advice = (
+                f" (write it with `{command('card', str(folder))}`)" if name in (CARD_NAME, EVALUATION_NAME) else ""
+            )
             problems.append(f"{name} is missing or empty{advice}")
     if not problems and config["lesion"].get("weights_sha256") != file_sha256(folder / WEIGHTS_NAME):
         problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")

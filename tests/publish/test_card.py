@@ -17,14 +17,20 @@ from modeling.data.splits import make_splits
 from modeling.evaluation.baselines import metadata_only_predictions
 from modeling.evaluation.bootstrap import bootstrap_lesions, estimate_rate
 from modeling.evaluation.sections import metadata_table
-from modeling.labels import ATTRIBUTION, CODES, NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE
+from modeling.labels import ATTRIBUTION, CODES, NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.publish import card as card_module
 from modeling.publish.__main__ import main as publish_main
 from modeling.publish.card import format_estimate, format_number, render_card, write_card
 from modeling.publish.hub import PublishError
 from modeling.publish.push import push_model
 from stress import fuzz_config
-from support.scored import draw_dataset
+from support.scored import draw_dataset, make_scored_folder
+
+
+@pytest.fixture(scope="module")
+def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Only to be read."""
+    return make_scored_folder(tmp_path_factory.mktemp("card"))
 
 
 @pytest.fixture
@@ -50,6 +56,11 @@ def edit_lesion(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["lesion"] |= changes
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def both_pages(folder: Path) -> str:
+    """The first level and evaluation.md, one after the other, as plain text."""
+    return plain("".join(render_card(folder).values()))
 
 
 def plain(text: str) -> str:
@@ -142,7 +153,7 @@ def test_each_score_follows_from_predictions_csv(scored_folder):
     )
 
 
-def test_data_and_floors_follow_from_the_data_set_and_its_splits(scored_folder, tmp_path):
+def test_data_and_baselines_follow_from_the_dataset_and_its_splits(scored_folder, tmp_path):
     dataset = draw_dataset(tmp_path / "masks")
     metrics, splits = (
         json.loads((scored_folder / "metrics.json").read_text()),
@@ -190,8 +201,8 @@ NOT_IN_TEXT = (
 )
 
 
-def test_each_number_of_the_metrics_stands_in_the_card(scored_folder):
-    card = plain(render_card(scored_folder))
+def test_each_number_of_the_metrics_stands_in_the_evaluation(scored_folder):
+    card = plain(render_card(scored_folder)["evaluation.md"])
     metrics = json.loads((scored_folder / "metrics.json").read_text())
     wanted = [(path, text) for path, text in numbers_of(metrics) if not any(part in path for part in NOT_IN_TEXT)]
     missing = [
@@ -222,7 +233,7 @@ def test_a_changed_number_changes_the_card(folder, section):
 
 
 def test_groups_stand_in_the_card_and_small_ones_are_suppressed(scored_folder):
-    card = plain(render_card(scored_folder))
+    card = plain(render_card(scored_folder)["evaluation.md"])
     groups = json.loads((scored_folder / "metrics.json").read_text())["groups"]
     seen = {"suppressed": 0, "shown": 0}
     for name, values in groups.items():
@@ -241,7 +252,7 @@ def test_groups_stand_in_the_card_and_small_ones_are_suppressed(scored_folder):
 
 
 def test_the_front_matter_is_what_the_hub_reads(scored_folder):
-    data = ModelCard(render_card(scored_folder)).data
+    data = ModelCard(render_card(scored_folder)["README.md"]).data
     metrics = json.loads((scored_folder / "metrics.json").read_text())
     assert data.license == "apache-2.0"  # drawings of this package's own
     assert data.library_name == "timm"
@@ -257,13 +268,14 @@ def test_the_front_matter_is_what_the_hub_reads(scored_folder):
 
 def test_a_network_trained_from_scratch_names_no_base_model(folder):
     edit_lesion(folder, base_model=None)
-    card = render_card(folder)
-    assert ModelCard(card).data.base_model is None
-    assert "did not start from ImageNet weights" in card
+    pages = render_card(folder)
+    assert ModelCard(pages["README.md"]).data.base_model is None
+    for page in pages.values():
+        assert "What training started from was not recorded." in page
 
 
 def test_a_card_of_synthetic_data_says_so_before_anything_else(scored_folder):
-    body = ModelCard(render_card(scored_folder)).text
+    body = ModelCard(render_card(scored_folder)["README.md"]).text
     first = body.strip().splitlines()[2]
     assert first.startswith("> **A demonstration on synthetic data.")
     assert SYNTHETIC_NOTICE in first
@@ -274,7 +286,7 @@ def test_a_card_of_synthetic_data_says_so_before_anything_else(scored_folder):
 def test_a_card_of_isic_2019_gives_attribution_and_no_word_of_drawings(folder):
     edit_metrics(folder, data__dataset="isic2019", data__synthetic=False)
     edit_lesion(folder, license="cc-by-nc-4.0", synthetic=False)
-    card = ModelCard(render_card(folder))
+    card = ModelCard(render_card(folder)["README.md"])
     assert card.data.license == "cc-by-nc-4.0"
     assert ATTRIBUTION in card.text
     assert NOTICE in card.text
@@ -286,7 +298,7 @@ def test_a_card_of_isic_2019_gives_attribution_and_no_word_of_drawings(folder):
 def test_a_card_of_somebody_elses_data_claims_no_licence(folder):
     edit_metrics(folder, data__dataset="someone/lesions", data__synthetic=False)
     edit_lesion(folder, synthetic=False)
-    card = ModelCard(render_card(folder))
+    card = ModelCard(render_card(folder)["README.md"])
     assert card.data.license is None
     assert "no licence is stated" in card.text
     assert ATTRIBUTION not in card.text
@@ -308,12 +320,12 @@ def test_what_was_not_measured_is_said_with_its_reason(folder):
         baselines={"reason": "there is no train split"},
         groups=groups,
         heat_maps__masks={"reason": "no lesion masks were given"},
-        original={"reason": "no comparison"},
+        reference={"reason": "no comparison"},
         test__macro_f1=not_estimable,
         failures={"most_confident": [], "missed": {}},
         training={"options": {}, "history": [], "best_epoch": None, "selection": "balanced accuracy"},
     )
-    card = plain(render_card(folder))
+    card = both_pages(folder)
     for reason in (
         "the splits have no val images",
         "not fitted: val lacks them",
@@ -330,7 +342,7 @@ def test_what_was_not_measured_is_said_with_its_reason(folder):
 
 
 def test_every_table_has_as_many_cells_in_each_row_as_in_its_head(scored_folder):
-    lines = render_card(scored_folder).splitlines()
+    lines = both_pages(scored_folder).splitlines()
     n_tables = 0
     for place, line in enumerate(lines):
         if not re.fullmatch(r"\|(-{3}\|)+", line):
@@ -348,49 +360,151 @@ def test_every_table_has_as_many_cells_in_each_row_as_in_its_head(scored_folder)
 
 
 def test_every_figure_of_the_card_is_in_the_folder_and_every_figure_is_shown(scored_folder):
-    linked = set(re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", render_card(scored_folder)))
+    linked = set(re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", both_pages(scored_folder)))
     assert linked == {path.name for path in (scored_folder / "figures").iterdir()}
 
 
 @pytest.mark.parametrize(
-    "heading",
+    ("page", "heading"),
     [
-        "## Intended use",
-        "### Out-of-scope use",
-        "### Source of data and reference standard",
-        "### Participants, data flow and exclusions",
-        "### Split unit and leakage",
-        "### Predictors, missing data and sample size",
-        "### Calibration",
-        "### Operating points",
-        "### When it should not answer",
-        "### Fairness: scores by source, sex, age and body site",
-        "## Failure cases",
-        "## Comparison with the original system, like for like",
-        "## Limits",
-        "## Licence and attribution",
-        "## Citation",
+        ("README.md", "## Intended use"),
+        ("README.md", "### Out-of-scope use"),
+        ("README.md", "## How to load it"),
+        ("README.md", "## What it does badly"),
+        ("README.md", "## Data and split"),
+        ("README.md", "## Licence and attribution"),
+        ("README.md", "## Citation"),
+        ("evaluation.md", "### Source of data and reference standard"),
+        ("evaluation.md", "### Participants, data flow and exclusions"),
+        ("evaluation.md", "### Split unit and leakage"),
+        ("evaluation.md", "### Predictors, missing data and sample size"),
+        ("evaluation.md", "### Calibration"),
+        ("evaluation.md", "### Operating points"),
+        ("evaluation.md", "### When it should not answer"),
+        ("evaluation.md", "### Fairness: scores by source, sex, age and body site"),
+        ("evaluation.md", "## Failure cases"),
+        ("evaluation.md", "## Comparison with the reference system, like for like"),
+        ("evaluation.md", "## Provenance"),
     ],
 )
-def test_a_reviewer_finds_the_heading(scored_folder, heading):
-    assert f"\n{heading}\n" in render_card(scored_folder)
+def test_a_reviewer_finds_the_heading(scored_folder, page, heading):
+    assert f"\n{heading}\n" in render_card(scored_folder)[page]
+
+
+def as_real_model_of_eight_diagnoses(folder: Path) -> None:
+    """Make the longest card there is: all diagnoses, real data with their attribution, nothing left out."""
+    metrics = edit_metrics(folder, data__dataset="isic2019", data__synthetic=False)
+    edit_lesion(folder, license="cc-by-nc-4.0", synthetic=False)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"label_names": list(CODES), "num_classes": len(CODES)}
+    config["label_descriptions"] = {code: diagnosis_of(code).name for code in CODES}
+    (folder / "config.json").write_text(json.dumps(config))
+    metrics["model"]["codes"] = list(CODES)
+    # Reference 0 stands in for the diagnoses that the scored model does not know; words are counted, not scores.
+    for scores in (metrics["test"], metrics["test"]["by_lesion"], metrics["val"]):
+        known = scores["per_class"]
+        scores["per_class"] = {code: known.get(code, known["NV"]) for code in CODES}
+        scores["confusion"] = [[0] * len(CODES)] * len(CODES)
+    for split in ("val", "test"):
+        for moment in metrics["calibration"][split].values():
+            moment["ece_per_class"] = dict.fromkeys(CODES, moment["ece_per_class"]["NV"])
+    for part in metrics["data"]["flow"]["splits"].values():
+        part["per_class"] = dict.fromkeys(CODES, 1)
+    metrics["data"]["leakage"] |= dict.fromkeys(CODES, 0.0)
+    for near in metrics["abstention"]["near"].values():
+        near["predicted"] = dict.fromkeys(CODES, 0)
+    for name, groups in metrics["groups"].items():
+        for scores in groups.values() if name != "not_measured" else ():
+            if "recall" in scores:
+                scores["recall"] = dict.fromkeys(CODES, scores["recall"]["NV"])
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_the_first_level_has_at_most_1200_words(folder):
+    for page in (render_card(folder), as_real_model_of_eight_diagnoses(folder) or render_card(folder)):
+        words = [word for word in ModelCard(page["README.md"]).text.split() if re.search(r"\w", word)]
+        assert 400 < len(words) <= 1200
+        assert len(words) < len(page["evaluation.md"].split()) / 2
+
+
+def test_each_number_of_the_first_level_is_one_of_the_metrics(scored_folder):
+    metrics = json.loads((scored_folder / "metrics.json").read_text())
+    text = plain(ModelCard(render_card(scored_folder)["README.md"]).text).split("## Citation")[0]
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    known = {number for _, written in numbers_of(metrics) for number in re.findall(r"[\d.,]+", plain(written))}
+    known |= {f"{point['target_sensitivity']:.2f}" for point in metrics["operating_points"]}
+    said = re.findall(r"(?<![\w@.-])\d[\d,]*(?:\.\d+)?(?![\w.]*\d)", text)
+    assert len(said) > 60
+    # Counted, or in the name of something: diagnoses, 95 % intervals, the version of the licence, brightness -20 %.
+    named = {
+        str(len(metrics["model"]["codes"])),
+        "95",
+        "2.0",
+        *re.findall(r"\d+", " ".join(metrics["robustness"]["changes"])),
+    }
+    assert not set(said) - known - named
+
+
+def test_the_first_level_shows_melanomas_that_the_first_answer_misses_beside_the_operating_points(scored_folder):
+    metrics = json.loads((scored_folder / "metrics.json").read_text())
+    lines = plain(render_card(scored_folder)["README.md"]).splitlines()
+
+    def row(start: str) -> str:
+        return next(line for line in lines if line.startswith(f"| {start}"))
+
+    melanoma = metrics["test"]["per_class"]["MEL"]
+    for name in ("recall", "specificity"):
+        assert plain(format_estimate(melanoma[name])) in row("its first answer is melanoma")
+    assert len(metrics["operating_points"]) == 4
+    for point in metrics["operating_points"]:
+        for name in ("sensitivity", "specificity"):
+            assert plain(format_estimate(point["test"][name])) in row(point["name"])
+    assert lines.index(row("its first answer")) < lines.index("## Intended use")
+
+
+def test_what_it_does_badly_follows_the_metrics(folder):
+    def section() -> str:
+        return plain(render_card(folder)["README.md"]).split("## What it does badly")[1].split("\n## ")[0]
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    worst = min(metrics["test"]["per_class"].items(), key=lambda item: item[1]["recall"]["value"])
+    assert (
+        f"misses {worst[0]} most often of all diagnoses: sensitivity {plain(format_estimate(worst[1]['recall']))}."
+        in section()
+    )
+    changes = metrics["robustness"]["changes"]
+    name = max(changes, key=lambda name: changes[name]["flip_rate"]["value"])
+    assert f"({name}) alters {plain(format_estimate(changes[name]['flip_rate']))} of them" in section()
+    far = metrics["abstention"]["far"]
+    kind = min(far, key=lambda kind: far[kind]["abstained"]["value"])
+    assert f'"{kind}" least often: {plain(format_estimate(far[kind]["abstained"]))} of them' in section()
+    assert "AK, malignant or pre-malignant, is unknown to it" in section()
+    assert "DF" not in section()  # benign
+    inside = metrics["heat_maps"]["masks"]["model"]["heat_inside"]["value"]
+    blob = metrics["heat_maps"]["masks"]["centred_blob"]["heat_inside"]
+    edit_metrics(folder, heat_maps__masks__centred_blob__heat_inside=blob | {"value": inside - 0.01})
+    assert "do not locate lesions" not in section()
+    edit_metrics(folder, heat_maps__masks__centred_blob__heat_inside=blob | {"value": inside + 0.01})
+    assert "do not locate lesions" in section()
 
 
 def test_a_misspelt_placeholder_fails_instead_of_vanishing(folder, tmp_path, monkeypatch):
-    template = (card_module.ROOT / "model_card.md").read_text().replace("test.macro_auroc", "test.macro_aurok")
-    (tmp_path / "model_card.md").write_text(template)
+    for name in card_module.TEMPLATES.values():
+        template = (card_module.ROOT / name).read_text().replace("test.macro_auroc", "test.macro_aurok")
+        (tmp_path / name).write_text(template)
     monkeypatch.setattr(card_module, "ROOT", tmp_path)
     with pytest.raises(PublishError, match="macro_aurok"):
         render_card(folder)
 
 
 def test_a_missing_template_or_metrics_says_what_to_do(folder, tmp_path, monkeypatch):
+    metrics = (folder / "metrics.json").read_text()
     (folder / "metrics.json").unlink()
     with pytest.raises(PublishError, match=r"has no metrics\.json; make it with `python -m modeling\.evaluation"):
         render_card(folder)
-    (folder / "metrics.json").write_text("{}")
+    (folder / "metrics.json").write_text(metrics)
     monkeypatch.setattr(card_module, "ROOT", tmp_path)
-    with pytest.raises(PublishError, match=r"has no model_card\.md: install from a clone"):
+    with pytest.raises(PublishError, match=r"has no model_card\.md and no evaluation_card\.md: install from a clone"):
         render_card(folder)
 
 
@@ -411,13 +525,13 @@ def test_changed_metrics_give_a_card_or_a_sentence(scored_folder, tmp_path):
 
 def test_the_card_names_revision_weights_data_and_package(folder):
     metrics = edit_metrics(folder)
-    card = render_card(folder)
+    card = both_pages(folder)
     for said in (metrics["model"]["weights_sha256"], metrics["data"]["fingerprint"], "skin-lesion-classifier 0.1.0"):
         assert said in card
     # It cannot name the commit that it will be part of; a model of the Hub that is scored again has one.
     assert "| Revision | the commit that holds this card" in card
     edit_metrics(folder, model__revision="c0ffee" * 6)
-    assert f"| Revision | `{'c0ffee' * 6}` |" in render_card(folder)
+    assert f"| Revision | `{'c0ffee' * 6}` |" in render_card(folder)["evaluation.md"]
 
 
 def test_the_card_subcommand_writes_the_card_and_pushing_gives_it_the_repositorys_name(folder, monkeypatch, capsys):
@@ -425,17 +539,21 @@ def test_the_card_subcommand_writes_the_card_and_pushing_gives_it_the_repository
 
     assert publish_main(["card", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "README.md")
-    assert (folder / "README.md").read_text() == render_card(folder)
+    for name, content in render_card(folder).items():
+        assert (folder / name).read_text() == content
     with HubServer() as hub:
         hub.connect(monkeypatch)
         push_model(folder, "me/lesions")
-        card = hub.repo("me/lesions").files()["README.md"].decode()
+        pages = hub.repo("me/lesions").files()
+        card = pages["README.md"].decode()
         assert 'LesionClassifier.from_pretrained("me/lesions")' in card
-        assert card_module.CARD_REPO_ID not in card
+        assert "python -m modeling.evaluation me/lesions --verify" in pages["evaluation.md"].decode()
+        for name in card_module.TEMPLATES:
+            assert card_module.CARD_REPO_ID not in pages[name].decode()
         assert not push_model(folder, "me/lesions").changed
 
 
 def test_writing_the_card_leaves_no_other_file(folder):
     before = set(folder.iterdir())
     assert write_card(folder) == folder / "README.md"
-    assert set(folder.iterdir()) - before == {folder / "README.md"}
+    assert set(folder.iterdir()) - before == {folder / "README.md", folder / "evaluation.md"}

@@ -132,7 +132,7 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
         with contextlib.suppress(ModelFolderError):
             known_before(source)
         try:
-            render_card(scored).encode()
+            "".join(render_card(scored).values()).encode()
         except PublishError as error:
             return is_refusal(error)
         return True

@@ -117,6 +117,7 @@ def make_model_folder(folder: Path, *, seed: int) -> Path:
     save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
     (folder / "metrics.json").write_text(f'{{"seed": {seed}}}\n')
     (folder / "README.md").write_text(f"---\nlicense: cc-by-nc-4.0\n---\n# Run {seed}\n")
+    (folder / "evaluation.md").write_text(f"# Evaluation of run {seed}\n")
     (folder / "figures").mkdir()
     (folder / "figures" / f"roc_{seed}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0" + bytes([seed]) * 100)
     return folder

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pytest
 from PIL import Image, ImageDraw
 
 from modeling.abstention import AbstentionRule
@@ -53,14 +52,8 @@ def draw_dataset(masks: Path) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows, features=FEATURES)
 
 
-@pytest.fixture(scope="module")
-def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the metrics and figures of a real evaluation of a made-up model; only to be read."""
-    return make_scored_folder(tmp_path_factory.mktemp("card"))
-
-
 def make_scored_folder(base: Path) -> Path:
-    """Write a model folder and score it with made-up outputs; also a start for fuzz_config.py."""
+    """Write a model folder with the metrics and figures of a real evaluation of a made-up model."""
     folder, codes, rng = base / "model", REFERENCE_CODES, np.random.default_rng(0)
     dataset = draw_dataset(base / "masks")
     label_of = dict(zip(dataset["image_id"], [CODES[label] for label in dataset["label"]], strict=True))
