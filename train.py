@@ -5,7 +5,7 @@ accelerate launch train.py                         # ISIC 2019, official downloa
 accelerate launch train.py --data_dir DIR          # ISIC 2019, a local copy in the official layout
 accelerate launch train.py --dataset user/name     # any image classification dataset on the Hub
 
-The file reads in the order of the run: options → data → splits → model → training → evaluation → publishing.
+The file reads in the order of the run: options → data → model → training → evaluation → publishing.
 A research demonstration, not a medical device.
 """
 
@@ -14,21 +14,21 @@ from modeling.process import prepare_process
 prepare_process()  # before torch is loaded
 
 # isort: split
-import errno
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from safetensors import SafetensorError
 
 from modeling.classifier import LesionClassifier
-from modeling.data.cache import CacheError
 from modeling.data.sources import fingerprint, load_data, select_diagnoses
 from modeling.data.splits import (
+    SPLITS,
     check_no_leakage,
     leakage,
     leave_one_source_out,
@@ -41,19 +41,21 @@ from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer
 from modeling.files import RUN_NAME, SPLITS_NAME, write_json
 from modeling.labels import REFERENCE_CODES, SYNTHETIC_NOTICE
-from modeling.network import build_model
+from modeling.network import TimmModel, build_model
 from modeling.publish.card import write_card
 from modeling.publish.hub import PublishError
 from modeling.publish.push import check_can_push, push_model
-from modeling.training.checkpoints import CheckpointError
-from modeling.training.finalize import write_model_folder
+from modeling.training.checkpoints import any_process
+from modeling.training.dry_run import rehearse
+from modeling.training.failures import explained, launched
+from modeling.training.finalize import check_learned, write_model_folder
 from modeling.training.loaders import make_loaders, split_datasets
 from modeling.training.options import TrainOptions, parse_options
-from modeling.training.outputs import run_model
+from modeling.training.outputs import Outputs, run_model
 from modeling.training.processes import make_accelerator, warn_of_missing_processes
 from modeling.training.recipe import make_trainer
 from modeling.training.run_folder import check_same_run, describe_run, holds_run, number_of_skipped, sole_user
-from modeling.training.trainer import LOADER_ERRORS, Interrupted, TrainingError, loader_died, process_lost
+from modeling.training.trainer import Interrupted, TrainingError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,64 +64,66 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
         train(options)
     except Interrupted as stopped:
-        print(f"\n{stopped} Go on with the same command and --resume auto.", file=sys.stderr)
-        return 130
-    except (ValueError, TrainingError, CheckpointError, CacheError, PublishError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as error:
-        print(
-            f"\nerror: the GPU's memory is full ({error}). Halve --batch_size and double --gradient_accumulation_steps: "
-            "the result stays about the same.",
-            file=sys.stderr,
-        )
-        return 1
-    except LOADER_ERRORS as error:
-        if process_lost(error):
-            print(
-                f"\nerror: another process of this run failed or was killed, so this one stops too ({error}). Go on with the "
-                "same command and --resume auto.",
-                file=sys.stderr,
-            )
-            return 1
-        if not loader_died(error):
+        status, message = 130, f"{stopped} Go on with the same command and --resume auto."
+    except PublishError as error:
+        status, message = 1, f"error: {error}"
+    except Exception as error:
+        status, message = 1, f"error: {explained(error)}"
+        if explained(error) is None:
             raise
-        print(
-            f"\nerror: a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, "
-            "lower --num_workers; with --num_workers 0 the training process loads them itself. Go on with the same command "
-            "and --resume auto.",
-            file=sys.stderr,
-        )
-        return 1
-    except (OSError, SafetensorError) as error:
-        advice = " Make room on the disk and go on with the same command and --resume auto." if no_room(error) else ""
-        print(f"\nerror: {error}.{advice}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def no_room(error: OSError | SafetensorError) -> bool:
-    """True if an error says that the disk, the quota or the longest file is full; safetensors has the number in its text."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+    else:
+        return 0
+    print(f"\n{message}", file=sys.stderr)
+    if launched():
+        print("(What follows is the report of accelerate's launcher, which adds nothing to this.)", file=sys.stderr)
+    return status
 
 
 def train(options: TrainOptions) -> None:
-    """Set up the processes of the run, and keep its folder to them."""
+    """Train, evaluate and publish one model, stage by stage; its folder is kept to the processes of this run."""
     warn_of_missing_processes()
     accelerator = make_accelerator(options)
-    run_dir = Path(str(options.output_dir))
+    run_dir = Path(options.output_dir)
     with sole_user(run_dir, accelerator):
-        train_in(run_dir, options, accelerator)
+        resuming = holds_run(run_dir, options, accelerator)
+        if options.push_to_hub and accelerator.is_main_process:
+            check_can_push(options.hub_model_id)
+        data = prepare_data(run_dir, options, accelerator, resuming=resuming)
+        model = prepare_model(run_dir, options, accelerator, data, resuming=resuming)
+        if options.dry_run:
+            accelerator.print("dry run passed; nothing was trained.")
+            return
+        fitted = fit(run_dir, options, accelerator, data, model, resuming=resuming)
+        if accelerator.is_main_process:
+            model_dir = evaluate(run_dir, options, data, fitted)
+            publish(model_dir, options)
 
 
-def train_in(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> None:
-    """Train, evaluate and publish one model."""
-    resuming = holds_run(run_dir, options, accelerator)
-    if options.push_to_hub and accelerator.is_main_process:
-        check_can_push(str(options.hub_model_id))
+# ---- data ----------------------------------------------------------------------------------------------------------
 
-    # Data. One process reads first; the others then find its cache.
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from.
+
+    Attributes:
+        everything: All usable images.
+        chosen: Those of the diagnoses to tell apart; labels count from 0 in the order of `codes`.
+        codes: Those diagnoses.
+        splits: Rows of splits.csv.
+        config: Content of train_config.json.
+    """
+
+    everything: Dataset
+    chosen: Dataset
+    codes: list[str]
+    splits: pd.DataFrame
+    config: dict[str, Any]
+
+
+def prepare_data(run_dir: Path, options: TrainOptions, accelerator: Accelerator, *, resuming: bool) -> RunData:
+    """Read the images, split them by lesion, and write down what this run is."""
+    # One process reads first; the others then find its cache.
     with accelerator.local_main_process_first():
         everything = load_data(
             options.dataset,
@@ -129,78 +133,24 @@ def train_in(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> 
         )
     chosen = select_diagnoses(everything, diagnoses_of(options, everything))
     codes: list[str] = chosen.features["label"].names
-    data_fingerprint = fingerprint(everything)
+    if len(codes) < 2:
+        raise ValueError(f"--diagnoses: there is nothing to tell apart from {codes[0]}; name two or more, or all.")
 
-    # Splits: a file, made once, so that they can be audited and used again.
+    # A file, made once, so that the splits can be audited and used again.
     if accelerator.is_main_process and not resuming:
         write_splits(splits_of(options, chosen, codes), run_dir / SPLITS_NAME)
     accelerator.wait_for_everyone()
     splits = load_splits(run_dir / SPLITS_NAME)
     if options.protocol == "lesion":
         check_no_leakage(splits)
-    config = describe_run(options, accelerator, codes, data_fingerprint, splits)
+
+    config = describe_run(options, accelerator, codes, fingerprint(everything), splits)
     if resuming:
         check_same_run(run_dir / RUN_NAME, config)
     elif accelerator.is_main_process:
         write_json(run_dir / RUN_NAME, config)
     announce(accelerator, options, splits, codes)
-
-    # Model, batches, optimiser.
-    torch.manual_seed(options.seed)
-    model = build_model(
-        options.backbone,
-        num_classes=len(codes),
-        size_px=int(options.image_size or 0),
-        pretrained=bool(options.pretrained),
-        init_from=options.init_from,
-        drop_rate=options.drop_rate,
-    ).to(memory_format=torch.channels_last)  # 2.4 times faster than the default layout on a CPU
-    parts = split_datasets(options, chosen, splits, data_fingerprint, model.pretrained_cfg, accelerator)
-    loaders = make_loaders(options, parts, accelerator)
-    trainer = make_trainer(options, accelerator, model, loaders, codes, run_dir, epoch_scorer(codes))
-
-    # Training.
-    if resuming and trainer.resume():
-        accelerator.print(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
-    accelerator.init_trackers("skin-lesion-classifier", config={k: str(v) for k, v in config["options"].items()})
-    trainer.run()
-    trainer.load_best()
-
-    # Evaluation: val chooses thresholds, test is touched here for the first time.
-    outputs = {
-        split: run_model(trainer.evaluated_model, loaders[split], accelerator, image_ids=parts[split].image_ids)
-        for split in ("val", "test")
-    }
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
-    unfinished, model_dir = run_dir / ".model.partial", run_dir / "model"
-    temperature = write_model_folder(
-        unfinished, model=trainer.evaluated_model, val=outputs["val"], options=options, config=config, codes=codes
-    )
-    metrics = evaluate_model(
-        classifier=LesionClassifier.from_pretrained(unfinished),
-        dataset=everything,
-        splits=splits,
-        val=outputs["val"],
-        test=outputs["test"],
-        temperature=temperature,
-        output_dir=unfinished,
-        predictions_csv=run_dir / "predictions.csv",
-        protocol=options.protocol,
-        n_skipped=number_of_skipped(run_dir / "skipped.csv"),
-        run=config,
-        history=trainer.progress.history,
-    )
-    write_card(unfinished)
-    shutil.rmtree(model_dir, ignore_errors=True)
-    unfinished.rename(model_dir)
-    print(f"{summary(metrics)}\nmodel folder: {model_dir}")
-
-    # Publishing.
-    if options.push_to_hub:
-        print(f"pushed: {push_model(model_dir, str(options.hub_model_id), private=options.hub_private)}")
-    print(f"open the Space on it: python space/app.py --model {model_dir}")
+    return RunData(everything, chosen, codes, splits, config)
 
 
 def diagnoses_of(options: TrainOptions, dataset: Dataset) -> list[str]:
@@ -219,14 +169,13 @@ def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str]) -> pd.D
         splits = make_splits(dataset, protocol=options.protocol, diagnoses=codes, seed=options.seed)  # type: ignore[arg-type]
     if options.test_source:
         splits = leave_one_source_out(splits, options.test_source)
-    counts = pd.crosstab(splits["label"], splits["split"]).reindex(
-        index=codes, columns=["train", "val", "test"], fill_value=0
-    )
+    counts = pd.crosstab(splits["label"], splits["split"]).reindex(index=codes, columns=list(SPLITS), fill_value=0)
     empty = [f"{code} in {split}" for code in codes for split in ("train", "val") if counts.loc[code, split] == 0]
+    empty += [] if counts["test"].any() else ["any diagnosis in test"]
     if empty:
         raise ValueError(
-            f"no image of {', '.join(empty)}: the model could not be trained or chosen. Add images, or leave the diagnosis out "
-            "with --diagnoses."
+            f"no image of {', '.join(empty)}: the model could not be trained, chosen or scored. Add images, or leave the "
+            "diagnosis out with --diagnoses."
         )
     return splits
 
@@ -234,17 +183,119 @@ def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str]) -> pd.D
 def announce(accelerator: Accelerator, options: TrainOptions, splits: pd.DataFrame, codes: list[str]) -> None:
     """Say what is about to be trained on what."""
     counts = pd.crosstab(splits["label"], splits["split"], margins=True, margins_name="all")
-    accelerator.print(
-        counts.reindex(index=[*codes, "all"], columns=["train", "val", "test", "all"], fill_value=0).to_string()
-    )
-    share = leakage(splits)["overall"]
+    accelerator.print(counts.reindex(index=[*codes, "all"], columns=[*SPLITS, "all"], fill_value=0).to_string())
     accelerator.print(
         f"{options.backbone}, {options.image_size} px, {accelerator.num_processes} process(es) on "
         f"{accelerator.device.type}, precision {accelerator.mixed_precision}; "
-        f"{100 * share:.1f} % of the test images show a lesion that is also in train"
+        f"{leakage(splits)['overall']:.1%} of the test images show a lesion that is also in train"
     )
     if options.dataset == "demo":
         accelerator.print(SYNTHETIC_NOTICE)
+
+
+# ---- model ---------------------------------------------------------------------------------------------------------
+
+
+def prepare_model(
+    run_dir: Path, options: TrainOptions, accelerator: Accelerator, data: RunData, *, resuming: bool
+) -> TimmModel:
+    """Build the network, and try on a few images that it can be trained, calibrated, written, read and explained."""
+    torch.manual_seed(options.seed)
+    model = build_model(
+        options.backbone,
+        num_classes=len(data.codes),
+        size_px=options.image_size,
+        pretrained=options.pretrained,
+        init_from=options.init_from,
+        drop_rate=options.drop_rate,
+    ).to(memory_format=torch.channels_last)  # 2.4 times faster than the default layout on a CPU
+    if resuming and not options.dry_run:
+        return model
+    failure: Exception | None = None
+    if accelerator.is_main_process:
+        one_each = data.splits[data.splits["split"] == "val"].groupby("label")["image_id"].first()
+        rows = data.chosen.select([data.chosen["image_id"].index(image_id) for image_id in one_each])
+        try:
+            rehearse(run_dir, rows, options=options, accelerator=accelerator, model=model, config=data.config)
+        except (TrainingError, torch.OutOfMemoryError) as error:
+            failure = error
+    if any_process(accelerator, failure is not None):
+        raise failure or TrainingError("the dry run of the first process failed.")
+    return model
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The network with its best weights, what it says about val and test, and the record of each epoch."""
+
+    model: TimmModel
+    outputs: dict[str, Outputs]
+    history: list[dict[str, Any]]
+
+
+def fit(
+    run_dir: Path, options: TrainOptions, accelerator: Accelerator, data: RunData, model: TimmModel, *, resuming: bool
+) -> Fitted:
+    """Train, go back to the best epoch on val, and score val and test: test is touched here for the first time."""
+    parts = split_datasets(
+        options, data.chosen, data.splits, data.config["data_fingerprint"], model.pretrained_cfg, accelerator
+    )
+    loaders = make_loaders(options, parts, accelerator)
+    trainer = make_trainer(options, accelerator, model, loaders, run_dir, epoch_scorer(data.codes))
+    if resuming and trainer.resume():
+        accelerator.print(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
+    accelerator.init_trackers(
+        "skin-lesion-classifier", config={name: str(value) for name, value in data.config["options"].items()}
+    )
+    trainer.run()
+    trainer.load_best()
+    outputs = {
+        split: run_model(trainer.evaluated_model, loaders[split], accelerator, image_ids=parts[split].image_ids)
+        for split in ("val", "test")
+    }
+    accelerator.end_training()
+    return Fitted(trainer.evaluated_model, outputs, trainer.progress.history)
+
+
+# ---- evaluation and publishing -------------------------------------------------------------------------------------
+
+
+def evaluate(run_dir: Path, options: TrainOptions, data: RunData, fitted: Fitted) -> Path:
+    """Calibrate on val, score on test, and put the model folder with its card in its place; return it."""
+    unfinished, model_dir = run_dir / ".model.partial", run_dir / "model"
+    check_learned(fitted.outputs["val"])
+    temperature = write_model_folder(
+        unfinished, model=fitted.model, val=fitted.outputs["val"], options=options, config=data.config
+    )
+    metrics = evaluate_model(
+        classifier=LesionClassifier.from_pretrained(unfinished),
+        dataset=data.everything,
+        splits=data.splits,
+        val=fitted.outputs["val"],
+        test=fitted.outputs["test"],
+        temperature=temperature,
+        output_dir=unfinished,
+        predictions_csv=run_dir / "predictions.csv",
+        protocol=options.protocol,
+        n_skipped=number_of_skipped(run_dir / "skipped.csv"),
+        run=data.config,
+        history=fitted.history,
+    )
+    write_card(unfinished)
+    shutil.rmtree(model_dir, ignore_errors=True)
+    unfinished.rename(model_dir)
+    print(f"{summary(metrics)}\nmodel folder: {model_dir}")
+    return model_dir
+
+
+def publish(model_dir: Path, options: TrainOptions) -> None:
+    """Push the folder if asked to, and say how to look at it."""
+    if options.push_to_hub:
+        print(f"pushed: {push_model(model_dir, options.hub_model_id, private=options.hub_private)}")
+    print(f"open the Space on it: python space/app.py --model {model_dir}")
 
 
 if __name__ == "__main__":

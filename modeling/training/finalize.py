@@ -18,13 +18,15 @@ from modeling.network import TimmModel, fold_temperature
 from modeling.training.options import TrainOptions
 from modeling.training.outputs import Outputs
 from modeling.training.run_folder import dataset_name
+from modeling.training.trainer import TrainingError
 
 GOLDEN_SIDE_PX = 96
 GOLDEN_SEED = 0
+SAME_PROBABILITY = 1e-4
 
 
 def write_model_folder(
-    folder: Path, *, model: TimmModel, val: Outputs, options: TrainOptions, config: dict[str, Any], codes: list[str]
+    folder: Path, *, model: TimmModel, val: Outputs, options: TrainOptions, config: dict[str, Any]
 ) -> float:
     """Calibrate the network on val and write it with its operating points and abstention rule; return the temperature.
 
@@ -34,8 +36,8 @@ def write_model_folder(
         val: What it said of val before that.
         options: Of the run.
         config: Content of train_config.json.
-        codes: Diagnosis codes in the order of the classifier's outputs.
     """
+    codes = config["codes"]
     shutil.rmtree(folder, ignore_errors=True)
     # The temperature goes into the classifier, so that every loader is calibrated.
     temperature = fit_temperature(val.logits, val.labels)
@@ -62,6 +64,20 @@ def write_model_folder(
     write_json(folder / RUN_NAME, config)
     shutil.copyfile(folder.parent / SPLITS_NAME, folder / SPLITS_NAME)
     return temperature
+
+
+def check_learned(val: Outputs) -> None:
+    """Refuse to publish a network that tells nothing apart.
+
+    Raises:
+        TrainingError: If it gives every image of val the same probabilities, or none that is finite.
+    """
+    probs = softmax(val.logits)
+    if not np.isfinite(probs).all() or np.ptp(probs, axis=0).max() < SAME_PROBABILITY:
+        raise TrainingError(
+            f"the network has learned nothing: it gives all {len(probs)} images of val the same answer. Lower --learning_rate, "
+            "or start anew from other weights (--pretrained, --init_from). The log and the checkpoints are kept."
+        )
 
 
 def golden_prediction(classifier: LesionClassifier) -> dict[str, Any]:

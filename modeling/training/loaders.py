@@ -33,42 +33,59 @@ def split_datasets(
 ) -> dict[str, SplitData]:
     """Decode and resize the images of each split; train is augmented unless the recipe is the original's."""
     position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
-    size_px = int(options.image_size or 0)
-    augmented = options.recipe != "original"
-    red, green, blue = (round(255 * value) for value in pretrained_cfg["mean"])
     parts = {}
     for split in ("train", "val", "test"):
         image_ids = splits.loc[splits["split"] == split, "image_id"].tolist()
-        rows = dataset.select([position[image_id] for image_id in image_ids])
-        augment = split == "train" and augmented
-        images = resized_images(
-            rows,
-            fingerprint=data_fingerprint,
-            size_px=round(size_px * TRAIN_MARGIN) if augment else size_px,
-            exact=not augment,
+        images = lesion_dataset(
+            dataset.select([position[image_id] for image_id in image_ids]),
+            options,
+            pretrained_cfg,
+            training=split == "train",
+            data_fingerprint=data_fingerprint,
             cache_gb=options.image_cache_gb,
             show_progress=accelerator.is_main_process,
         )
-        augmentation = Augmentation(size_px, fill=(red, green, blue)) if augment else None
-        parts[split] = SplitData(
-            LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed), image_ids
-        )
+        parts[split] = SplitData(images, image_ids)
     return parts
+
+
+def lesion_dataset(
+    rows: Dataset,
+    options: TrainOptions,
+    pretrained_cfg: dict[str, Any],
+    *,
+    training: bool,
+    data_fingerprint: str = "",
+    cache_gb: float = 0,
+    show_progress: bool = False,
+) -> LesionDataset:
+    """Return images at the network's size, augmented for training; without a cache they are decoded when asked for."""
+    augment = training and options.recipe != "original"
+    red, green, blue = (round(255 * value) for value in pretrained_cfg["mean"])
+    images = resized_images(
+        rows,
+        fingerprint=data_fingerprint,
+        size_px=round(options.image_size * TRAIN_MARGIN) if augment else options.image_size,
+        exact=not augment,
+        cache_gb=cache_gb,
+        show_progress=show_progress,
+    )
+    augmentation = Augmentation(options.image_size, fill=(red, green, blue)) if augment else None
+    return LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed)
 
 
 def make_loaders(options: TrainOptions, parts: dict[str, SplitData], accelerator: Accelerator) -> dict[str, Any]:
     """Make the prepared loaders: train shuffled, without its incomplete last batch; val and test in order."""
     workers = default_num_workers(accelerator.num_processes) if options.num_workers is None else options.num_workers
-    batch_size = int(options.batch_size or 0)
     loaders = {}
     for split, part in parts.items():
         training = split == "train"
         loaders[split] = DataLoader(
             part.images,
-            batch_size=batch_size,
+            batch_size=options.batch_size,
             shuffle=training,
             # A last batch of one or two images would spoil the statistics of batch normalisation.
-            drop_last=training and len(part.images) >= batch_size * accelerator.num_processes,
+            drop_last=training and len(part.images) >= options.batch_size * accelerator.num_processes,
             num_workers=workers,
             # To start them anew copies, page by page, the memory that this process has come to hold: seconds an epoch.
             persistent_workers=workers > 0 and split != "test",

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import yaml
+from accelerate.tracking import get_available_trackers
 from transformers import HfArgumentParser
 
 from modeling.files import shortened
@@ -20,16 +20,23 @@ MAX_CONFIG_BYTES = 100_000  # all options with their values are 2 kB
 # ---- options -------------------------------------------------------------------------------------------------------
 
 
-def option(default: Any, text: str) -> Any:
-    """Describe an option: its default and, in its help, what it does and why the default is what it is."""
+def option(default: Any, text: str, allowed: str | None = None) -> Any:
+    """Describe an option.
+
+    Args:
+        default: None if it depends on other options; `resolve` then fills it in.
+        text: What it does, and why the default is what it is.
+        allowed: An interval for a number, such as "[0, 1)", or words, such as "a | b"; shown by --help, checked at the start.
+    """
+    metadata = {"help": text} if allowed is None else {"help": text, "metavar": allowed}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainOptions:
-    """Everything that a run can be told; `--config file.yaml` reads the same names from a file."""
+    """Everything that a run can be told, resolved: `parse_options` leaves no None but in what may be absent."""
 
     # data
     dataset: str = option(
@@ -49,6 +56,7 @@ class TrainOptions:
         "lesion",
         "lesion: no lesion is in two splits, so scores can be trusted. original: the original's image split, "
         "which leaks; for comparison only.",
+        "lesion | original",
     )
     splits: str | None = option(None, "Reuse this splits.csv. Default: make new ones from --seed.")
     test_source: str | None = option(
@@ -60,65 +68,69 @@ class TrainOptions:
         "dropped silently.",
     )
     image_cache_gb: float = option(
-        30.0, "Bound on the cache of resized images on disk; decoding is most of an epoch's cost. 0: no cache."
+        30.0,
+        "Bound on the cache of resized images on disk; decoding is most of an epoch's cost. 0: no cache.",
+        "[0, 1e6]",
     )
     num_workers: int | None = option(
-        None, "Loader processes for each training process. Default: its share of the cores less one."
+        None, "Loader processes for each training process. Default: its share of the cores less one.", "[0, 64]"
     )
     # model
     backbone: str = option(
         "efficientnet_b0",
         "Any convolutional network of timm with one linear classifier; B0 is small enough for a free Space.",
     )
-    pretrained: bool | None = option(
+    pretrained: bool = option(
         None,
         "Start from ImageNet weights, which need the Hub. Default: yes, but not for the demo, which needs no network.",
     )
     init_from: str | None = option(
         None, "Start from the weights of this model folder instead; the way on without the Hub."
     )
-    image_size: int | None = option(
+    image_size: int = option(
         None,
         "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 64 for the demo, "
         "for speed.",
+        "[16, 1024]",
     )
-    drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.")
+    drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.", "[0, 1)")
     # training
     recipe: str = option(
         "default",
         "default: this project's. original: no augmentation, Adam 1e-4, batch 32, 15 epochs, plain loss, best by "
         "accuracy.",
+        "default | original",
     )
-    epochs: int | None = option(
-        None, "At most so many. Default: 30 (demo 16, original 15); early stopping may end before."
+    epochs: int = option(
+        None, "At most so many. Default: 30 (demo 16, original 15); early stopping may end before.", "[1, 10000]"
     )
-    batch_size: int | None = option(
-        None, "Images per process and batch. Default: 32, which fits 4 GB of GPU memory at 224 px."
+    batch_size: int = option(
+        None, "Images per process and batch. Default: 32, which fits 4 GB of GPU memory at 224 px.", "[2, 4096]"
     )
     gradient_accumulation_steps: int = option(
-        1, "Batches per optimiser step; raise it when a larger batch does not fit."
+        1, "Batches per optimiser step; raise it when a larger batch does not fit.", "[1, 1024]"
     )
-    learning_rate: float | None = option(
-        None, "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the original's recipe."
+    learning_rate: float = option(
+        None,
+        "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the original's recipe.",
+        "(0, inf)",
     )
-    weight_decay: float = option(0.05, "Of AdamW; not applied to biases and normalisation.")
+    weight_decay: float = option(0.05, "Of AdamW; not applied to biases and normalisation.", "[0, 1]")
     warmup_epochs: float = option(
-        1.0, "Linear warm-up before the cosine: a new classifier's first gradients are large."
+        1.0, "Linear warm-up before the cosine: a new classifier's first gradients are large.", "[0, 100]"
     )
-    class_weight_power: float | None = option(
+    ema_decay: float = option(
         None,
-        "Loss weight of a diagnosis is its frequency to the minus this. Default: 0.5, between ignoring rare "
-        "diagnoses (0) and drowning in them (1); original: 0.",
+        "Moving average of the weights, which is what is scored and kept. The average reaches back further as the run goes "
+        "on, 1 - (1 + step)^(-2/3), up to this decay: a run of 2,000 steps ends at 0.994. Default: 0.999; original: none (0).",
+        "[0, 1)",
     )
-    ema_decay: float | None = option(
-        None,
-        "Moving average of the weights, which is what is scored and kept. Default: 0.999 with warm-up; original: "
-        "none (0).",
-    )
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm, against rare spikes.")
-    patience: int = option(10, "Stop after so many epochs without a better score on val.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm, against rare spikes.", "(0, inf)")
+    patience: int = option(10, "Stop after so many epochs without a better score on val.", "[1, 10000]")
     mixed_precision: str = option(
-        "auto", "auto: bf16 on a GPU that has it, else no (or what accelerate is configured to). Also: no, bf16, fp16."
+        "auto",
+        "auto: bf16 on a GPU that has it, else no (or what accelerate is configured to). Also: no, bf16, fp16.",
+        "auto | no | bf16 | fp16",
     )
     compile: bool = option(
         False, "torch.compile the network; pays in long runs on a recent GPU, costs minutes at the start."
@@ -128,13 +140,16 @@ class TrainOptions:
     )
     sync_batchnorm: bool = option(False, "Share batch statistics between processes: for small batches per process.")
     max_bad_steps: int = option(
-        20, "Give up after so many steps whose gradient is not finite; each is skipped and reported."
+        20, "Give up after so many steps whose gradient is not finite; each is skipped and reported.", "[1, 1000000]"
     )
-    seed: int = option(42, "Of splits, weights, order and augmentation; 42 is the original's.")
+    seed: int = option(42, "Of splits, weights, order and augmentation; 42 is the original's.", "[0, 4294967295]")
     # run
-    output_dir: str | None = option(None, "Run folder. Default: runs/<dataset>.")
+    output_dir: str = option(None, "Run folder. Default: runs/<dataset>.")
     resume: str | None = option(
-        None, "auto: go on from the newest whole checkpoint of the run folder, or start if there is none."
+        None, "auto: go on from the newest whole checkpoint of the run folder, or start if there is none.", "auto"
+    )
+    dry_run: bool = option(
+        False, "Try everything on a few images and stop before training; every run begins with this, in seconds."
     )
     checkpoint_every: str = option(
         "10min", "Such as 10min, 500steps or 1epoch; each epoch ends with a checkpoint anyway."
@@ -146,33 +161,37 @@ class TrainOptions:
     push_to_hub: bool = option(
         False, "Push the model folder at the end; the right to do so is checked before training starts."
     )
-    hub_model_id: str | None = option(None, "Repository to push to, such as me/skin-lesion-b0.")
+    hub_model_id: str = option("", "Repository to push to, such as me/skin-lesion-b0.")
     hub_private: bool = option(False, "Make it a private repository.")
 
 
 # What may differ when a run is resumed, since it cannot change the result.
 FREE_TO_CHANGE = {
-    "data_dir", "splits", "init_from", "image_cache_gb", "num_workers", "output_dir", "resume", "checkpoint_every", "report_to",
-    "push_to_hub", "hub_model_id", "hub_private",
+    "data_dir", "splits", "init_from", "image_cache_gb", "num_workers", "output_dir", "resume", "dry_run", "report_to",
+    "checkpoint_every", "push_to_hub", "hub_model_id", "hub_private",
 }  # fmt: skip
 
 
 def parse_options(arguments: list[str]) -> TrainOptions:
-    """Read the command line, after the file named by --config if there is one, and fill in what depends on the rest.
+    """Read the command line, after the file named by --config if there is one, and resolve it.
 
     Raises:
-        ValueError: If the file cannot be used, or options contradict each other.
+        ValueError: If the file cannot be used, or an option cannot.
     """
     config_parser = argparse.ArgumentParser(prog="accelerate launch train.py", add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", metavar="FILE")
     given, arguments = config_parser.parse_known_args(arguments)
     if given.config is not None:
         arguments = arguments_of_file(Path(given.config)) + arguments
-    parser = HfArgumentParser(TrainOptions, prog="accelerate launch train.py", description=__doc__)  # type: ignore[arg-type]
+    parser = HfArgumentParser(
+        TrainOptions,  # type: ignore[arg-type]
+        usage="accelerate launch train.py [--config FILE.yaml] [--OPTION VALUE …]",
+        description="Train, evaluate and publish a dermoscopy classifier.",
+    )
     options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         raise ValueError(f"{shortened(' '.join(unknown))} is no option; --help lists them.")
-    return fill_defaults(options)
+    return resolve(options)
 
 
 def arguments_of_file(path: Path) -> list[str]:
@@ -219,21 +238,13 @@ class PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def fill_defaults(options: TrainOptions) -> TrainOptions:
-    """Replace every None that stands for "it depends", so that train_config.json shows what was used."""
+def resolve(options: TrainOptions) -> TrainOptions:
+    """Fill in what depends on other options, so that train_config.json shows what was used, and check it all.
+
+    Raises:
+        ValueError: If a value cannot be, or options contradict each other.
+    """
     demo, original = options.dataset == "demo", options.recipe == "original"
-    if options.recipe not in ("default", "original"):
-        raise ValueError(f"--recipe must be default or original, got {options.recipe!r}.")
-    if options.protocol not in ("lesion", "original"):
-        raise ValueError(f"--protocol must be lesion or original, got {options.protocol!r}.")
-    if options.push_to_hub and not options.hub_model_id:
-        raise ValueError("--push_to_hub needs --hub_model_id, such as me/skin-lesion-b0.")
-    if options.resume not in (None, "auto"):
-        raise ValueError(f"--resume must be auto, got {options.resume!r}; it finds the newest checkpoint by itself.")
-    CheckpointInterval.parse(options.checkpoint_every)
-    for name, value in vars(options).items():
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
-            raise ValueError(f"--{name} must be a number from 0 on, got {value}.")
     pretrained = not demo if options.pretrained is None else options.pretrained
     warm_start = pretrained or options.init_from is not None
     defaults: dict[str, Any] = {
@@ -242,10 +253,39 @@ def fill_defaults(options: TrainOptions) -> TrainOptions:
         "epochs": 15 if original else 16 if demo else 30,
         "batch_size": 32,
         "learning_rate": 1e-4 if original else 5e-4 if warm_start else 2e-3,
-        "class_weight_power": 0.0 if original else 0.5,
         "ema_decay": 0.0 if original else 0.999,
         "output_dir": f"runs/{options.dataset.replace('/', '--')}",
     }
-    return dataclasses.replace(
-        options, **{name: value for name, value in defaults.items() if getattr(options, name) is None}
+    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    options = dataclasses.replace(options, **missing)
+    for entry in dataclasses.fields(options):
+        allowed, value = entry.metadata.get("metavar"), getattr(options, entry.name)
+        if allowed is not None and value is not None and not is_allowed(value, allowed):
+            wanted = f"a number in {allowed}" if isinstance(value, int | float) else allowed.replace(" | ", " or ")
+            raise ValueError(f"--{entry.name} must be {wanted}, got {shortened(value)}.")
+    CheckpointInterval.parse(options.checkpoint_every)
+    if options.push_to_hub and not options.hub_model_id:
+        raise ValueError("--push_to_hub needs --hub_model_id, such as me/skin-lesion-b0.")
+    if options.warmup_epochs > options.epochs:
+        raise ValueError(
+            f"--warmup_epochs {options.warmup_epochs:g} is longer than --epochs {options.epochs}: the learning rate would "
+            "never reach its peak."
+        )
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    missing_trackers = [name for name in options.report_to if name not in [*installed, "all"]]
+    if missing_trackers:
+        raise ValueError(
+            f"--report_to {shortened(missing_trackers[0])} is not installed here; there is "
+            f"{', '.join(installed) or 'none'}. Install it with pip, or leave it out: log.jsonl has everything."
+        )
+    return options
+
+
+def is_allowed(value: float | str, allowed: str) -> bool:
+    """True if a number lies in an interval such as "[0, 1)", or a word is one of "a | b"."""
+    if isinstance(value, str):
+        return value in allowed.split(" | ")
+    low, high = (float(bound) for bound in allowed[1:-1].split(","))
+    return (low < value or (low == value and allowed[0] == "[")) and (
+        value < high or (value == high and allowed[-1] == "]")
     )

@@ -163,7 +163,6 @@ class Trainer:
         ema: Moving average of the weights, which is what is evaluated and kept; None to keep the weights themselves.
         train_loader: Prepared, shuffled.
         val_loader: Prepared, in order.
-        class_weights: Weight of each diagnosis in the loss, (C,), mean 1 over the training images.
         score: val probabilities (N, C) and labels (N,) → metrics of the epoch.
         selection: Name of the metric that chooses the best epoch.
         epochs: How many at most.
@@ -183,7 +182,6 @@ class Trainer:
     ema: ModelEmaV3 | None
     train_loader: DataLoader
     val_loader: DataLoader
-    class_weights: torch.Tensor
     score: Callable[[np.ndarray, np.ndarray], dict[str, float]]
     selection: str
     epochs: int
@@ -198,11 +196,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.stop_request = StopRequest()
-        self.loss_function = nn.CrossEntropyLoss(weight=self.class_weights.to(self.accelerator.device), reduction="sum")
         self.saved_at = (time.monotonic(), 0)
-        self.window_loss = torch.zeros(
-            (), device=self.accelerator.device
-        )  # of the batches since the last optimiser step
+        # Of the batches since the last optimiser step: the sum of the losses of so many images.
+        self.window_loss = torch.zeros((), device=self.accelerator.device)
+        self.window_images = 0
         self.best_weights: dict[str, torch.Tensor] = {}  # in main memory: a full disk cannot take them
         if self.ema is not None:
             self.accelerator.register_for_checkpointing(self.ema)
@@ -278,18 +275,19 @@ class Trainer:
             pixel_values = normalise(batch["pixels"], self.network.pretrained_cfg)
             with accelerator.autocast():
                 logits = self.model(pixel_values)  # (B, C)
-            # Divided by the number of images and not by their weights: then every split of a batch gives the same sum.
-            loss = self.loss_function(logits.float(), batch["label"]) / len(batch["label"])
-            accelerator.backward(loss)
+            loss = nn.functional.cross_entropy(logits.float(), batch["label"])
+            # accelerate divides by a full window of accumulation; the last one of an epoch may be shorter.
+            accelerator.backward(loss * (accelerator.gradient_accumulation_steps / self._window_batches()))
             progress.batches_done += 1
-            progress.images_seen += len(batch["label"])
             self.window_loss += loss.detach() * len(batch["label"])
+            self.window_images += len(batch["label"])
             if not accelerator.sync_gradients:
                 return
             norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
             # One copy from the GPU a step, since each makes the program wait for it.
             window_loss, gradient_norm = torch.stack([self.window_loss, norm]).tolist()
             self.window_loss.zero_()
+            window_images, self.window_images = self.window_images, 0
             # The norm is of the gradients of all processes, so all of them come to the same decision.
             if not math.isfinite(gradient_norm):
                 if accelerator.scaler is not None:
@@ -301,10 +299,17 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
         progress.loss_sum += window_loss
+        progress.images_seen += window_images
         progress.step += 1
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.network, step=progress.step)
+
+    def _window_batches(self) -> int:
+        """How many batches the optimiser step that the next batch belongs to is made of."""
+        full = self.accelerator.gradient_accumulation_steps
+        start = self.progress.batches_done // full * full
+        return min(full, len(self.train_loader) - start)
 
     def _skip_bad_step(self, loss: float) -> None:
         """Leave out a step whose gradient is not finite, and go back to the last good state if it did harm."""
@@ -442,10 +447,13 @@ class Trainer:
         """Put the best weights into the network that is evaluated.
 
         Raises:
-            TrainingError: If no epoch was trained.
+            TrainingError: If no step was taken.
         """
-        if not self.best_weights:
-            raise TrainingError("no epoch was trained, so there are no best weights; raise --epochs.")
+        if self.progress.step == 0:
+            raise TrainingError(
+                "no step was taken, since none had a finite gradient, so nothing was learned. Lower --learning_rate, or use "
+                "--mixed_precision no."
+            )
         self.evaluated_model.load_state_dict(self.best_weights)
 
 

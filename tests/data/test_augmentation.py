@@ -1,14 +1,20 @@
-"""modeling/data/augmentation.py: its geometry and colours are what they say, and none of its draws leaves the picture."""
+"""modeling/data/augmentation.py: its geometry and colours are what they say, and each link of its chain does its own."""
+
+import io
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from modeling.data.augmentation import Augmentation, colour_matrix, warp_matrix
+from modeling.data.augmentation import Augmentation, colour_matrix, compress, tone_curve, warp_matrix
 
-NOTHING = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "brightness": 0, "contrast": 0, "saturation": 0}
+SAME_LIGHT = {"brightness": 0, "contrast": 0, "saturation": 0, "white_balance": 0, "gamma": (1, 1)}
+CHAIN = ("blur", "sharpen", "downscale", "noise", "jpeg")
+SAME_CAMERA = {f"{step}_probability": 0 for step in CHAIN}
+NOTHING = {"crop_scale": (1, 1), "crop_ratio": (1, 1), **SAME_LIGHT, **SAME_CAMERA}
 
 
 def test_opencv_starts_no_threads_which_forked_loader_processes_would_wait_for_for_ever():
@@ -49,21 +55,83 @@ def test_colours_change_as_torchvision_changes_them_in_any_order(factors, order)
 def test_an_augmentation_of_nothing_leaves_all_but_side_and_angle(monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     augmentation = Augmentation(40, fill=(0, 0, 0), erase_probability=0, **NOTHING)
-    monkeypatch.setattr("modeling.augmentation.warp_matrix", lambda *_, **__: np.eye(2, 3))
+    monkeypatch.setattr("modeling.data.augmentation.warp_matrix", lambda *_, **__: np.eye(2, 3))
     assert (augmentation(image, np.random.default_rng(0)) == image).all()
 
 
-def test_a_random_warp_stays_in_the_picture_but_for_the_corners_and_never_repeats():
+def test_a_random_warp_shows_nothing_but_the_image_and_its_mirrored_rim_and_never_repeats():
     rng = np.random.default_rng(0)
-    augmentation = Augmentation(224, fill=(0, 0, 0), brightness=0, contrast=0, saturation=0, erase_probability=0)
+    augmentation = Augmentation(224, fill=(0, 0, 0), erase_probability=0, **SAME_LIGHT, **SAME_CAMERA)
     image = np.full((258, 258, 3), 200, np.uint8)
     results = [augmentation(image, rng) for _ in range(50)]
     assert all(result.shape == (224, 224, 3) and result.dtype == np.uint8 for result in results)
-    # The middle of every crop lies in the picture; corners of a turned one may not.
-    assert all((result[100:124, 100:124] == 200).all() for result in results)
-    assert 0.01 < np.mean([(result == 0).mean() for result in results]) < 0.15
+    assert all((result == 200).all() for result in results)
     noise = rng.integers(0, 256, (258, 258, 3), dtype=np.uint8)
     assert len({augmentation(noise, rng).tobytes() for _ in range(20)}) == 20
+
+
+def changed(image, number=0, **options):
+    """What one step alone makes of an image."""
+    augmentation = Augmentation(image.shape[0], fill=(0, 0, 0), erase_probability=0, **{**NOTHING, **options})
+    rng = np.random.default_rng(number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling.data.augmentation.warp_matrix", lambda *_, **__: np.eye(2, 3))
+        return augmentation(image, rng)
+
+
+@pytest.fixture
+def textured():
+    """Noise of all frequencies about grey, 160 px."""
+    return np.random.default_rng(0).normal(128, 20, (160, 160, 3)).clip(0, 255).astype(np.uint8)
+
+
+def sharpness(image):
+    return cv2.Laplacian(image.astype(np.float32), cv2.CV_32F).std()
+
+
+def test_each_link_of_the_chain_does_what_its_name_says(textured):
+    flat = np.full((160, 160, 3), 128, np.uint8)
+    for number in range(20):
+        assert sharpness(changed(textured, number, blur_probability=1)) < sharpness(textured)
+        assert sharpness(changed(textured, number, sharpen_probability=1)) > sharpness(textured)
+        assert sharpness(changed(textured, number, downscale_probability=1)) < sharpness(textured)
+        noise = changed(flat, number, noise_probability=1).astype(int) - 128
+        assert 0.8 < noise.std() < 8.5
+        assert (noise == noise[..., :1]).all()
+        compressed = changed(textured, number, jpeg_probability=1).astype(int)
+        assert 1 < np.abs(compressed - textured).mean() < 20
+        for step in CHAIN[:3]:  # no light is added or taken
+            assert changed(textured, number, **{f"{step}_probability": 1}).mean() == pytest.approx(128, abs=1)
+
+
+def test_compression_is_that_of_the_format(textured):
+    buffer = io.BytesIO()
+    Image.fromarray(textured).save(buffer, "JPEG", quality=40, subsampling="4:2:0")
+    expected = np.asarray(Image.open(buffer)).astype(int)
+    assert np.abs(compress(textured, 40).astype(int) - expected).mean() < 1
+    red = np.zeros((16, 16, 3), np.uint8) + np.array([200, 30, 30], np.uint8)
+    np.testing.assert_allclose(compress(red, 95), red, atol=4)  # red stays red: the channels are in order
+
+
+def test_the_light_changes_its_colour_and_curve_within_bounds():
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    gains = np.array([changed(grey, number, white_balance=0.1)[0, 0] / 128 for number in range(200)])
+    assert 0.89 < gains.min() < 0.91
+    assert 1.09 < gains.max() < 1.11
+    assert np.abs(np.corrcoef(gains.T) - np.eye(3)).max() < 0.3  # each channel by itself
+    curves = np.array([changed(grey, number, gamma=(0.5, 2))[0, 0, 0] for number in range(200)])
+    assert 60 <= curves.min() < 75
+    assert 170 < curves.max() <= 182
+    assert tone_curve(2.0)[[0, 51, 255]].tolist() == [0, 10, 255]
+
+
+def test_every_link_is_drawn_as_often_as_its_probability_says(textured):
+    for step in ("downscale", "noise", "jpeg"):
+        hit = [(changed(textured, n, **{f"{step}_probability": 0.3}) != textured).any() for n in range(200)]
+        assert 40 < sum(hit) < 80, step
+    either = [changed(textured, n, blur_probability=0.3, sharpen_probability=0.3) for n in range(200)]
+    assert 40 < sum(sharpness(image) < sharpness(textured) for image in either) < 80
+    assert 40 < sum(sharpness(image) > sharpness(textured) for image in either) < 80
 
 
 def test_every_draw_fills_its_range_and_goes_no_further(monkeypatch):
@@ -77,10 +145,10 @@ def test_every_draw_fills_its_range_and_goes_no_further(monkeypatch):
         factors.append(drawn)
         return colour_matrix(*drawn, mean=mean)
 
-    monkeypatch.setattr("modeling.augmentation.warp_matrix", warp)
-    monkeypatch.setattr("modeling.augmentation.colour_matrix", colour)
+    monkeypatch.setattr("modeling.data.augmentation.warp_matrix", warp)
+    monkeypatch.setattr("modeling.data.augmentation.colour_matrix", colour)
     augmentation, rng = (
-        Augmentation(28, fill=(0, 0, 0), brightness=0.1, contrast=0.2, saturation=0.3),
+        Augmentation(28, fill=(0, 0, 0), brightness=0.1, contrast=0.2, saturation=0.3, crop_scale=(0.5, 1.2)),
         np.random.default_rng(0),
     )
     for _ in range(1000):
@@ -89,20 +157,20 @@ def test_every_draw_fills_its_range_and_goes_no_further(monkeypatch):
     assert (np.ptp(factors, axis=0) > [0.19, 0.38, 0.57]).all()
     assert (np.abs(np.array(factors) - 1) <= [0.1, 0.2, 0.3]).all()
     width, height = np.abs(sizes).T / 32
-    assert width.max() <= 1 >= height.max()
-    assert (width * height).min() == pytest.approx(0.6, abs=0.02)
-    assert (width * height).max() == pytest.approx(1, abs=0.02)
+    assert max(width.max(), height.max()) <= 1.2**0.5 + 1e-9
+    assert (width * height).min() == pytest.approx(0.5, abs=0.02)
+    assert (width * height).max() == pytest.approx(1.2, abs=0.03)
     assert (width / height).min() == pytest.approx(0.8, abs=0.02)
     assert (width / height).max() == pytest.approx(1.25, abs=0.02)
     assert 450 < (width < height).sum() < 550
-    room = (1 - np.stack([width, height], axis=1)) / 2
+    room = (1 - np.stack([width, height], axis=1)).clip(0) / 2
     reach = np.array(centres) / 32 / np.maximum(room, 1e-9)
     assert np.abs(reach).max() <= 1 + 1e-6
     assert (np.ptp(reach[room.min(axis=1) > 0.01], axis=0) > 1.9).all()
 
 
 def test_no_symmetry_is_left_out():
-    """A picture that is red on its left side is red on each side now and then."""
+    """An image that is red on its left side is red on each side now and then."""
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:, :16, 0] = 255
     augmentation, sides = Augmentation(24, fill=(0, 0, 0)), set()
@@ -112,7 +180,7 @@ def test_no_symmetry_is_left_out():
     assert sides == {0, 1, 2, 3}
 
 
-def test_a_mirrored_picture_is_as_likely_as_not():
+def test_a_mirrored_image_is_as_likely_as_not():
     """Only a mirror turns a clockwise order of colours about the middle into the other one."""
     corners = np.zeros((64, 64, 3), np.uint8)
     corners[8:24, 8:24, 0] = corners[8:24, 40:56, 1] = corners[40:56, 40:56, 2] = 255
@@ -126,7 +194,7 @@ def test_a_mirrored_picture_is_as_likely_as_not():
     assert 70 < mirrored < 130
 
 
-def test_a_rectangle_of_the_fill_colour_hides_a_part_in_one_picture_of_four():
+def test_a_rectangle_of_the_fill_colour_hides_a_part_in_one_image_of_four():
     image = np.full((64, 64, 3), 200, np.uint8)
     augmentation = Augmentation(64, fill=(10, 20, 30), **NOTHING)
     shares, corners = [], []
@@ -144,10 +212,7 @@ def test_a_rectangle_of_the_fill_colour_hides_a_part_in_one_picture_of_four():
 
 
 def test_brightness_varies_within_its_bounds():
-    image = np.full((32, 32, 3), 100, np.uint8)
-    augmentation = Augmentation(32, fill=(0, 0, 0), erase_probability=0)
-    middles = [int(augmentation(image, np.random.default_rng(number))[16, 16, 0]) for number in range(200)]
-    assert min(middles) < 85
-    assert max(middles) > 115
-    # Contrast is about the mean, which the black corners lower: a little beyond [80, 120] is right.
-    assert all(70 <= value <= 130 for value in middles)
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    middles = [int(changed(grey, number, brightness=0.2)[16, 16, 0]) for number in range(200)]
+    assert 80 <= min(middles) < 83
+    assert 117 < max(middles) <= 120

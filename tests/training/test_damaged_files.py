@@ -87,9 +87,9 @@ def options_error(tmp_path: Path, content: str | bytes, capsys) -> str:
         (b"\xff\xfe\x00", "cannot be read"),
         ("# x\n" * 50_000, "larger than 100 kB"),
         ("a: &a [x]\ndiagnoses: *a\n", "it has references"),
-        ("learning_rate: .inf\n", "--learning_rate must be a number from 0 on"),
-        ("learning_rate: .nan\n", "--learning_rate must be a number from 0 on"),
-        ("batch_size: -4\n", "--batch_size must be a number from 0 on"),
+        ("learning_rate: .inf\n", "--learning_rate must be a number in (0, inf)"),
+        ("learning_rate: .nan\n", "--learning_rate must be a number in (0, inf)"),
+        ("batch_size: -4\n", "--batch_size must be a number in [2, 4096]"),
         ("seed: 0x" + "f" * 9000, "number of seed is too large"),
     ],
 )

@@ -119,7 +119,7 @@ def test_the_weights_that_are_kept_are_those_of_the_best_epoch(finished):
     before = metrics["calibration"]["val"]["before"]["nll"]
     before = before["value"] if isinstance(before, dict) else before
     assert before == pytest.approx(best["val/loss"], abs=1e-5)
-    assert before != pytest.approx(lines[-1]["val/loss"], abs=1e-3)
+    assert before != pytest.approx(lines[-1]["val/loss"], abs=1e-4)
 
 
 def test_the_command_that_opens_the_space_is_printed(finished):
@@ -486,7 +486,7 @@ def test_options_can_come_from_a_file_and_the_command_line_wins(tmp_path):
 def test_the_originals_recipe_is_the_originals():
     options = train.parse_options(["--recipe", "original"])
     assert (options.learning_rate, options.batch_size, options.epochs) == (1e-4, 32, 15)
-    assert (options.class_weight_power, options.ema_decay, options.image_size) == (0, 0, 224)
+    assert (options.ema_decay, options.image_size) == (0, 224)
 
 
 @pytest.mark.parametrize(
@@ -502,14 +502,6 @@ def test_the_originals_recipe_is_the_originals():
 def test_contradictory_options_are_refused_with_the_way_out(given, words, capsys):
     assert train.main(given) == 1
     assert words in capsys.readouterr().err
-
-
-def test_class_weights_fall_with_frequency_and_average_to_one():
-    labels = np.array([0] * 81 + [1] * 9)
-    weights = train.class_weights(labels, 2, 0.5).numpy()
-    assert weights[1] / weights[0] == pytest.approx(3)
-    assert weights[labels].mean() == pytest.approx(1)
-    np.testing.assert_allclose(train.class_weights(labels, 2, 0.0).numpy(), 1)
 
 
 def test_nothing_of_the_run_folder_leaks_a_path_into_the_model(finished):
