@@ -1,8 +1,14 @@
-"""Near-duplicates by perceptual hash: photographs saved again, shrunk or copied between archives."""
+"""Near-duplicates by perceptual hash: photographs saved again, shrunk or copied between archives.
+
+hashes = hash_images(dataset)                                   # a table of image_id, lesion_id and hash
+write_hashes(hashes, folder / HASHES_NAME)                      # beside splits.csv in a model folder
+known = read_hashes(folder / HASHES_NAME)
+both = find_known(hash_images(external), known)                 # which images of one are in the other, and why
+"""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import datasets
 import imagehash
@@ -10,6 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from modeling.data.isic2019 import DataError
 from modeling.images import decode_image
 
 # pHash with 16 × 16 = 256 bits: most lesions are a dark blot in the middle, which the usual 64 bits cannot tell apart.
@@ -17,11 +24,83 @@ from modeling.images import decode_image
 # and in 1 pair of two lesions (which shows the same spot and hair: its ids are wrong); with 64 bits and 4 differing,
 # 109 and 322. The 80 originals at hand differ from their small, saved-again copies in at most 14 bits.
 HASH_SIDE = 16
+HASH_DIGITS = HASH_SIDE**2 // 4  # of the hexadecimal number that stands for a hash
 MAX_HASH_DISTANCE = 32
 HASH_BLOCK_ROWS = 256  # bounds the memory of the pairwise comparison: 256 × 25,000 × 8 bytes ≈ 50 MB
 
+HASHES_NAME = "image_hashes.csv"  # in a model folder, beside splits.csv
+MAX_HASHES_BYTES = 200_000_000  # 2 million images
+COLUMNS = ("image_id", "lesion_id", "hash")
+DUPLICATE_PREFIX = "dup:"  # of the lesion ids that are made from near-duplicates
+GENERATED_ID = r"(?:\w+)-\d{6}"  # ids that `sources` makes of split and row: those of two datasets mean nothing
 
-def perceptual_hashes(dataset: datasets.Dataset, image_ids: Sequence[str] | pd.Series) -> np.ndarray:
+SAME_IMAGE_ID, SAME_LESION_ID, NEAR_DUPLICATE = "image id", "lesion id", "near-duplicate"
+
+
+def hash_images(dataset: datasets.Dataset) -> pd.DataFrame:
+    """Return image_id, lesion_id (None where unknown) and hash (64 hexadecimal digits) of each image."""
+    hashes = perceptual_hashes(dataset, dataset["image_id"][:])
+    ids = {column: dataset[column][:] for column in ("image_id", "lesion_id")}
+    return pd.DataFrame({**ids, "hash": [row.tobytes().hex() for row in hashes]})
+
+
+def find_known(images: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """Find which images are among the known ones: image_id, known_id and reason, a row for each image that is.
+
+    The reason is the first that holds: "image id" (the same, and not one that was made of split and row), "lesion id"
+    (another photograph of a known lesion; ids that were made from near-duplicates do not count) or "near-duplicate".
+
+    Args:
+        images: image_id, lesion_id and hash, as of `hash_images`; N rows.
+        known: The same of the dataset to compare with, such as the training images of a model (`read_hashes`).
+    """
+    own_ids = images["image_id"].where(~images["image_id"].str.fullmatch(GENERATED_ID))
+    own_lesions = images["lesion_id"].where(~images["lesion_id"].astype("string").str.startswith(DUPLICATE_PREFIX))
+    first_of_lesion = known.dropna(subset="lesion_id").drop_duplicates("lesion_id").set_index("lesion_id")["image_id"]
+    same_id = own_ids.where(own_ids.isin(known["image_id"]))
+    same_lesion = own_lesions.map(first_of_lesion)
+
+    stacked = np.concatenate([_words(images["hash"]), _words(known["hash"])])
+    n = len(images)
+    left, right = near_duplicates(stacked, among=np.arange(len(stacked)) < n)
+    across = right >= n
+    look_alike = pd.Series(known["image_id"].to_numpy()[right[across] - n], index=left[across])
+    look_alike = look_alike[~look_alike.index.duplicated()].reindex(range(n)).set_axis(images.index)
+
+    found = pd.DataFrame({"image_id": images["image_id"], "known_id": None, "reason": None}, dtype=object)
+    for reason, match in (
+        (NEAR_DUPLICATE, look_alike), (SAME_LESION_ID, same_lesion), (SAME_IMAGE_ID, same_id),
+    ):  # fmt: skip
+        hit = match.notna()
+        found.loc[hit, "known_id"], found.loc[hit, "reason"] = match[hit], reason
+    return found.dropna(subset="reason").reset_index(drop=True)
+
+
+def write_hashes(hashes: pd.DataFrame, path: Path) -> None:
+    """Write image_hashes.csv, sorted by image id."""
+    hashes[list(COLUMNS)].sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
+
+
+def read_hashes(path: Path) -> pd.DataFrame:
+    """Read image_hashes.csv, which a stranger may have written.
+
+    Raises:
+        DataError: If it is no such table.
+    """
+    try:
+        if path.stat().st_size > MAX_HASHES_BYTES:
+            raise ValueError(f"it is larger than {MAX_HASHES_BYTES // 10**6} MB")
+        with path.open(encoding="utf-8") as file:  # a name alone pandas would also download or unpack
+            hashes = pd.read_csv(file, dtype=str, keep_default_na=False, usecols=list(COLUMNS))[list(COLUMNS)]
+        if not hashes["hash"].str.fullmatch(f"[0-9a-f]{{{HASH_DIGITS}}}").all():
+            raise ValueError(f"a hash is not {HASH_DIGITS} hexadecimal digits")
+    except (OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} is no table of {', '.join(COLUMNS)} ({str(error)[:300]}).") from error
+    hashes["lesion_id"] = hashes["lesion_id"].astype(object).where(hashes["lesion_id"] != "", None)
+    return hashes
+
+
+def perceptual_hashes(dataset: datasets.Dataset, image_ids: list[str] | pd.Series) -> np.ndarray:
     """Return the perceptual hash (pHash) of each image, shape (N, 4) of uint64, in the order of image_ids."""
     stored = dataset.cast_column("image", datasets.Image(decode=False))
     position = {image_id: index for index, image_id in enumerate(dataset["image_id"][:])}
@@ -59,3 +138,8 @@ def near_duplicates(hashes: np.ndarray, *, among: np.ndarray) -> tuple[np.ndarra
         left.append(block[row])
         right.append(column)
     return np.concatenate(left), np.concatenate(right)
+
+
+def _words(hashes: pd.Series) -> np.ndarray:
+    """Return hexadecimal hashes as (N, 4) of uint64."""
+    return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)

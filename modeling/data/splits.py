@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from modeling.data.duplicates import near_duplicates, perceptual_hashes
+from modeling.data.duplicates import DUPLICATE_PREFIX, near_duplicates, perceptual_hashes
 from modeling.data.isic2019 import DataError
 
 SPLITS = ("train", "val", "test")
@@ -21,7 +21,6 @@ SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 COLUMNS = ("image_id", "lesion_id", "label", "source", "split")
 MAX_CELL = 200  # characters
 MAX_LINE = 10_000  # characters; pandas makes a column of every comma, so that one long line fills the memory
-DUPLICATE_PREFIX = "dup:"
 
 Protocol = Literal["lesion", "original"]
 Table: TypeAlias = datasets.Dataset | pd.DataFrame
