@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from modeling.classifier import LesionClassifier
+from modeling.data.duplicates import HASHES_NAME, hash_images, write_hashes
 from modeling.data.sources import fingerprint, load_data, select_diagnoses
 from modeling.data.splits import (
     SPLITS,
@@ -139,6 +140,7 @@ def prepare_data(run_dir: Path, options: TrainOptions, accelerator: Accelerator,
     # A file, made once, so that the splits can be audited and used again.
     if accelerator.is_main_process and not resuming:
         write_splits(splits_of(options, chosen, codes), run_dir / SPLITS_NAME)
+        write_hashes(hash_images(chosen), run_dir / HASHES_NAME)  # so that others can tell which images were trained on
     accelerator.wait_for_everyone()
     splits = load_splits(run_dir / SPLITS_NAME)
     if options.protocol == "lesion":

@@ -11,6 +11,7 @@ from modeling.abstention import AbstentionRule
 from modeling.calibration import fit_operating_points, fit_temperature, softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
+from modeling.data.duplicates import HASHES_NAME
 from modeling.files import RUN_NAME, SPLITS_NAME, write_json
 from modeling.labels import CODES, WEIGHTS_LICENSE
 from modeling.model_folder import save_config, save_weights
@@ -62,7 +63,8 @@ def write_model_folder(
     lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder))
     save_config(model, folder, codes=codes, lesion=lesion)
     write_json(folder / RUN_NAME, config)
-    shutil.copyfile(folder.parent / SPLITS_NAME, folder / SPLITS_NAME)
+    for name in (SPLITS_NAME, HASHES_NAME):
+        shutil.copyfile(folder.parent / name, folder / name)
     return temperature
 
 

@@ -61,7 +61,7 @@ def results(run_dir):
 
 def test_a_run_leaves_what_the_design_promises(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "train_config.json", "splits.csv", "log.jsonl", "checkpoints", "predictions.csv", "model",
+        "train_config.json", "splits.csv", "image_hashes.csv", "log.jsonl", "checkpoints", "predictions.csv", "model",
     }  # fmt: skip
     model = finished / "model"
     assert {
@@ -71,6 +71,7 @@ def test_a_run_leaves_what_the_design_promises(finished):
         "metrics.json",
         "train_config.json",
         "splits.csv",
+        "image_hashes.csv",
         "figures",
     } <= {path.name for path in model.iterdir()}
     assert list((model / "figures").glob("*.png"))
