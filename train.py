@@ -45,6 +45,7 @@ from modeling.labels import REFERENCE_CODES, SYNTHETIC_NOTICE
 from modeling.network import TimmModel, build_model
 from modeling.publish.card import write_card
 from modeling.publish.hub import PublishError
+from modeling.publish.onnx import export_onnx
 from modeling.publish.push import check_can_push, push_model
 from modeling.training.checkpoints import any_process
 from modeling.training.dry_run import rehearse
@@ -218,7 +219,15 @@ def prepare_model(
         one_each = data.splits[data.splits["split"] == "val"].groupby("label")["image_id"].first()
         rows = data.chosen.select([data.chosen["image_id"].index(image_id) for image_id in one_each])
         try:
-            rehearse(run_dir, rows, options=options, accelerator=accelerator, model=model, config=data.config)
+            rehearse(
+                run_dir,
+                rows,
+                options=options,
+                accelerator=accelerator,
+                model=model,
+                config=data.config,
+                export=export_onnx,
+            )
         except (TrainingError, torch.OutOfMemoryError) as error:
             failure = error
     if any_process(accelerator, failure is not None):
@@ -272,6 +281,7 @@ def evaluate(run_dir: Path, options: TrainOptions, data: RunData, fitted: Fitted
     temperature = write_model_folder(
         unfinished, model=fitted.model, val=fitted.outputs["val"], options=options, config=data.config
     )
+    export_onnx(unfinished)
     metrics = evaluate_model(
         classifier=LesionClassifier.from_pretrained(unfinished),
         dataset=data.everything,

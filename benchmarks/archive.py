@@ -24,8 +24,7 @@ from PIL import Image
 from side_by_side import write
 
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 
 
 def make_model(folder: Path, backbone: str, size_px: int) -> Path:

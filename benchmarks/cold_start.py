@@ -21,8 +21,7 @@ from PIL import Image
 from side_by_side import in_turn, ratio, show, write
 
 from modeling.labels import CODES
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 
 OURS = """
 import sys

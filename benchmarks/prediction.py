@@ -29,8 +29,7 @@ from side_by_side import in_turn, ratio, show, write
 
 from modeling.classifier import LesionClassifier
 from modeling.labels import CODES
-from modeling.model_folder import load_model_folder, save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, load_model_folder, save_model_folder
 
 BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 SIZE_PX = 224

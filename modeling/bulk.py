@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 from modeling.classifier import BATCH_SIZE, LesionClassifier, map_ahead
@@ -75,7 +75,7 @@ class Processes:
     rank: int
     count: int
     local_count: int
-    device: torch.device | None
+    device: str | None
 
     def wait(self) -> None:
         """Wait for all others to come here."""
@@ -108,7 +108,7 @@ def join_processes() -> Processes:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     count = accelerator.num_processes
     local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    return Processes(accelerator.process_index, count, local_count, accelerator.device)
+    return Processes(accelerator.process_index, count, local_count, str(accelerator.device))
 
 
 def classify_archive(
@@ -484,7 +484,7 @@ def classify_each(
         threads: That decode while the network computes; as many as there are cores if None.
     """
 
-    def preprocess(item: NamedImage) -> tuple[str, torch.Tensor | str]:
+    def preprocess(item: NamedImage) -> tuple[str, np.ndarray | str]:
         name, image = item
         if image is None:
             return name, "the dataset has no image in this row"
@@ -493,17 +493,17 @@ def classify_each(
         except ImageError as error:
             return name, str(error)
 
-    def answer(waiting: list[tuple[str, torch.Tensor | str]]) -> Iterator[tuple[str, Prediction | str]]:
-        tensors = [tensor for _, tensor in waiting if isinstance(tensor, torch.Tensor)]
+    def answer(waiting: list[tuple[str, np.ndarray | str]]) -> Iterator[tuple[str, Prediction | str]]:
+        tensors = [tensor for _, tensor in waiting if isinstance(tensor, np.ndarray)]
         predictions: Iterator[Prediction] = iter(())
         if tensors:
-            batch = torch.stack(tensors)  # (B, 3, S, S)
+            batch = np.stack(tensors)  # (B, 3, S, S)
             predictions = iter(classifier.predictions(classifier.forward(batch), batch if tta else None))
         for name, result in waiting:
             yield name, result if isinstance(result, str) else next(predictions)
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        waiting: list[tuple[str, torch.Tensor | str]] = []
+        waiting: list[tuple[str, np.ndarray | str]] = []
         for result in map_ahead(pool, preprocess, images, ahead=2 * classifier.batch_size):
             waiting.append(result)
             if len(waiting) == classifier.batch_size:

@@ -4,25 +4,24 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy as np
-import torch
 from PIL import Image
 
 from modeling import __version__
 from modeling.abstention import AbstentionRule
-from modeling.calibration import OperatingPoint, softmax
-from modeling.explain import Explanation, class_evidence
+from modeling.calibration import OperatingPoint
+from modeling.engines import Engine, ModelOutputs, open_engine
+from modeling.explain import Explanation
 from modeling.files import ModelFolderError
 from modeling.images import ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.model_folder import ModelFolder, load_model_folder, resolve_model_folder
-from modeling.network import TimmModel, eval_transform
+from modeling.model_folder import ModelFolder, read_config, resolve_model_folder
 from modeling.prediction import Prediction, verdict
-from modeling.process import memory_is_kept
+from modeling.preprocessing import eval_transform
+from modeling.process import available_cores, memory_is_kept
 
 BATCH_SIZE = 64
 # On a CPU, memory for the feature maps of more images costs more than the larger batch saves (B0 at 224 px on two cores:
@@ -35,28 +34,13 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-@dataclass(frozen=True)
-class ModelOutputs:
-    """Raw outputs for N images: feature maps (N, K, h, w), pooled features (N, D) and logits (N, C)."""
-
-    feature_maps: torch.Tensor
-    features: np.ndarray
-    logits: np.ndarray
-
-    @property
-    def probs(self) -> np.ndarray:
-        """Calibrated probabilities, float64 (N, C)."""
-        return softmax(self.logits)
-
-
 class LesionClassifier:
     """A trained model with its preprocessing, operating points and abstention rule. Make it with `from_pretrained`."""
 
-    def __init__(self, model: TimmModel, config: dict[str, Any], source: ModelFolder, device: torch.device) -> None:
-        # The layout that convolutions are fastest in (B0 on CPU: 1.7 times in batches of 32, nothing alone).
-        self.model: TimmModel = model.to(device, memory_format=torch.channels_last)
-        self.device = device
-        self.batch_size = CPU_BATCH_SIZE if device.type == "cpu" and not memory_is_kept() else BATCH_SIZE
+    def __init__(self, engine: Engine, config: dict[str, Any], source: ModelFolder) -> None:
+        self.engine = engine
+        self.batch_size = CPU_BATCH_SIZE if engine.device == "cpu" and not memory_is_kept() else BATCH_SIZE
+        self.architecture: str = config["architecture"]
         self.source = source
         self.model_id = source.model_id
         self.revision = source.revision
@@ -78,27 +62,31 @@ class LesionClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, repo_or_folder: str | Path, revision: str | None = None, device: str | torch.device | None = None
+        cls,
+        repo_or_folder: str | Path,
+        revision: str | None = None,
+        device: str | None = None,
+        engine: Literal["auto", "onnx", "torch"] = "auto",
     ) -> Self:
         """Load a model folder, or download one from the Hub.
 
         Args:
             repo_or_folder: Folder `model` of a run, or a Hub repository id such as "me/skin-lesion-b0".
             revision: Branch, tag or commit on the Hub; its full commit hash is then in `.revision`.
-            device: Where to compute; the first GPU if there is one, else the CPU.
+            device: Where to compute, as torch names it; the first GPU if there is one, else the CPU.
+            engine: "onnx" (CPU) or "torch"; "auto" takes ONNX Runtime on a CPU if the model has an ONNX file.
 
         Raises:
-            ModelFolderError: If it cannot be found, read or trusted; a ValueError.
+            ModelFolderError: If it cannot be found, read or trusted, or the engine is not installed; a ValueError.
         """
         source = resolve_model_folder(repo_or_folder, revision)
-        model, config = load_model_folder(source.path)
-        default = "cuda" if torch.cuda.is_available() else "cpu"
-        compute_on = torch.device(device or default)
+        config = read_config(source.path)
+        network = open_engine(source, config, device=None if device is None else str(device), engine=engine)
         try:
-            classifier = cls(model, config, source, compute_on)
+            classifier = cls(network, config, source)
             # What a stranger published is tried once: weights, preprocessing and thresholds must give an answer together.
             prediction = classifier.predict(Image.new("RGB", (8, 8), (192, 144, 128)))
-        except Exception as error:  # of torch, timm or numpy: whatever it is, this model cannot answer
+        except Exception as error:  # of an engine or numpy: whatever it is, this model cannot answer
             raise ModelFolderError(
                 f"{source.path}: the network or the entry 'lesion' of config.json cannot be used "
                 f"({type(error).__name__}: {str(error)[:300]}); "
@@ -125,11 +113,11 @@ class LesionClassifier:
         single = not isinstance(images, list)
         items = images if isinstance(images, list) else [images]
         predictions: list[Prediction] = []
-        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
             # Decoding releases the interpreter lock, so the next batch is read while this one is computed.
-            tensors = map_ahead(pool, self.preprocess, items, ahead=2 * self.batch_size)
+            arrays = map_ahead(pool, self.preprocess, items, ahead=2 * self.batch_size)
             for start in range(0, len(items), self.batch_size):
-                batch = torch.stack([next(tensors) for _ in items[start : start + self.batch_size]])  # (B, 3, S, S)
+                batch = np.stack([next(arrays) for _ in items[start : start + self.batch_size]])  # (B, 3, S, S)
                 predictions.extend(self.predictions(self.forward(batch), batch if tta else None))
         return predictions[0] if single else predictions
 
@@ -139,29 +127,24 @@ class LesionClassifier:
         Raises:
             ImageError: If the image cannot be read.
         """
-        picture = decode_image(image)
-        outputs = self.forward(self.transform(picture)[None])
-        evidence = class_evidence(self.model, outputs.feature_maps, len(self.codes))
+        upright = decode_image(image)
+        outputs = self.forward(self.transform(upright)[None])
         return Explanation(
             codes=self.codes,
-            evidence=evidence,
-            size=(picture.height, picture.width),
+            evidence=self.engine.evidence(outputs),
+            size=(upright.height, upright.width),
             prediction=self.predictions(outputs)[0],
         )
 
-    def preprocess(self, image: ImageInput) -> torch.Tensor:
+    def preprocess(self, image: ImageInput) -> np.ndarray:
         """Decode and preprocess one image exactly as evaluation does: pixel_values, float32 (3, S, S)."""
         return self.transform(decode_image(image))
 
-    @torch.inference_mode()
-    def forward(self, pixel_values: torch.Tensor) -> ModelOutputs:
-        """Run the network once on pixel_values (B, 3, S, S)."""
-        feature_maps = self.model.forward_features(pixel_values.to(self.device))  # (B, K, h, w)
-        features = self.model.forward_head(feature_maps, pre_logits=True)  # (B, D)
-        logits = self.model.get_classifier()(features)  # (B, C)
-        return ModelOutputs(feature_maps, features.float().cpu().numpy(), logits.float().cpu().numpy())
+    def forward(self, pixel_values: np.ndarray) -> ModelOutputs:
+        """Run the network once on pixel_values, float32 (B, 3, S, S)."""
+        return self.engine.forward(pixel_values)
 
-    def predictions(self, outputs: ModelOutputs, tta_pixel_values: torch.Tensor | None = None) -> list[Prediction]:
+    def predictions(self, outputs: ModelOutputs, tta_pixel_values: np.ndarray | None = None) -> list[Prediction]:
         """Turn raw outputs into answers.
 
         Args:
@@ -192,7 +175,7 @@ class LesionClassifier:
             verdict=verdict(self.operating_points, reached, probabilities, abstained=reason is not None),
         )
 
-    def tta_probs(self, pixel_values: torch.Tensor) -> np.ndarray:
+    def tta_probs(self, pixel_values: np.ndarray) -> np.ndarray:
         """Return the mean probabilities over the eight flips and quarter turns, float64 (B, C)."""
         views = [dihedral_view(pixel_values, turns, flip) for turns, flip in DIHEDRAL_VIEWS]
         return np.mean([self.forward(view).probs for view in views], axis=0)
@@ -211,10 +194,10 @@ class LesionClassifier:
         )
 
 
-def dihedral_view(pixel_values: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
+def dihedral_view(pixel_values: np.ndarray, turns: int, flip: bool) -> np.ndarray:
     """Turn (B, 3, S, S) by `turns` quarter turns, then mirror it."""
-    turned = torch.rot90(pixel_values, turns, dims=(2, 3))
-    return turned.flip(3) if flip else turned
+    turned = np.rot90(pixel_values, turns, axes=(2, 3))
+    return np.flip(turned, 3) if flip else turned
 
 
 def map_ahead(

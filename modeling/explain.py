@@ -1,21 +1,13 @@
-"""Grad-CAM of all diagnoses at little more than the cost of one forward pass.
-
-The network ends in pooling and one linear layer, so everything before it runs once, without gradients;
-pytorch-grad-cam then explains only the head, whose input is repeated once per diagnosis (Selvaraju et al. 2017,
-arXiv:1610.02391). The weights are frozen, so threads share nothing that is written to.
+"""Heat maps: where in an image the score of each diagnosis came from (Grad-CAM, which the engines compute).
 
 A heat map shows where a score came from, not why: it is no outline of the lesion and no proof of a correct answer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
-from modeling.network import TimmModel
 from modeling.prediction import Prediction
 
 
@@ -75,63 +67,3 @@ def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (h, w) to (H, W) bicubically. The picture was squashed, so this is also the way back to its geometry."""
     image = Image.fromarray(values.astype(np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC), dtype=np.float32)
-
-
-class _Head(nn.Module):
-    """What follows the feature map, with a module that pytorch-grad-cam can tap."""
-
-    def __init__(self, model: TimmModel) -> None:
-        super().__init__()
-        self.tap = nn.Identity()
-        self.model: TimmModel = model
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.model.forward_head(self.tap(features))
-
-
-def class_evidence(model: TimmModel, features: torch.Tensor, num_classes: int) -> np.ndarray:
-    """Return the signed Grad-CAM of every diagnosis for one image.
-
-    Args:
-        model: timm network with frozen weights, in evaluation mode.
-        features: Its `forward_features` of one image, (1, K, h, w).
-        num_classes: Number of diagnoses C.
-
-    Returns:
-        float32 (C, h, w), in units of the logit.
-
-    Raises:
-        ValueError: If the network's features are no map, as in a vision transformer.
-    """
-    if features.ndim != 4 or features.shape[1] != model.num_features:
-        raise ValueError(f"Grad-CAM needs a feature map (1, {model.num_features}, h, w), got {tuple(features.shape)}.")
-    # Imported late: it pulls in OpenCV, matplotlib and scikit-learn, which a mere prediction does not need.
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    class EvidenceCAM(GradCAM):
-        """Grad-CAM without the library's last steps, which clip each map and scale it to its own maximum."""
-
-        def compute_cam_per_layer(
-            self, input_tensor: torch.Tensor, targets: Sequence[ClassifierOutputTarget], eigen_smooth: bool
-        ) -> list[np.ndarray]:
-            return [
-                self.get_cam_image(input_tensor, layer, targets, activations.numpy(), gradients.numpy(), eigen_smooth)
-                for layer, activations, gradients in zip(
-                    self.target_layers,
-                    self.activations_and_grads.activations,
-                    self.activations_and_grads.gradients,
-                    strict=True,
-                )
-            ]
-
-        def aggregate_multi_layers(self, cam_per_target_layer: list[np.ndarray]) -> np.ndarray:
-            return cam_per_target_layer[0]
-
-    # Outside inference mode and as a copy: an inference tensor cannot take part in a backward pass.
-    repeated = features.detach().float().clone().repeat(num_classes, 1, 1, 1).requires_grad_(True)  # (C, K, h, w)
-    head = _Head(model)
-    with torch.enable_grad(), EvidenceCAM(model=head, target_layers=[head.tap]) as cam:
-        maps = cam(input_tensor=repeated, targets=[ClassifierOutputTarget(index) for index in range(num_classes)])
-    # Grad-CAM weighs by the mean gradient; times the number of positions, a map's mean is its share of the logit.
-    return (maps * features.shape[2] * features.shape[3]).astype(np.float32)

@@ -1,43 +1,35 @@
-"""Write a network as a model folder, and find, check and open such a folder again.
+"""Find, download and check a model folder.
 
-A model folder holds `model.safetensors` (timm's own key names) and `config.json` (timm's Hub layout plus one root key,
-`lesion`). timm, transformers' TimmWrapper and this package read it alike; nothing in it is executable.
+It holds `config.json` (timm's Hub layout plus one root key, `lesion`) and the network twice: `model.safetensors` (timm's own
+key names; timm, transformers' TimmWrapper and the torch engine read it) and `onnx/model.onnx` for ONNX Runtime. Nothing in it
+is executable.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import timm
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from modeling.files import (
     CONFIG_NAME,
     MAX_TEXT,
     PICKLE_SUFFIXES,
-    WEIGHTS_NAME,
     ModelFolderError,
     file_sha256,
     is_name,
     read_json,
     shortened,
-    write_json,
 )
-from modeling.labels import diagnosis_of
-from modeling.network import TimmModel
 
 CONFIG_SCHEMA = 2  # 1 said wanted_sensitivity
 MAX_CLASSES = 1000
 MAX_SIZE_PX = 1024
 MAX_WEIGHTS_BYTES = 4 * 1024**3
 MAX_OPERATING_POINTS = 100
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
+ONNX_NAME = "onnx/model.onnx"  # where the Hub's tools look for it
 # What `save_model_folder` writes. All else would be for somebody else to obey: model_args, auto_map, url, file, …
 CONFIG_KEYS = {
     "architecture",
@@ -53,7 +45,7 @@ NETWORK_KEYS = ("fixed_input_size", "pool_size", "first_conv", "classifier")
 # Entries of `lesion` that are shown, compared or computed with; each may be missing or null.
 LESION_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("package_version", "run_id", "dataset", "protocol", "base_model", "license"), str),
-    **dict.fromkeys(("data_fingerprint", "splits_sha256", "weights_sha256", "config_sha256"), str),
+    **dict.fromkeys(("data_fingerprint", "splits_sha256", "weights_sha256", "onnx_sha256", "config_sha256"), str),
     "synthetic": bool,
     "temperature": (int, float),  # of what was folded into the weights
     "operating_points": list,
@@ -79,50 +71,6 @@ class ModelFolder:
     from_cache: bool = False
 
 
-def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
-    """Write `model.safetensors` and `config.json`, as timm, transformers and `load_model_folder` read them.
-
-    Args:
-        model: Network of `build_model`, calibration already folded into its classifier.
-        folder: Created if missing; files of the same name are replaced.
-        codes: Diagnosis codes in the order of the classifier's outputs.
-        lesion: Operating points, abstention rule and provenance; `schema` and the two hashes are added here.
-    """
-    save_weights(model, folder)
-    save_config(model, folder, codes=codes, lesion=lesion)
-
-
-def save_weights(model: TimmModel, folder: Path) -> None:
-    """Write `model.safetensors` into a folder, which is made if it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes it for its owner alone; a server may be another user
-
-
-def save_config(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
-    """Write `config.json` beside the weights; arguments as of `save_model_folder`."""
-    config = {
-        "architecture": model.pretrained_cfg["architecture"],
-        # `num_classes` stands here only: inside model_args transformers 5 raises a TypeError for it.
-        "num_classes": len(codes),
-        "num_features": model.num_features,
-        "label_names": list(codes),
-        "label_descriptions": {code: diagnosis_of(code).name for code in codes},
-        "pretrained_cfg": {
-            "custom_load": False,
-            **{
-                key: model.pretrained_cfg[key]
-                for key in (*PREPROCESSING_KEYS, *NETWORK_KEYS)
-                if model.pretrained_cfg.get(key) is not None
-            },
-        },
-        "lesion": {"schema": CONFIG_SCHEMA, **lesion, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)},
-    }
-    config["lesion"]["config_sha256"] = config_sha256(config)
-    write_json(folder / CONFIG_NAME, config)
-
-
 def config_sha256(config: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a configuration's values, however its file is written; its own entry is left out."""
     lesion = {key: value for key, value in config["lesion"].items() if key != "config_sha256"}
@@ -130,7 +78,7 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None) -> ModelFolder:
-    """Find a model folder on this machine, or download the two files it is loaded from out of a Hub repository.
+    """Find a model folder on this machine, or download the config.json of a Hub repository; `fetch` gets the network.
 
     Raises:
         ModelFolderError: If it is neither a folder nor a reachable repository.
@@ -180,7 +128,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     try:
         # By the name asked for, not by its commit: the cache then knows the name too when the Hub is down.
         folder = snapshot_download(
-            repo_id, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], local_files_only=from_cache
+            repo_id, revision=revision, allow_patterns=[CONFIG_NAME], local_files_only=from_cache
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         detail = reason if from_cache else f"{type(error).__name__}: {error}"
@@ -237,12 +185,8 @@ def _config_problem(config: dict[str, Any]) -> str | None:
             "programs take from such entries what to build, download or run."
         )
     architecture = config.get("architecture")
-    if (
-        not isinstance(architecture, str)
-        or not re.fullmatch(r"[a-z0-9_]+", architecture)
-        or not timm.is_model(architecture)
-    ):
-        return f"architecture {shortened(architecture)} is no timm network of this installation."
+    if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9_]+", architecture):
+        return f"architecture {shortened(architecture)} is no name of a timm network."
     names = config.get("label_names")
     if (
         not isinstance(names, list)
@@ -285,63 +229,47 @@ def _config_problem(config: dict[str, Any]) -> str | None:
     return None
 
 
-def load_model_folder(folder: Path) -> tuple[TimmModel, dict[str, Any]]:
-    """Open a model folder: its network in evaluation mode with frozen weights, and its configuration.
+def fetch(source: ModelFolder, name: str) -> Path:
+    """Return the file that holds the network, `model.safetensors` or `onnx/model.onnx`; downloaded if it is on the Hub.
 
     Raises:
-        ModelFolderError: If a file is missing, damaged, does not fit the network, or is not the one that was saved.
+        ModelFolderError: If it cannot be had.
     """
-    config = read_config(folder)
-    weights = folder / WEIGHTS_NAME
-    if not weights.is_file():
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    path = source.path / name
+    if source.revision is not None and not path.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(
+                hf_hub_download(source.model_id, name, revision=source.revision, local_files_only=source.from_cache)
+            )
+        except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            raise ModelFolderError(
+                f"{name} of {source.model_id} could not be downloaded ({type(error).__name__}: {str(error)[:300]}); "
+                "check the network and try again, or give a model folder."
+            ) from error
+    if not path.is_file():
+        pickles = sorted(file.name for file in source.path.iterdir() if file.suffix in PICKLE_SUFFIXES)
         hint = f"; {pickles[0]} is a pickle, which can run code when it is opened, and is refused" if pickles else ""
-        raise ModelFolderError(f"{folder} has no {WEIGHTS_NAME}{hint}.")
-    if weights.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise ModelFolderError(f"{weights} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
-    architecture = {"model_name": config["architecture"], "num_classes": config["num_classes"], "pretrained": False}
-    # First without memory: what is allocated after the comparison is no larger than the file that is there.
-    with torch.device("meta"):
-        _check_weights_fit(weights, timm.create_model(**architecture))
-    expected = config["lesion"].get("weights_sha256")
-    if expected != file_sha256(weights):
+        raise ModelFolderError(f"{source.path} has no {name}{hint}.")
+    return path
+
+
+def checked_file(path: Path, expected_sha256: str | None) -> Path:
+    """Return a file of the network if it is the one that config.json describes.
+
+    Raises:
+        ModelFolderError: If it is another one, or too large.
+    """
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise ModelFolderError(f"{path} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
+    if file_sha256(path) != expected_sha256:
         raise ModelFolderError(
-            f"{weights} is not the file that {CONFIG_NAME} describes (weights_sha256 differs); download the folder again, "
+            f"{path} is not the file that {CONFIG_NAME} describes (its SHA-256 differs); download the folder again, "
             "or save it anew if you changed the weights."
         )
-    model: TimmModel = timm.create_model(**architecture)
-    model.load_state_dict(load_file(weights))
-    preprocessing = {key: config["pretrained_cfg"][key] for key in PREPROCESSING_KEYS}
-    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing, "architecture": config["architecture"]}
-    model.requires_grad_(False)
-    return model.eval(), config
-
-
-def _check_weights_fit(weights: Path, model: TimmModel) -> None:
-    """Compare the file's header with the network, before any tensor is read."""
-    wanted = {key: (list(value.shape), value.dtype) for key, value in model.state_dict().items()}
-    try:
-        with safe_open(weights, framework="pt") as file:
-            entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            found = {key: (entry.get_shape(), DTYPES.get(entry.get_dtype())) for key, entry in entries.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFolderError(
-            f"{weights} is no whole safetensors file ({str(error)[:300]}); download it again."
-        ) from error
-    missing = sorted(wanted.keys() - found.keys())
-    extra = [shortened(key) for key in sorted(found.keys() - wanted.keys())[:3]]
-    if missing or extra:
-        raise ModelFolderError(
-            f"{weights} does not fit the network: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(found.keys() - wanted.keys())} unknown [{', '.join(extra)}]."
-        )
-    different = [key for key in wanted if found[key] != wanted[key]]
-    if different:
-        first = different[0]
-        raise ModelFolderError(
-            f"{weights}: {len(different)} tensors have another shape or type, first {first}: {shortened(found[first])} "
-            f"instead of {wanted[first]}."
-        )
+    return path
 
 
 def file_beside(source: ModelFolder, name: str) -> Path | None:

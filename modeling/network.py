@@ -1,18 +1,30 @@
-"""Build a stock timm network, with the preprocessing that it is saved with."""
+"""Build a stock timm network, write it into a model folder, and load it from one: all that needs torch to serve."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from timm.data import create_transform
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modeling.files import WEIGHTS_NAME, ModelFolderError
+from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, file_sha256, shortened, write_json
+from modeling.labels import diagnosis_of
+from modeling.model_folder import (
+    CONFIG_SCHEMA,
+    NETWORK_KEYS,
+    PREPROCESSING_KEYS,
+    checked_file,
+    config_sha256,
+    fetch,
+    read_config,
+    resolve_model_folder,
+)
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 
 # An nn.Module with timm's own methods (forward_features, get_classifier, …), which no type describes.
 TimmModel = Any
@@ -88,21 +100,8 @@ def _load_all_but_classifier(model: TimmModel, weights: Path) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
-def eval_transform(pretrained_cfg: Mapping[str, Any]) -> Callable[[Image.Image], torch.Tensor]:
-    """Return the preprocessing of evaluation and prediction: RGB image → pixel_values (3, S, S), as timm builds it."""
-    return create_transform(
-        input_size=tuple(pretrained_cfg["input_size"]),
-        interpolation=pretrained_cfg["interpolation"],
-        mean=tuple(pretrained_cfg["mean"]),
-        std=tuple(pretrained_cfg["std"]),
-        crop_pct=pretrained_cfg["crop_pct"],
-        crop_mode=pretrained_cfg["crop_mode"],
-        is_training=False,
-    )
-
-
 def normalise(pixels: torch.Tensor, pretrained_cfg: Mapping[str, Any]) -> torch.Tensor:
-    """Return what `eval_transform` makes of images that have the network's size already, for a batch on its device.
+    """Return what `preprocessing.eval_transform` makes of images that have the network's size already, for a batch on its device.
 
     Args:
         pixels: uint8 RGB (B, S, S, 3), a quarter of the bytes for loader processes and the bus to carry.
@@ -136,3 +135,108 @@ def fold_temperature(model: torch.nn.Module, temperature: float) -> None:
         )
     classifier.weight.div_(temperature)
     classifier.bias.div_(temperature)
+
+
+def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
+    """Write `model.safetensors` and `config.json`, as timm, transformers and `load_model_folder` read them.
+
+    Args:
+        model: Network of `build_model`, calibration already folded into its classifier.
+        folder: Created if missing; files of the same name are replaced.
+        codes: Diagnosis codes in the order of the classifier's outputs.
+        lesion: Operating points, abstention rule and provenance; `schema` and the two hashes are added here.
+    """
+    save_weights(model, folder)
+    save_config(model, folder, codes=codes, lesion=lesion)
+
+
+def save_weights(model: TimmModel, folder: Path) -> None:
+    """Write `model.safetensors` into a folder, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes it for its owner alone; a server may be another user
+
+
+def save_config(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
+    """Write `config.json` beside the weights; arguments as of `save_model_folder`."""
+    config = {
+        "architecture": model.pretrained_cfg["architecture"],
+        # `num_classes` stands here only: inside model_args transformers 5 raises a TypeError for it.
+        "num_classes": len(codes),
+        "num_features": model.num_features,
+        "label_names": list(codes),
+        "label_descriptions": {code: diagnosis_of(code).name for code in codes},
+        "pretrained_cfg": {
+            "custom_load": False,
+            **{
+                key: model.pretrained_cfg[key]
+                for key in (*PREPROCESSING_KEYS, *NETWORK_KEYS)
+                if model.pretrained_cfg.get(key) is not None
+            },
+        },
+        "lesion": {"schema": CONFIG_SCHEMA, **lesion, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)},
+    }
+    config["lesion"]["config_sha256"] = config_sha256(config)
+    write_json(folder / CONFIG_NAME, config)
+
+
+def load_model_folder(folder: Path) -> tuple[TimmModel, dict[str, Any]]:
+    """Open a model folder: its network as of `load_network`, and its configuration.
+
+    Raises:
+        ModelFolderError: If a file is missing, damaged, does not fit the network, or is not the one that was saved.
+    """
+    config = read_config(folder)
+    return load_network(fetch(resolve_model_folder(folder), WEIGHTS_NAME), config), config
+
+
+def load_network(weights: Path, config: Mapping[str, Any]) -> TimmModel:
+    """Load the weights of a model folder into timm's network, in evaluation mode and frozen.
+
+    Raises:
+        ModelFolderError: If timm has no such network, or the weights are damaged, do not fit, or are not those of `config`.
+    """
+    if not timm.is_model(config["architecture"]):
+        raise ModelFolderError(
+            f"{weights.parent / CONFIG_NAME}: architecture {shortened(config['architecture'])} is no timm network of this "
+            "installation; update timm."
+        )
+    architecture = {"model_name": config["architecture"], "num_classes": config["num_classes"], "pretrained": False}
+    # First without memory: what is allocated after the comparison is no larger than the file that is there.
+    with torch.device("meta"):
+        _check_weights_fit(weights, timm.create_model(**architecture))
+    checked_file(weights, config["lesion"].get("weights_sha256"))
+    model: TimmModel = timm.create_model(**architecture)
+    model.load_state_dict(load_file(weights))
+    preprocessing = {key: config["pretrained_cfg"][key] for key in PREPROCESSING_KEYS}
+    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing, "architecture": config["architecture"]}
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _check_weights_fit(weights: Path, model: TimmModel) -> None:
+    """Compare the file's header with the network, before any tensor is read."""
+    wanted = {key: (list(value.shape), value.dtype) for key, value in model.state_dict().items()}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            found = {key: (entry.get_shape(), DTYPES.get(entry.get_dtype())) for key, entry in entries.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFolderError(
+            f"{weights} is no whole safetensors file ({str(error)[:300]}); download it again."
+        ) from error
+    missing = sorted(wanted.keys() - found.keys())
+    extra = [shortened(key) for key in sorted(found.keys() - wanted.keys())[:3]]
+    if missing or extra:
+        raise ModelFolderError(
+            f"{weights} does not fit the network: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(found.keys() - wanted.keys())} unknown [{', '.join(extra)}]."
+        )
+    different = [key for key in wanted if found[key] != wanted[key]]
+    if different:
+        first = different[0]
+        raise ModelFolderError(
+            f"{weights}: {len(different)} tensors have another shape or type, first {first}: {shortened(found[first])} "
+            f"instead of {wanted[first]}."
+        )

@@ -23,8 +23,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from modeling.labels import CODES, REFERENCE_CODES
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 
 TINY_BACKBONE = "test_efficientnet"
 TINY_SIZE_PX = 64

@@ -25,8 +25,7 @@ from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.images import ImageError
 from modeling.labels import NOTICE
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 from modeling.predictor import main
 from support.corpus import make_corpus
 

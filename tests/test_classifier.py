@@ -20,8 +20,7 @@ from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model, normalise
+from modeling.network import build_model, normalise, save_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +71,10 @@ def test_prediction_and_evaluation_preprocess_the_same_pixels(classifier, lesion
         data, fingerprint="f", size_px=classifier.size_px, exact=True, cache_gb=1, cache_dir=tmp_path / "cache"
     )
     (batch,) = DataLoader(LesionDataset(images, [0, 0]), batch_size=2)
-    scored = normalise(batch["pixels"], classifier.model.pretrained_cfg)
+    scored = normalise(batch["pixels"], classifier.engine.network.pretrained_cfg)
     assert scored.is_contiguous(memory_format=torch.channels_last)
     for index, path in enumerate(paths):
-        torch.testing.assert_close(scored[index], classifier.preprocess(path), rtol=0, atol=0)
+        torch.testing.assert_close(scored[index], torch.from_numpy(classifier.preprocess(path)), rtol=0, atol=0)
 
 
 def test_an_unreadable_image_says_what_to_do(classifier, tmp_path):

@@ -10,10 +10,9 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from modeling.classifier import LesionClassifier
-from modeling.explain import class_evidence
+from modeling.grad_cam import class_evidence
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +28,9 @@ def classifier(tmp_path_factory):
 
 def test_maps_agree_with_pytorch_grad_cam_on_the_whole_model(classifier, lesion_image):
     explanation = classifier.explain(lesion_image)
-    pixel_values = classifier.preprocess(lesion_image)[None].requires_grad_(True)
+    pixel_values = torch.from_numpy(classifier.preprocess(lesion_image))[None].requires_grad_(True)
     for index in range(len(classifier.codes)):
-        with GradCAM(model=classifier.model, target_layers=[classifier.model.bn2]) as cam:
+        with GradCAM(model=classifier.engine.network, target_layers=[classifier.engine.network.bn2]) as cam:
             stock = cam(input_tensor=pixel_values, targets=[ClassifierOutputTarget(index)])[0]  # (S, S), own maximum 1
         ours = np.maximum(explanation.evidence[index], 0)
         assert ours.max() > 0
@@ -42,8 +41,8 @@ def test_maps_agree_with_pytorch_grad_cam_on_the_whole_model(classifier, lesion_
 
 def test_mean_of_a_map_is_the_logit_without_its_bias(classifier, lesion_image):
     outputs = classifier.forward(classifier.preprocess(lesion_image)[None])
-    evidence = class_evidence(classifier.model, outputs.feature_maps, 4)
-    bias = classifier.model.get_classifier().bias.numpy()
+    evidence = class_evidence(classifier.engine.network, outputs.feature_maps, 4)
+    bias = classifier.engine.network.get_classifier().bias.numpy()
     np.testing.assert_allclose(evidence.mean(axis=(1, 2)), outputs.logits[0] - bias, atol=1e-5)
 
 
@@ -84,8 +83,8 @@ def test_eight_threads_get_the_maps_of_one(classifier, lesion_image):
 
 def test_explaining_leaves_no_gradient_and_no_hook_on_the_model(classifier, lesion_image):
     classifier.explain(lesion_image)
-    assert all(parameter.grad is None for parameter in classifier.model.parameters())
-    assert not any(module._forward_hooks for module in classifier.model.modules())
+    assert all(parameter.grad is None for parameter in classifier.engine.network.parameters())
+    assert not any(module._forward_hooks for module in classifier.engine.network.modules())
 
 
 def test_a_network_without_a_feature_map_is_refused():

@@ -16,8 +16,8 @@ from modeling import __version__
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import CONFIG_KEYS, load_model_folder, save_model_folder
-from modeling.network import build_model
+from modeling.model_folder import CONFIG_KEYS
+from modeling.network import build_model, load_model_folder, save_model_folder
 from modeling.predictor import main as classify
 from support.hub import HubServer
 

@@ -145,7 +145,7 @@ def _run_split(
     images = resized_images(rows, fingerprint="", size_px=classifier.size_px, exact=True, cache_gb=0)
     part = LesionDataset(images, [classifier.codes.index(names[label]) for label in rows["label"]])
     loader = accelerator.prepare(DataLoader(part, batch_size=batch_size))
-    return run_model(classifier.model, loader, accelerator, image_ids=image_ids)
+    return run_model(classifier.engine.network, loader, accelerator, image_ids=image_ids)
 
 
 def known_before(source: ModelFolder) -> dict[str, Any]:

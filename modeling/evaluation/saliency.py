@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from modeling.classifier import LesionClassifier
+from modeling.engines import TorchEngine
 from modeling.evaluation.bootstrap import Bootstrap, estimate, not_estimable
 
 SEED = 0
@@ -84,11 +85,12 @@ def random_map(size: tuple[int, int], grid: tuple[int, int], rng: np.random.Gene
 def randomise_classifier(classifier: LesionClassifier) -> LesionClassifier:
     """Return a copy whose classifier layer has the same weights in a random order: same scale, nothing learnt."""
     randomised = copy.copy(classifier)
-    randomised.model = copy.deepcopy(classifier.model)
-    weight = randomised.model.get_classifier().weight
+    network = copy.deepcopy(classifier.engine.network)
+    weight = network.get_classifier().weight
     order = np.random.default_rng(SEED).permutation(weight.numel())
     with torch.no_grad():
         weight.copy_(weight.flatten()[torch.from_numpy(order).to(weight.device)].reshape(weight.shape))
+    randomised.engine = TorchEngine(network, classifier.engine.device)
     return randomised
 
 
@@ -150,7 +152,7 @@ def score_road(classifier: LesionClassifier, images: Sequence[Image.Image], boot
     for image, rng in zip(images, generators, strict=True):
         explanation = classifier.explain(image)
         code = explanation.prediction.diagnosis
-        pixel_values = classifier.transform(image)  # (3, S, S)
+        pixel_values = torch.from_numpy(classifier.transform(image))  # (3, S, S)
         size = (pixel_values.shape[1], pixel_values.shape[2])
         maps = {"model": explanation.heat_map(code, size=size), "centred_blob": centred_blob(size)}
         with torch.random.fork_rng(devices=[]):
@@ -161,7 +163,7 @@ def score_road(classifier: LesionClassifier, images: Sequence[Image.Image], boot
                 for share in REMOVED_PERCENT
                 for metric in (ROADMostRelevantFirst, ROADLeastRelevantFirst)
             ]
-        probs = classifier.forward(torch.stack(removed)).probs[:, list(classifier.codes).index(code)]
+        probs = classifier.forward(torch.stack(removed).numpy()).probs[:, list(classifier.codes).index(code)]
         without_hottest, without_coldest = probs.reshape(len(maps), -1, 2).mean(axis=1).T
         for name, value in zip(maps, (without_coldest - without_hottest) / 2, strict=True):
             scores[name].append(float(value))

@@ -7,7 +7,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 from modeling.calibration import TARGET_SENSITIVITIES, operating_targets, softmax
@@ -88,7 +87,7 @@ def classify_images(classifier: LesionClassifier, images: Sequence[Image.Image])
     """Return calibrated logits (N, C) and features (N, D) of upright RGB pictures."""
     logits, features = [], []
     for start in range(0, len(images), BATCH_SIZE):
-        batch = torch.stack([classifier.transform(image) for image in images[start : start + BATCH_SIZE]])
+        batch = np.stack([classifier.transform(image) for image in images[start : start + BATCH_SIZE]])
         outputs = classifier.forward(batch)
         logits.append(outputs.logits)
         features.append(outputs.features)
@@ -110,9 +109,9 @@ def model_section(classifier: LesionClassifier) -> dict[str, Any]:
     return {
         "codes": list(classifier.codes),
         "names": classifier.names,
-        "architecture": classifier.model.pretrained_cfg["architecture"],
+        "architecture": classifier.architecture,
         "image_size_px": classifier.size_px,
-        "n_parameters": sum(parameter.numel() for parameter in classifier.model.parameters()),
+        "n_parameters": sum(parameter.numel() for parameter in classifier.engine.network.parameters()),
         **{key: classifier.lesion.get(key) for key in ("weights_sha256", "license", "run_id", "package_version")},
         "revision": classifier.revision,
     }
@@ -377,7 +376,7 @@ def tta_section(
     plain, augmented = [], []
     for start in range(0, len(measured), BATCH_SIZE):
         pictures = images.load(rows["image_id"].iloc[measured[start : start + BATCH_SIZE]])
-        pixel_values = torch.stack([classifier.transform(picture) for picture in pictures])
+        pixel_values = np.stack([classifier.transform(picture) for picture in pictures])
         plain.append(classifier.forward(pixel_values).logits.argmax(axis=1))
         augmented.append(classifier.tta_probs(pixel_values).argmax(axis=1))
     bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy()[measured])

@@ -43,12 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     card.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
 
-    export = commands.add_parser("export", help="write the model as ONNX beside its weights")
+    export = commands.add_parser("export", help="write onnx/model.onnx anew from the weights")
     export.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
-    export.add_argument("--int8", action="store_true", help="also write a version with 8-bit weights and activations")
-    export.add_argument(
-        "--data_dir", type=Path, help="local copy of its data: calibrates and measures the 8-bit version"
-    )
     return parser
 
 
@@ -73,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_card(options.folder))
             return 0
         else:
-            from modeling.publish.onnx import export_onnx  # its libraries come with the extra `export`
+            from modeling.publish.onnx import export_onnx  # needs torch
 
-            print(export_onnx(options.folder, int8=options.int8, data_dir=options.data_dir))
+            print(export_onnx(options.folder))
             return 0
     except (PublishError, OSError, ValueError) as error:
         print(error, file=sys.stderr)

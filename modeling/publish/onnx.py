@@ -1,4 +1,4 @@
-"""Write a model folder's network as ONNX, so that it also runs in onnxruntime and in a browser. Needs the extra `export`.
+"""Write a model folder's network as ONNX, for ONNX Runtime and for a browser, and prove it equal to torch's first.
 
 python -m modeling.publish export RUN/model
 """
@@ -7,30 +7,24 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from modeling import __version__
-from modeling.files import SPLITS_NAME, ModelFolderError
-from modeling.images import decode_image
-from modeling.labels import NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE
-from modeling.model_folder import load_model_folder
-from modeling.network import eval_transform
+from modeling.engines import OUTPUT_NAMES
+from modeling.files import CONFIG_NAME, ModelFolderError, file_sha256, write_json
+from modeling.labels import NOTICE, SYNTHETIC_NOTICE
+from modeling.model_folder import ONNX_NAME, config_sha256
+from modeling.network import TimmModel, load_model_folder
 
-ONNX_NAME = "model.onnx"
-INT8_NAME = "model_int8.onnx"
-OPSET = 18  # what torch's exporter writes natively; read by onnxruntime from 1.14 on, its web build included
+OPSET = 18  # read by ONNX Runtime from 1.14 on, its web build included
 MAX_LOGIT_DIFFERENCE = 1e-4
-N_CALIBRATION_IMAGES = 128
-N_TEST_IMAGES = 1000
-BATCH_SIZE = 16
+MAX_MAP_DIFFERENCE = 1e-3  # of a feature, by the largest one
 
 
 class ExportError(ModelFolderError):
@@ -38,145 +32,95 @@ class ExportError(ModelFolderError):
 
 
 @dataclass(frozen=True)
-class Int8Loss:
-    """What 8-bit weights and activations cost, measured on the same images as the 32-bit model.
-
-    Attributes:
-        images: Which images these are, in words.
-        n: How many.
-        agreement: Share of images with the same diagnosis.
-        largest_difference: Of a probability.
-        balanced_accuracy, balanced_accuracy_int8: Against the labels, over the diagnoses that occur.
-    """
-
-    images: str
-    n: int
-    agreement: float
-    largest_difference: float
-    balanced_accuracy: float
-    balanced_accuracy_int8: float
-
-
-@dataclass(frozen=True)
 class Exported:
-    """The files written and what was checked; as a string, in sentences."""
+    """The file written, and by how much its outputs differ from torch's; as a string, in a sentence."""
 
     path: Path
     logit_difference: float
-    int8_path: Path | None = None
-    int8_calibration: str = ""
-    int8_loss: Int8Loss | None = None
+    map_difference: float
 
     def __str__(self) -> str:
-        text = (
-            f"{self.path}: opset {OPSET}, {self.path.stat().st_size / 1e6:.1f} MB; its logits differ from torch's by "
-            f"{self.logit_difference:.1e} at most."
-        )
-        if self.int8_path is None:
-            return text
-        text += (
-            f"\n{self.int8_path}: {self.int8_path.stat().st_size / 1e6:.1f} MB, calibrated on {self.int8_calibration}; "
-        )
-        if self.int8_loss is None:
-            return f"{text}its loss of accuracy was not measured: name the data with --data_dir."
-        loss = self.int8_loss
         return (
-            f"{text}on {loss.n} images ({loss.images}) it agrees on {loss.agreement:.1%} of the diagnoses, balanced "
-            f"accuracy {loss.balanced_accuracy_int8:.3f} instead of {loss.balanced_accuracy:.3f}, probabilities differ "
-            f"by {loss.largest_difference:.2f} at most."
+            f"{self.path}: opset {OPSET}, {self.path.stat().st_size / 1e6:.1f} MB; its logits differ from torch's by "
+            f"{self.logit_difference:.1e} at most, its feature maps by {self.map_difference:.1e} of their largest value."
         )
 
 
-def export_onnx(folder: Path, *, int8: bool = False, data_dir: Path | None = None) -> Exported:
-    """Write `model.onnx` beside the weights, and on request `model_int8.onnx`.
+def export_onnx(folder: Path) -> Exported:
+    """Write `onnx/model.onnx` into a model folder, and its SHA-256 into config.json.
 
     Input `pixel_values`, float32 (B, 3, S, S), preprocessed as the file's metadata say (keys `label_names`, `input_size`,
-    `mean`, `std`, …); output `logits`, float32 (B, C), calibrated as in the folder. Abstention is not part of the file.
-
-    Args:
-        folder: A model folder.
-        int8: Also write a version with 8-bit weights and activations in its convolutions and classifier.
-        data_dir: A local copy of the dataset that the folder's config.json names: calibrates the 8-bit version on
-            training images and measures its loss on test images. Without it, drawings calibrate.
-
-    Returns:
-        The files, and what was measured.
+    `mean`, `std`, …). Outputs: `logits`, float32 (B, C), calibrated as in the folder; `features` (B, D), on which abstention
+    is decided; `feature_maps` (B, K, h, w), of which heat maps are made.
 
     Raises:
-        ExportError: If a library is missing, or onnxruntime does not give torch's logits; then nothing is written.
+        ExportError: If a library is missing, or ONNX Runtime does not give torch's outputs; then nothing is written.
         ModelFolderError: If the folder cannot be opened.
     """
     try:
         import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(
-            f'exporting needs {error.name}, which is not installed: pip install "skin-lesion-classifier[export]"'
+            f'exporting needs {error.name}, which is not installed: pip install "skin-lesion-classifier[train]" '
+            '(in a clone: pip install -e ".[train]")'
         ) from error
 
     folder = Path(folder)
     model, config = load_model_folder(folder)
+    size_px = int(config["pretrained_cfg"]["input_size"][1])
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
-        new = Path(scratch) / ONNX_NAME
-        content = _to_onnx(model, int(config["pretrained_cfg"]["input_size"][1]))
+        new = Path(scratch) / "model.onnx"
+        _to_onnx(model, size_px, new)
+        content = onnx.load(new)
         _describe(content, config)
         onnx.checker.check_model(content)
         onnx.save(content, new)
-        difference = largest_difference(model, new, _blots(config, 6))
-        if not difference <= MAX_LOGIT_DIFFERENCE:
+        pixel_values = np.random.default_rng(0).normal(size=(6, 3, size_px, size_px)).astype(np.float32)
+        logit_difference, map_difference = largest_differences(model, new, pixel_values)
+        if not (logit_difference <= MAX_LOGIT_DIFFERENCE and map_difference <= MAX_MAP_DIFFERENCE):
             raise ExportError(
-                f"the logits of ONNX and torch differ by {difference:.2g}, more than {MAX_LOGIT_DIFFERENCE:g}; nothing was "
-                f"written. This network may use an operation that torch {torch.__version__} exports wrongly."
+                f"ONNX and torch differ by {logit_difference:.2g} in the logits (at most {MAX_LOGIT_DIFFERENCE:g}) and by "
+                f"{map_difference:.2g} in the feature maps (at most {MAX_MAP_DIFFERENCE:g}); nothing was written. This network "
+                f"may use an operation that torch {torch.__version__} exports wrongly."
             )
-        exported = Exported(folder / ONNX_NAME, difference)
-        if int8:
-            new_int8 = Path(scratch) / INT8_NAME
-            calibration, loss = _to_int8(new, new_int8, config, folder, data_dir)
-            exported = Exported(folder / ONNX_NAME, difference, folder / INT8_NAME, calibration, loss)
-            os.replace(new_int8, folder / INT8_NAME)
+        (folder / ONNX_NAME).parent.mkdir(exist_ok=True)
         os.replace(new, folder / ONNX_NAME)
-    return exported
+    config["lesion"]["onnx_sha256"] = file_sha256(folder / ONNX_NAME)
+    config["lesion"]["config_sha256"] = config_sha256(config)
+    write_json(folder / CONFIG_NAME, config)
+    return Exported(folder / ONNX_NAME, logit_difference, map_difference)
 
 
-def _to_onnx(model: nn.Module, size_px: int) -> Any:
-    """Return the network as an `onnx.ModelProto`."""
-    example = torch.zeros(2, 3, size_px, size_px)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+class _AllOutputs(nn.Module):
+    """The network with all that an engine gives."""
+
+    def __init__(self, model: TimmModel) -> None:
+        super().__init__()
+        self.model: TimmModel = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        feature_maps = self.model.forward_features(pixel_values)
+        features = self.model.forward_head(feature_maps, pre_logits=True)
+        return self.model.get_classifier()(features), features, feature_maps
+
+
+def _to_onnx(model: TimmModel, size_px: int, path: Path) -> None:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about torch, nothing that a user could act on
-        path = Path(scratch) / ONNX_NAME
         torch.onnx.export(
-            model,
-            (example,),
+            _AllOutputs(model).eval(),  # the exporter leaves all inside in the wrapper's own mode
+            (torch.zeros(2, 3, size_px, size_px),),
             path,
             input_names=["pixel_values"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            output_names=list(OUTPUT_NAMES),
+            dynamic_axes={name: {0: "batch"} for name in ("pixel_values", *OUTPUT_NAMES)},
             opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
+            # The same network from the newer exporter: B0 takes 30 s instead of 2, at the end of every run.
+            dynamo=False,
         )
-        import onnx
-
-        content = onnx.load(path)
-    # The exporter notes down its stack, with the paths of this machine, at every node.
-    graph = content.graph
-    for part in (
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-        *content.functions,
-    ):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    return content
 
 
-def _describe(content: Any, config: dict[str, Any]) -> None:
+def _describe(content: Any, config: Mapping[str, Any]) -> None:
     """Write into the file what a program needs to use it without this package."""
     lesion, cfg = config["lesion"], config["pretrained_cfg"]
     notice = f"{NOTICE} {SYNTHETIC_NOTICE}" if lesion.get("synthetic") else NOTICE
@@ -190,189 +134,33 @@ def _describe(content: Any, config: dict[str, Any]) -> None:
         "data_fingerprint": lesion.get("data_fingerprint") or "",
         "run_id": lesion.get("run_id") or "",
         "license": lesion.get("license") or "",
-        "package_version": __version__,
+        "package_version": lesion.get("package_version") or "",
         "notice": notice,
     }
+    for node in content.graph.node:
+        node.doc_string = ""  # the exporter may note down its stack, with the paths of this machine
     for key, value in notes.items():
         content.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
 
 
-def largest_difference(model: nn.Module, path: Path, pixel_values: np.ndarray) -> float:
-    """Return how far the logits of an ONNX file are from the network's, at most, alone and in batches of five and all."""
-    session = _session(path)
-    worst = 0.0
+def largest_differences(model: TimmModel, path: Path, pixel_values: np.ndarray) -> tuple[float, float]:
+    """Return how far an ONNX file is from the network at most, over batches of one, of five and of all.
+
+    Returns:
+        Of the logits; and of features and feature maps, by the largest value of each. NaN if an output is not finite.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    worst = np.zeros(2)
     for size in (1, 5, len(pixel_values)):
         batch = pixel_values[:size]
         with torch.inference_mode():
-            expected = model(torch.from_numpy(batch)).numpy()
-        (found,) = session.run(["logits"], {"pixel_values": batch})
-        worst = max(worst, float(np.abs(found - expected).max())) if np.isfinite(found).all() else float("nan")
-    return worst
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-# ---- 8 bits --------------------------------------------------------------------------------------------------------
-
-
-def _to_int8(
-    path: Path, target: Path, config: dict[str, Any], folder: Path, data_dir: Path | None
-) -> tuple[str, Int8Loss | None]:
-    """Quantise to 8 bits; return in words what it was calibrated on, and what it costs if there are data to tell."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    data = _data_of(config, folder, data_dir)
-    if data is None:
-        words, images = f"{N_CALIBRATION_IMAGES} drawings", _drawings(config, N_CALIBRATION_IMAGES)
-    else:
-        words, images = f"{len(data.calibration)} images ({data.calibration_words})", data.calibration
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches: Iterator[np.ndarray] = _batches(config, images)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"pixel_values": batch}
-
-    # Shapes only: torch's exporter has folded the normalisation into the convolutions already.
-    prepared = target.with_name("prepared.onnx")
-    quant_pre_process(path, prepared, skip_optimization=True, skip_symbolic_shape=True)
-    quantize_static(
-        prepared,
-        target,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        # The cost of a depthwise convolution's filters differs a hundredfold: each channel has its own scale.
-        per_channel=True,
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    loss = None if data is None else _int8_loss(path, target, config, data)
-    import onnx
-
-    content = onnx.load(target)
-    content.metadata_props.add(key="int8_calibration", value=words)
-    content.metadata_props.add(key="int8_loss", value=json.dumps(asdict(loss) if loss else None))
-    onnx.save(content, target)
-    return words, loss
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Images that calibrate, and labelled images that measure; as files' paths or contents."""
-
-    calibration: list[Any]
-    calibration_words: str
-    test: list[Any]
-    test_labels: np.ndarray
-    test_words: str
-
-
-def _data_of(config: dict[str, Any], folder: Path, data_dir: Path | None) -> _Data | None:
-    """Find images of the dataset that the model was trained on; None if they are not on this machine."""
-    name = config["lesion"].get("dataset", "isic2019")
-    if data_dir is None and name != "demo":
-        return None
-    import datasets
-
-    from modeling.data.sources import load_data, select_diagnoses
-
-    data = select_diagnoses(load_data(name, data_dir=data_dir), config["label_names"])
-    data = data.cast_column("image", datasets.Image(decode=False))
-    order = np.random.default_rng(0).permutation(len(data))
-    split_of = _splits(folder)
-    splits = np.array([split_of.get(image_id, "") for image_id in data["image_id"]])[order]
-    train, test = order[splits == "train"], order[splits == "test"]
-    words = "its training split", "its test split"
-    if not len(train) or not len(test):
-        train, test = order[:N_CALIBRATION_IMAGES], order[N_CALIBRATION_IMAGES:]
-        words = name, f"{name}; the folder has no splits.csv of them, so the model may have been trained on them"
-    train, test = train[:N_CALIBRATION_IMAGES], test[:N_TEST_IMAGES]
-
-    def images(indices: np.ndarray) -> list[Any]:
-        return [image["bytes"] or image["path"] for image in data.select(indices)["image"]]
-
-    labels = np.asarray(data.select(test)["label"][:])
-    return _Data(images(train), words[0], images(test), labels, words[1])
-
-
-def _splits(folder: Path) -> dict[str, str]:
-    """Return the split of every image that splits.csv names; empty without that file."""
-    import csv
-
-    path = folder / SPLITS_NAME
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["image_id"]: row["split"] for row in csv.DictReader(file)}
-
-
-def _int8_loss(path: Path, int8_path: Path, config: dict[str, Any], data: _Data) -> Int8Loss:
-    from modeling.calibration import softmax
-
-    probs = []
-    for each in (path, int8_path):
-        session = _session(each)
-        batches = _batches(config, data.test)
-        probs.append(softmax(np.concatenate([session.run(None, {"pixel_values": batch})[0] for batch in batches])))
-    answers = [prob.argmax(axis=1) for prob in probs]
-    scores = [_balanced_accuracy(answer, data.test_labels) for answer in answers]
-    return Int8Loss(
-        images=data.test_words,
-        n=len(data.test),
-        agreement=float((answers[0] == answers[1]).mean()),
-        largest_difference=float(np.abs(probs[0] - probs[1]).max()),
-        balanced_accuracy=scores[0],
-        balanced_accuracy_int8=scores[1],
-    )
-
-
-def _balanced_accuracy(answers: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean([(answers[labels == label] == label).mean() for label in np.unique(labels)]))
-
-
-def _batches(config: dict[str, Any], images: Sequence[Any]) -> Iterator[np.ndarray]:
-    """Yield pixel_values (B, 3, S, S) of images, or of what is preprocessed already."""
-    transform = eval_transform(config["pretrained_cfg"])
-    for start in range(0, len(images), BATCH_SIZE):
-        few = images[start : start + BATCH_SIZE]
-        yield np.stack(
-            [
-                image if isinstance(image, np.ndarray) and image.ndim == 3 else transform(decode_image(image)).numpy()
-                for image in few
-            ]
-        )
-
-
-def _blots(config: dict[str, Any], count: int) -> np.ndarray:
-    """Return pixel_values (N, 3, S, S) of smooth random colours, from calm to glaring: input to compare logits on."""
-    rng = np.random.default_rng(0)
-    transform = eval_transform(config["pretrained_cfg"])
-    contrast = np.linspace(16, 127, count)
-    colours = [rng.uniform(128 - span, 128 + span, (8, 8, 3)).astype(np.uint8) for span in contrast]
-    return np.stack([transform(Image.fromarray(each)).numpy() for each in colours])
-
-
-def _drawings(config: dict[str, Any], count: int) -> list[np.ndarray]:
-    """Return pixel_values (3, S, S) of lesions drawn as in the demo data."""
-    try:
-        from modeling.data.demo import draw_lesion
-    except ImportError as error:
-        raise ExportError(
-            f'drawings to calibrate on need {error.name}, which is not installed: pip install "skin-lesion-classifier[train]"'
-        ) from error
-
-    rng = np.random.default_rng(0)
-    transform = eval_transform(config["pretrained_cfg"])
-    pictures = [
-        draw_lesion(rng, REFERENCE_CODES[number % len(REFERENCE_CODES)], width_px=160, height_px=120)
-        for number in range(count)
-    ]
-    return [transform(picture).numpy() for picture in pictures]
+            expected = [output.numpy() for output in _AllOutputs(model)(torch.from_numpy(batch))]
+        found = session.run(OUTPUT_NAMES, {"pixel_values": batch})
+        logits, *others = [np.abs(one - other).max() for one, other in zip(found, expected, strict=True)]
+        relative = [value / max(np.abs(one).max(), 1e-12) for value, one in zip(others, expected[1:], strict=True)]
+        worst = np.maximum(worst, [logits, max(relative)])  # keeps NaN
+        if not all(np.isfinite(one).all() for one in found):
+            worst[:] = np.nan
+    return float(worst[0]), float(worst[1])

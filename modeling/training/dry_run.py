@@ -6,6 +6,7 @@ an image. What cannot work (a backbone without feature maps, a size that it refu
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def rehearse(
     accelerator: Accelerator,
     model: TimmModel,
     config: dict[str, Any],
+    export: Callable[[Path], object],
 ) -> None:
     """Do everything once on a few images, on a copy of the network.
 
@@ -47,6 +49,7 @@ def rehearse(
         accelerator: For its device and precision.
         model: The network that will be trained; it stays as it is.
         config: Content of train_config.json.
+        export: Writes the ONNX network into a model folder.
 
     Raises:
         TrainingError: If a step fails; names the step.
@@ -68,6 +71,8 @@ def rehearse(
         )
         step = "calibration and the writing of the model folder"
         temperature = write_model_folder(folder, model=model, val=val, options=options, config=config)
+        step = "the ONNX export"
+        export(folder)
         step = "the reading of the model folder"
         answer = LesionClassifier.from_pretrained(folder).explain(rows[0]["image"])
         written, read = softmax(val.logits / temperature)[0], list(answer.prediction.probabilities.values())

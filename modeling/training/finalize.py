@@ -14,8 +14,7 @@ from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import HASHES_NAME
 from modeling.files import RUN_NAME, SPLITS_NAME, write_json
 from modeling.labels import CODES, WEIGHTS_LICENSE
-from modeling.model_folder import save_config, save_weights
-from modeling.network import TimmModel, fold_temperature
+from modeling.network import TimmModel, fold_temperature, save_config, save_weights
 from modeling.training.options import TrainOptions
 from modeling.training.outputs import Outputs
 from modeling.training.run_folder import dataset_name

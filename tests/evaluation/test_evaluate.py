@@ -30,8 +30,8 @@ from modeling.evaluation.sections import classify_images, sample_evenly, trainin
 from modeling.evaluation.verify import golden_prediction, verify
 from modeling.files import ModelFolderError
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import config_sha256, save_model_folder
-from modeling.network import build_model, fold_temperature
+from modeling.model_folder import config_sha256
+from modeling.network import build_model, fold_temperature, save_model_folder
 from modeling.training.outputs import Outputs, run_model
 
 CODES = REFERENCE_CODES
@@ -260,7 +260,7 @@ def test_command_line_gives_the_numbers_of_training(evaluated, small_data, tmp_p
 
 
 def test_batch_size_does_not_change_the_outputs(evaluated, small_data) -> None:
-    model, splits = evaluated["arguments"]["classifier"].model, evaluated["arguments"]["splits"]
+    model, splits = evaluated["arguments"]["classifier"].engine.network, evaluated["arguments"]["splits"]
     one, many = (outputs_of(model, small_data, splits, "val", batch_size=size) for size in (1, 50))
     assert one.image_ids == many.image_ids
     assert one.logits == pytest.approx(many.logits, abs=1e-5)
@@ -286,7 +286,7 @@ def loader_of(order: list[int], size: int) -> DataLoader:
 
 
 def test_outputs_come_in_the_order_of_the_dataset(tiny_model_folder) -> None:
-    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model.train()
+    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network.train()
     straight, shuffled = (
         run_model(model, loader_of(order, 5), image_ids="abcde") for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1])
     )
@@ -299,13 +299,13 @@ def test_outputs_come_in_the_order_of_the_dataset(tiny_model_folder) -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 1, 2], [0, 1, 2]])
 def test_an_image_that_comes_twice_or_never_is_an_error(tiny_model_folder, order) -> None:
-    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model
+    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network
     with pytest.raises(ValueError, match="wanted each of 4 images once"):
         run_model(model, loader_of(order, 4))
 
 
 def test_broken_weights_are_an_error_and_not_a_score(tiny_model_folder) -> None:
-    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").model
+    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network
     with torch.no_grad():
         model.get_classifier().bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
@@ -356,7 +356,7 @@ def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluate
     assert "every entry of config.json, metrics.json, splits.csv, golden prediction" in said
     assert "Not covered: the numbers of metrics.json" in said
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
-    fold_temperature(classifier.model, 0.2)
+    fold_temperature(classifier.engine.network, 0.2)
     with pytest.raises(ModelFolderError, match="differs by"):
         verify(classifier)
 

@@ -75,7 +75,7 @@ def test_masks_are_read_in_the_image_s_geometry_and_empty_ones_refused(tmp_path)
 
 @pytest.fixture
 def classifier(tiny_model_folder) -> LesionClassifier:
-    return LesionClassifier.from_pretrained(tiny_model_folder, device="cpu")
+    return LesionClassifier.from_pretrained(tiny_model_folder, device="cpu", engine="torch")
 
 
 def test_randomising_changes_the_copy_and_not_the_model(classifier, lesion_image) -> None:
@@ -83,7 +83,7 @@ def test_randomising_changes_the_copy_and_not_the_model(classifier, lesion_image
     randomised = randomise_classifier(classifier)
     assert randomised.predict(lesion_image).probabilities != before
     assert classifier.predict(lesion_image).probabilities == before
-    ours, theirs = (model.model.get_classifier().weight for model in (classifier, randomised))
+    ours, theirs = (model.engine.network.get_classifier().weight for model in (classifier, randomised))
     assert torch.equal(ours.flatten().sort().values, theirs.flatten().sort().values)
 
 
@@ -94,11 +94,13 @@ def test_a_classifier_that_reads_the_lesion_beats_its_randomised_self(classifier
     image, mask = Image.fromarray(pixels), np.zeros((128, 128), bool)
     mask[:, :64] = True
     with torch.inference_mode():
-        maps = classifier.model.forward_features(classifier.transform(image)[None])[0]  # (K, h, w)
+        maps = classifier.engine.network.forward_features(torch.from_numpy(classifier.transform(image))[None])[
+            0
+        ]  # (K, h, w)
     half = maps.shape[2] // 2
     contrast = maps[:, :, :half].mean(dim=(1, 2)) - maps[:, :, half:].mean(dim=(1, 2))
     with torch.no_grad():
-        layer = classifier.model.get_classifier()
+        layer = classifier.engine.network.get_classifier()
         layer.weight.zero_()
         layer.weight[2, contrast.topk(3).indices] = 5.0
         layer.bias.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0]))

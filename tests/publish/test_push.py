@@ -97,8 +97,7 @@ repo_id, folder, picture = sys.argv[1:]
 image = Image.open(picture).convert("RGB")
 local = LesionClassifier.from_pretrained(folder)
 with torch.inference_mode():
-    pixels = local.transform(image)[None]
-    wanted = local.model(pixels)
+    wanted = torch.from_numpy(local.forward(local.transform(image)[None]).logits)
     through_timm = timm.create_model(f"hf-hub:{repo_id}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=through_timm))
     processor = AutoImageProcessor.from_pretrained(repo_id, revision="v1.0")
@@ -108,8 +107,7 @@ with torch.inference_mode():
         "transformers": theirs(**processor(image, return_tensors="pt")).logits,
     }
 ours = LesionClassifier.from_pretrained(repo_id, revision="v1.0")
-with torch.inference_mode():
-    logits["LesionClassifier"] = ours.model(ours.transform(image)[None])
+logits["LesionClassifier"] = torch.from_numpy(ours.forward(ours.transform(image)[None]).logits)
 answer = pipeline("image-classification", model=repo_id)(image, top_k=4)
 wanted_probs = ours.predict(picture).probabilities
 print(json.dumps({

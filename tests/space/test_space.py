@@ -49,8 +49,7 @@ from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
 from modeling.images import ImageError
 from modeling.labels import REFERENCE_CODES, diagnosis_of
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 from modeling.prediction import Prediction
 from stress.space_soak import AnswerError, Soak, SpaceClient, SpaceServer, photos, zip_bomb
 from support.hub import HubServer
@@ -241,11 +240,11 @@ def test_a_whole_answer_costs_at_most_three_bare_forward_passes_of_efficientnet_
         grainy = np.asarray(example.resize((1024, 768))) + noise  # its JPEG is as heavy as a photograph's
     Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.jpg", quality=92)
     photo = Photo(str(tmp_path / "photo.jpg"), "photo.jpg")
-    pixel_values = classifier.preprocess(photo.source)[None]
+    pixel_values = torch.from_numpy(classifier.preprocess(photo.source))[None]
 
     @torch.inference_mode()
     def bare() -> None:
-        classifier.model(pixel_values)
+        classifier.engine.network(pixel_values)
 
     def whole() -> None:
         answer = answers.answer_lesion(classifier, [photo])

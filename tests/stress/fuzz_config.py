@@ -81,7 +81,8 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     from modeling.evaluation.__main__ import known_before
     from modeling.evaluation.verify import verify
     from modeling.files import ModelFolderError, file_sha256
-    from modeling.model_folder import load_model_folder, resolve_model_folder
+    from modeling.model_folder import resolve_model_folder
+    from modeling.network import load_model_folder
     from modeling.publish.card import render_card
     from modeling.publish.hub import PublishError
     from modeling.training.checkpoints import MANIFEST, problem_with, seal
@@ -294,8 +295,7 @@ def make_model_folder(folder: Path) -> Path:
     from modeling.calibration import fit_operating_points, softmax
     from modeling.classifier import LesionClassifier
     from modeling.evaluation.verify import golden_prediction
-    from modeling.model_folder import save_model_folder
-    from modeling.network import build_model
+    from modeling.network import build_model, save_model_folder
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

@@ -27,8 +27,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from modeling.files import ROOT
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 from modeling.publish import hub as hub_module
 from modeling.publish import space
 from modeling.publish.hub import LONGEST_WAIT_S, Published, PublishError

@@ -346,8 +346,7 @@ def model_folder(given: str | None) -> Iterator[Path]:
         return
     sys.path.insert(0, str(ROOT))
     from modeling.labels import REFERENCE_CODES
-    from modeling.model_folder import save_model_folder
-    from modeling.network import build_model
+    from modeling.network import build_model, save_model_folder
 
     with tempfile.TemporaryDirectory() as folder:
         model = build_model("efficientnet_b0", num_classes=4, size_px=224, pretrained=False)

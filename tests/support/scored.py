@@ -14,8 +14,7 @@ from modeling.data.isic2019 import FEATURES
 from modeling.data.splits import make_splits
 from modeling.evaluation.evaluate import evaluate_model
 from modeling.labels import CODES, REFERENCE_CODES
-from modeling.model_folder import save_model_folder
-from modeling.network import build_model
+from modeling.network import build_model, save_model_folder
 from modeling.training.outputs import Outputs
 
 LESIONS_PER_DIAGNOSIS = 64

@@ -1,0 +1,176 @@
+"""modeling/engines.py and preprocessing.py: two engines, one answer; and pixels as timm makes them."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+from timm.data import create_transform
+
+from modeling.abstention import AbstentionRule
+from modeling.calibration import OperatingPoint
+from modeling.classifier import LesionClassifier
+from modeling.files import ModelFolderError
+from modeling.grad_cam import class_evidence
+from modeling.images import decode_image
+from modeling.labels import REFERENCE_CODES
+from modeling.network import build_model, save_model_folder
+from modeling.preprocessing import eval_transform
+from modeling.publish.onnx import export_onnx
+
+MODES = ("L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV")
+
+
+def odd_images(n: int, seed: int = 0) -> list[Image.Image]:
+    """Drawings of odd sizes, and in all modes that files come in."""
+    rng, images = np.random.default_rng(seed), []
+    for number in range(n):
+        width, height = (int(side) for side in rng.integers(9, 400, size=2))
+        width = min(width, 9 * height)
+        height = min(height, 9 * width)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), fill=(90, 60, 40))
+        images.append(image.convert(MODES[number % len(MODES)]) if number % 2 else image)
+    return images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model with an ONNX file, an operating point and an abstention rule that splits the odd images."""
+    torch.manual_seed(0)
+    model = build_model("test_efficientnet", num_classes=4, size_px=96, pretrained=False)
+    torch.nn.init.normal_(model.get_classifier().weight, std=5.0)
+    torch.nn.init.normal_(model.get_classifier().bias)
+    rng = np.random.default_rng(0)
+    rule = AbstentionRule.fit(rng.normal(size=(40, 4)), rng.normal(size=(40, 256)), rng.integers(0, 4, 40))
+    path = tmp_path_factory.mktemp("engines") / "model"
+    point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.25, 0.95, 0.5, 10, 10)
+    lesion = {"operating_points": [point.to_dict()], "abstention": rule.to_dict()}
+    save_model_folder(model, path, codes=REFERENCE_CODES, lesion=lesion)
+    export_onnx(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engines(folder):
+    return [LesionClassifier.from_pretrained(folder, device="cpu", engine=engine) for engine in ("torch", "onnx")]
+
+
+def check_same_answers(torch_engine: LesionClassifier, onnx_engine: LesionClassifier, images: list) -> None:
+    """Of both engines: probabilities within 1e-5, operating points, abstention, heat maps within 1e-4."""
+    for image, one, other in zip(images, torch_engine.predict(images), onnx_engine.predict(images), strict=True):
+        np.testing.assert_allclose(list(one.probabilities.values()), list(other.probabilities.values()), atol=1e-5)
+        assert one.operating_points == other.operating_points
+        assert (one.diagnosis, one.abstained) == (other.diagnosis, other.abstained)
+        maps, others = torch_engine.explain(image), onnx_engine.explain(image)
+        for code in torch_engine.codes:
+            grid = maps.evidence.shape[1:]
+            np.testing.assert_allclose(
+                maps.heat_map(code, size=grid), others.heat_map(code, size=grid), rtol=0, atol=1e-4
+            )
+
+
+def test_both_engines_give_the_same_answers(engines):
+    images = odd_images(24)
+    assert {engine.engine.name for engine in engines} == {"torch", "onnx"}
+    check_same_answers(*engines, images)
+    answers = engines[1].predict(images)
+    assert len({answer.operating_points["MEL@95"] for answer in answers}) == 2
+
+
+def test_on_a_cpu_the_onnx_file_answers_where_there_is_one(folder, tmp_path, lesion_image):
+    assert LesionClassifier.from_pretrained(folder, device="cpu").engine.name == "onnx"
+    without = shutil.copytree(folder, tmp_path / "without")
+    shutil.rmtree(without / "onnx")
+    with pytest.raises(ModelFolderError, match=r"has no onnx/model\.onnx"):
+        LesionClassifier.from_pretrained(without, device="cpu")
+    assert LesionClassifier.from_pretrained(without, device="cpu", engine="torch").predict(lesion_image).probability > 0
+    with pytest.raises(ModelFolderError, match="engine must be auto, onnx or torch, got 'tensorrt'"):
+        LesionClassifier.from_pretrained(folder, engine="tensorrt")
+    with pytest.raises(ModelFolderError, match="computes on the CPU, not on cuda"):
+        LesionClassifier.from_pretrained(folder, engine="onnx", device="cuda")
+
+
+def test_a_folder_without_an_onnx_file_is_served_by_torch(tiny_model_folder):
+    assert LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.name == "torch"
+    with pytest.raises(ModelFolderError, match="publish export"):
+        LesionClassifier.from_pretrained(tiny_model_folder, engine="onnx")
+
+
+def test_grad_cam_of_the_onnx_engine_is_that_of_pytorch_grad_cam(engines):
+    network = engines[0].engine.network
+    for image in odd_images(8, seed=1):
+        pixel_values = engines[1].preprocess(image)[None]
+        found = engines[1].engine.evidence(engines[1].forward(pixel_values))
+        with torch.inference_mode():
+            maps = network.forward_features(torch.from_numpy(pixel_values))
+        expected = class_evidence(network, maps, 4)
+        assert found.shape == expected.shape == (4, 3, 3)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_network_with_another_head_is_explained_by_torch(tmp_path, lesion_image):
+    """MobileNetV3 has a convolution and an activation between pooling and classifier."""
+    torch.manual_seed(0)
+    model = build_model("mobilenetv3_small_050", num_classes=4, size_px=64, pretrained=False)
+    torch.nn.init.normal_(model.get_classifier().weight, std=5.0)
+    save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion={})
+    export_onnx(tmp_path)
+    by_torch, by_onnx = (LesionClassifier.from_pretrained(tmp_path, device="cpu", engine=e) for e in ("torch", "onnx"))
+    assert by_onnx.engine.name == "onnx"
+    scale = np.abs(by_torch.explain(lesion_image).evidence).max()
+    np.testing.assert_allclose(
+        by_onnx.explain(lesion_image).evidence, by_torch.explain(lesion_image).evidence, rtol=0, atol=1e-4 * scale
+    )
+
+
+def test_eight_threads_get_the_answers_of_one(engines):
+    onnx_engine, images = engines[1], odd_images(24, seed=2)
+    alone = [onnx_engine.explain(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(onnx_engine.explain, images))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.evidence, other.evidence)
+        assert one.prediction == other.prediction
+
+
+def timms_transform(cfg: dict):
+    return create_transform(**{key: cfg[key] for key in cfg if key != "custom_load"}, is_training=False)
+
+
+@pytest.mark.parametrize(("interpolation", "size"), [("bicubic", 96), ("bilinear", 33), ("bicubic", 224)])
+def test_preprocessing_is_bit_by_bit_that_of_timm(interpolation, size):
+    cfg = {"input_size": (3, size, size), "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash"}
+    cfg |= {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
+    ours, theirs = eval_transform(cfg), timms_transform(cfg)
+    for image in (*odd_images(60, seed=3), Image.new("RGB", (size, size), (1, 2, 3)), Image.new("L", (size, 40))):
+        upright = decode_image(image)
+        found = ours(upright)
+        assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
+        np.testing.assert_array_equal(found, theirs(upright).numpy())
+
+
+def test_preprocessing_of_real_photos_is_bit_by_bit_that_of_timm(real_data, folder):
+    paths = sorted((real_data / "isic2019").rglob("*.jpg"))[::100][:120]
+    paths += sorted((real_data / "originals").rglob("*.jpg"))[:10]
+    assert len(paths) >= 100
+    cfg = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
+    cfg |= {"mean": (0.5, 0.5, 0.5), "std": (0.229, 0.5, 0.225)}
+    ours, theirs = eval_transform(cfg), timms_transform(cfg)
+    for number, path in enumerate(paths):
+        image = Image.open(path)
+        if number % 2:
+            image = image.resize((101 + number, 77 + 3 * number)).convert(MODES[number % len(MODES)])
+        upright = decode_image(image)
+        np.testing.assert_array_equal(ours(upright), theirs(upright).numpy())
+
+
+def test_both_engines_give_the_same_answers_on_real_photos(real_data, engines):
+    paths = (
+        sorted((real_data / "isic2019").rglob("*.jpg"))[::400][:24]
+        + sorted((real_data / "originals").rglob("*.jpg"))[:3]
+    )
+    check_same_answers(*engines, [path.read_bytes() for path in paths])
