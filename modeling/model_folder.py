@@ -186,7 +186,7 @@ def _config_problem(config: dict[str, Any]) -> str | None:
         )
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9_]+", architecture):
-        return f"architecture {shortened(architecture)} is no name of a timm network."
+        return f"architecture {shortened(architecture)} is no timm network's name."
     names = config.get("label_names")
     if (
         not isinstance(names, list)
@@ -233,7 +233,7 @@ def fetch(source: ModelFolder, name: str) -> Path:
     """Return the file that holds the network, `model.safetensors` or `onnx/model.onnx`; downloaded if it is on the Hub.
 
     Raises:
-        ModelFolderError: If it cannot be had.
+        ModelFolderError: If it cannot be had, or is too large.
     """
     path = source.path / name
     if source.revision is not None and not path.is_file():
@@ -241,7 +241,7 @@ def fetch(source: ModelFolder, name: str) -> Path:
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return Path(
+            path = Path(
                 hf_hub_download(source.model_id, name, revision=source.revision, local_files_only=source.from_cache)
             )
         except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -253,6 +253,8 @@ def fetch(source: ModelFolder, name: str) -> Path:
         pickles = sorted(file.name for file in source.path.iterdir() if file.suffix in PICKLE_SUFFIXES)
         hint = f"; {pickles[0]} is a pickle, which can run code when it is opened, and is refused" if pickles else ""
         raise ModelFolderError(f"{source.path} has no {name}{hint}.")
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise ModelFolderError(f"{path} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
     return path
 
 
@@ -260,10 +262,8 @@ def checked_file(path: Path, expected_sha256: str | None) -> Path:
     """Return a file of the network if it is the one that config.json describes.
 
     Raises:
-        ModelFolderError: If it is another one, or too large.
+        ModelFolderError: If it is another one.
     """
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise ModelFolderError(f"{path} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
     if file_sha256(path) != expected_sha256:
         raise ModelFolderError(
             f"{path} is not the file that {CONFIG_NAME} describes (its SHA-256 differs); download the folder again, "

@@ -16,7 +16,7 @@ from modeling import __version__
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import CONFIG_KEYS
+from modeling.model_folder import CONFIG_KEYS, CONFIG_SCHEMA
 from modeling.network import build_model, load_model_folder, save_model_folder
 from modeling.predictor import main as classify
 from support.hub import HubServer
@@ -57,7 +57,7 @@ def test_three_loaders_give_the_same_logits_labels_and_preprocessing(folder, les
 
 def test_the_folder_says_which_key_is_whose(folder):
     config = json.loads((folder / "config.json").read_text())
-    assert config["lesion"]["schema"] == 1
+    assert config["lesion"]["schema"] == CONFIG_SCHEMA
     assert config["lesion"]["weights_sha256"] == file_sha256(folder / "model.safetensors")
     assert "model_args" not in config
     assert "num_classes" not in config["pretrained_cfg"]
@@ -98,8 +98,8 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c["pretrained_cfg"].update(std=[0, 0, 0]), "std must not be zero"),
         (lambda c: c["pretrained_cfg"].update(mean=["a", 0, 0]), "mean must be three numbers"),
         (lambda c: c["pretrained_cfg"].update(crop_mode="center"), "crop_mode"),
-        (lambda c: c["lesion"].update(weights_sha256="0" * 64), "weights_sha256 differs"),
-        (lambda c: c["lesion"].pop("weights_sha256"), "weights_sha256 differs"),
+        (lambda c: c["lesion"].update(weights_sha256="0" * 64), "SHA-256 differs"),
+        (lambda c: c["lesion"].pop("weights_sha256"), "SHA-256 differs"),
         (lambda c: c.update(architecture="test_resnet"), "does not fit the network"),
     ],
 )
@@ -142,7 +142,7 @@ def rewrite(folder, change):
         (lambda t: t.update(extra=torch.zeros(1)), "1 unknown"),
         (lambda t: t.update({"classifier.bias": torch.zeros(5)}), "another shape"),
         (lambda t: t.update({"classifier.bias": torch.zeros(4, dtype=torch.float16)}), "another shape or type"),
-        (lambda t: t.update({"classifier.bias": torch.ones(4)}), "weights_sha256 differs"),
+        (lambda t: t.update({"classifier.bias": torch.ones(4)}), "SHA-256 differs"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_the_reason(folder, change, words):

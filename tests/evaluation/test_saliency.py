@@ -128,13 +128,14 @@ def test_road_is_worked_out_by_hand() -> None:
     heat = np.random.default_rng(0).permutation(1024).reshape(32, 32).astype(np.float32)
     hottest = torch.from_numpy(heat >= 0.8 * 1024)
 
-    def forward(batch: torch.Tensor) -> SimpleNamespace:
+    def forward(pixels: np.ndarray) -> SimpleNamespace:
+        batch = torch.from_numpy(pixels)
         untouched = (batch == pixel_values).all(dim=1)[:, hottest].double().mean(dim=1).numpy()
         return SimpleNamespace(probs=np.stack([1 - untouched**2, untouched**2], axis=1))
 
     reader = SimpleNamespace(
         codes=("NV", "MEL"),
-        transform=lambda image: pixel_values,
+        transform=lambda image: pixel_values.numpy(),
         forward=forward,
         explain=lambda image: SimpleNamespace(
             prediction=SimpleNamespace(diagnosis="MEL"), heat_map=lambda code, size: heat
