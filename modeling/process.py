@@ -1,4 +1,4 @@
-"""What this machine has, and how a program of ours asks the process that it runs in to use it.
+"""Settings of the process for work on a CPU: waiting threads sleep instead of spinning, and freed memory is kept.
 
 Import this before torch: it needs nothing but the standard library.
 """

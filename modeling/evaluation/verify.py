@@ -26,7 +26,7 @@ def verify(classifier: LesionClassifier) -> str:
             "config.json stores no golden prediction; only models trained by train.py can be verified."
         )
     checked = [f"weights sha256 {str(lesion['weights_sha256'])[:12]}"]
-    if lesion.get("config_sha256"):  # written since it exists
+    if lesion.get("config_sha256"):  # models of older versions have none
         now = config_sha256(read_config(classifier.source.path))
         if now != lesion["config_sha256"]:
             raise ModelFolderError(

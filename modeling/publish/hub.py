@@ -150,7 +150,7 @@ def _check_tag(api: HfApi, repo_id: str, repo_type: str, tag: str, *, head: str 
 
 
 def _put_tag(api: HfApi, repo_id: str, repo_type: str, tag: str, revision: str) -> None:
-    """Tag a revision, unless an attempt whose answer was lost has done so."""
+    """Tag a revision; an earlier attempt may have tagged it already, where only the Hub's answer was lost."""
     if _tags(api, repo_id, repo_type).get(tag) != revision:
         api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type)
 
@@ -175,7 +175,7 @@ def persist(call: Callable[[], T]) -> T:
             status = _status(error)
             if attempt == ATTEMPTS or (status is not None and status not in TRANSIENT_STATUS):
                 raise
-            wait_s = _wanted_wait_s(error) or min(FIRST_WAIT_S * 2 ** (attempt - 1), LONGEST_WAIT_S)
+            wait_s = _asked_wait_s(error) or min(FIRST_WAIT_S * 2 ** (attempt - 1), LONGEST_WAIT_S)
             what = f"answered {status}" if status else f"did not answer ({type(error).__name__})"
             logger.warning("The Hub %s; trying again in %.0f s (%d of %d).", what, wait_s, attempt, ATTEMPTS - 1)
             time.sleep(wait_s)
@@ -186,7 +186,7 @@ def _status(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
 
 
-def _wanted_wait_s(error: BaseException) -> float | None:
+def _asked_wait_s(error: BaseException) -> float | None:
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         return None
     value = error.response.headers.get("Retry-After", "")
@@ -223,12 +223,12 @@ def _limit_request(request: Any) -> None:
 
 def _limit_wait(response: Any) -> None:
     limits = hub_http.parse_ratelimit_headers(response.headers)
-    wanted = response.headers.get("Retry-After", "")
-    if limits is not None and limits.remaining == 0 and not wanted:
-        wanted = str(limits.reset_in_seconds)
-    if response.status_code in TRANSIENT_STATUS and wanted.isdigit():
+    asked_s = response.headers.get("Retry-After", "")
+    if limits is not None and limits.remaining == 0 and not asked_s:
+        asked_s = str(limits.reset_in_seconds)
+    if response.status_code in TRANSIENT_STATUS and asked_s.isdigit():
         response.headers.pop("RateLimit", None)
-        response.headers["Retry-After"] = str(min(int(wanted), int(LONGEST_WAIT_S)))
+        response.headers["Retry-After"] = str(min(int(asked_s), int(LONGEST_WAIT_S)))
     if response.status_code == 409:
         response.read()
         if "another conflicting operation is in progress" in response.text:

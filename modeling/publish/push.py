@@ -1,13 +1,4 @@
-"""Put a model folder or the Space on the Hub, whole or not at all; render the model card.
-
-    python -m modeling.publish model RUN/model --repo_id me/name
-    python -m modeling.publish space --model_id me/name --space_id me/space
-    python -m modeling.publish card RUN/model
-    python -m modeling.publish export RUN/model
-
-Everything is checked on this machine first and then sent as one commit, so a repository never shows half a model. What
-the Hub already has is not sent again: a second run completes a push that failed, or changes nothing.
-"""
+"""Put a model folder on the Hub: checked on this machine first, then sent as one commit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -178,7 +169,7 @@ def check_model_folder(folder: Path, *, token: str | None = None) -> None:
     if not problems:
         try:
             ModelCard((folder / CARD_NAME).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
+        except (ValueError, yaml.YAMLError) as error:
             problems.append(f"the metadata of {CARD_NAME} is not valid: {error}")
     if problems:
         raise PublishError(f"{folder} cannot be published:\n" + "\n".join(f"  - {problem}" for problem in problems))
