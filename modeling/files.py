@@ -52,21 +52,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read a metrics.json of this version's schema.
-
-    Raises:
-        ModelFolderError: If it is no JSON object, or of another schema.
-    """
-    metrics = read_json(path)
-    if metrics.get("schema_version") != METRICS_SCHEMA:
-        raise ModelFolderError(
-            f"{path} is of schema {shortened(metrics.get('schema_version'))} and this version reads {METRICS_SCHEMA}; make it "
-            f"anew with `python -m modeling.evaluation {path.parent} --data_dir DIR`."
-        )
-    return metrics
-
-
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

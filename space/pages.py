@@ -17,8 +17,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
-from modeling.files import read_metrics
 from modeling.labels import NOTICE
+from modeling.metrics_file import read_metrics
 
 MAX_FIGURES = 16
 

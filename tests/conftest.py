@@ -60,6 +60,14 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the metrics and figures of a real evaluation of a made-up model; only to be read."""
+    from support.scored import make_scored_folder
+
+    return make_scored_folder(tmp_path_factory.mktemp("scored"))
+
+
 @pytest.fixture
 def lesion_image() -> Image.Image:
     """A brown blot on skin, 160x120."""

@@ -19,7 +19,8 @@ from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.sections import HISTORY_KEYS, training_section
 from modeling.evaluation.verify import verify
-from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError, read_metrics, shortened
+from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError, shortened
+from modeling.metrics_file import read_metrics
 from modeling.model_folder import ModelFolder, file_beside
 from modeling.training.outputs import Outputs, run_model
 

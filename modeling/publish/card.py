@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from modeling.files import METRICS_NAME, ROOT, ModelFolderError, read_metrics
+from modeling.files import METRICS_NAME, ROOT, ModelFolderError
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
+from modeling.metrics_file import read_metrics
 from modeling.model_folder import read_config
 from modeling.publish.hub import PublishError
 

@@ -19,6 +19,7 @@ from modeling.files import (
     files_of,
     read_json,
 )
+from modeling.metrics_file import read_metrics
 from modeling.model_folder import read_config
 from modeling.publish.card import CARD_NAME, CARD_REPO_ID, EVALUATION_NAME
 from modeling.publish.hub import (
@@ -132,6 +133,21 @@ def _reason_not_to_write(user: Mapping[str, Any], repo_id: str) -> str | None:
     return None
 
 
+def _contradictions(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return where weights, configuration and scores of a folder are not about the same model."""
+    weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
+    problems = []
+    if config["lesion"].get("weights_sha256") != weights_sha256:
+        problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")
+    try:
+        measured = read_metrics(folder / METRICS_NAME)["model"]
+    except ModelFolderError as error:
+        return [*problems, str(error)]
+    if measured["weights_sha256"] != weights_sha256 or measured["codes"] != config["label_names"]:
+        problems.append(f"{METRICS_NAME} is of another model: its weights_sha256 or diagnoses differ")
+    return problems
+
+
 def check_model_folder(folder: Path, *, token: str | None = None) -> None:
     """Make sure that a model folder is complete, consistent and holds nothing that must not get out.
 
@@ -151,8 +167,8 @@ def check_model_folder(folder: Path, *, token: str | None = None) -> None:
                 f" (write it with `{command('card', str(folder))}`)" if name in (CARD_NAME, EVALUATION_NAME) else ""
             )
             problems.append(f"{name} is missing or empty{advice}")
-    if not problems and config["lesion"].get("weights_sha256") != file_sha256(folder / WEIGHTS_NAME):
-        problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")
+    if not problems:
+        problems += _contradictions(folder, config)
     for file in files_of(folder):
         name = file.relative_to(folder).as_posix()
         if file.suffix.lower() in PICKLE_SUFFIXES:
@@ -161,7 +177,7 @@ def check_model_folder(folder: Path, *, token: str | None = None) -> None:
             problems.append(f"{name} does not belong in a model folder (allowed: {' '.join(ALLOWED_SUFFIXES)})")
         elif file.is_symlink():
             problems.append(f"{name} is a link")
-        elif file.suffix == ".json":
+        elif file.suffix == ".json" and name != METRICS_NAME:
             try:
                 read_json(file)
             except ModelFolderError as error:

@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,16 +30,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, scored_folder: Path) -> tuple[Path, Path]:
     """Two complete model folders, an older and a newer one; only to be read."""
     base = tmp_path_factory.mktemp("models")
-    return make_model_folder(base / "old", seed=1), make_model_folder(base / "new", seed=2)
+    return (
+        make_model_folder(base / "old", seed=1, scored=scored_folder),
+        make_model_folder(base / "new", seed=2, scored=scored_folder),
+    )
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, scored_folder: Path) -> Path:
     """A complete model folder to change."""
-    return make_model_folder(tmp_path / "model", seed=3)
+    return make_model_folder(tmp_path / "model", seed=3, scored=scored_folder)
 
 
 @pytest.fixture
@@ -185,6 +190,12 @@ def test_private_is_not_promised_for_a_public_repository(hub, folders):
 # ---- What is not pushed --------------------------------------------------------------------------------------------
 
 
+def edit_metrics(folder: Path, change: Callable[[Any], None]) -> None:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    change(metrics)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
 def spoil(folder: Path, how: str) -> None:
     if how == "pickle":
         (folder / "best_model.pth").write_bytes(b"\x80\x04.")
@@ -194,6 +205,10 @@ def spoil(folder: Path, how: str) -> None:
         (folder / "figures" / "passwd.json").symlink_to("/etc/passwd")
     elif how == "no card":
         (folder / "README.md").unlink()
+    elif how == "no evaluation":
+        (folder / "evaluation.md").unlink()
+    elif how == "scores of another model":
+        edit_metrics(folder, lambda metrics: metrics["model"].update(weights_sha256="0" * 64))
     elif how == "empty metrics":
         (folder / "metrics.json").write_text("")
     elif how == "other weights":
@@ -219,6 +234,8 @@ def spoil(folder: Path, how: str) -> None:
         ("stray", "notes.txt does not belong in a model folder"),
         ("link", "figures/passwd.json is a link"),
         ("no card", "README.md is missing or empty"),
+        ("no evaluation", "evaluation.md is missing or empty (write it with `python -m modeling.publish card"),
+        ("scores of another model", "metrics.json is of another model: its weights_sha256"),
         ("empty metrics", "metrics.json is missing or empty"),
         ("other weights", "weights_sha256 differs"),
         ("bad json", "train_config.json is not valid JSON"),
@@ -232,6 +249,57 @@ def test_a_folder_that_must_not_get_out_stays_here(hub, folder, how, sentence):
     spoil(folder, how)
     with pytest.raises(PublishError, match=re.escape(sentence)):
         push_model(folder, "me/lesions", token="hf_dashed-token-of-this-test" if how == "token in use" else None)
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("null", "a JSON object was expected, got None"),
+        ("[]", "a JSON object was expected, got []"),
+        ('"scores"', "a JSON object was expected, got 'scores'"),
+        ("{}", "is of schema None and this version reads 2"),
+        ("[" * 10**5 + "]" * 10**5, "is not valid JSON"),
+        ('{"a": ' * 10**5 + "1" + "}" * 10**5, "is not valid JSON"),
+        ('{"schema_version": 2}', "is damaged: 'model': Field required"),
+    ],
+    ids=["null", "list", "text", "empty", "deep list", "deep object", "hollow"],
+)
+def test_what_is_no_metrics_json_is_not_published(hub, folder, content, sentence):
+    (folder / "metrics.json").write_text(content)
+    with pytest.raises(PublishError, match=re.escape(sentence)):
+        push_model(folder, "me/lesions")
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        ("test", None, "'test': Input should be a valid dictionary"),
+        ("test.accuracy", [0.9], "'test.accuracy': Input should be a valid dictionary"),
+        ("test.accuracy.value", "0.9", "'test.accuracy.value': Input should be a valid number"),
+        ("test.accuracy.value", 1.01, "'test.accuracy.value': Input should be less than or equal to 1"),
+        ("test.n_images", 4.0, "'test.n_images': Input should be a valid integer"),
+        ("test.n_images", True, "'test.n_images': Input should be a valid integer"),
+        ("test.confusion", [[1, 2], [3, 4]], "test is not about the diagnoses of model.codes"),
+        ("model.codes", "BCC", "'model.codes': Input should be a valid list"),
+        ("model.architecture", "a\nb", "'model.architecture': String should match pattern"),
+        ("val", {"reason": 3}, "'val.reason': Input should be a valid string"),
+        ("operating_points.0.threshold", 7, "'operating_points.0.threshold': Input should be less than or equal to 1"),
+        ("figures", ["../../etc/passwd"], "'figures.0': String should match pattern"),
+        ("heat_maps", {}, "'heat_maps.masks': Field required"),
+    ],
+)
+def test_an_entry_that_no_evaluation_writes_is_named_and_not_published(hub, folder, place, value, sentence):
+    def change(metrics: Any) -> None:
+        *parents, last = (int(part) if part.isdigit() else part for part in place.split("."))
+        for parent in parents:
+            metrics = metrics[parent]
+        metrics[last] = value
+
+    edit_metrics(folder, change)
+    with pytest.raises(PublishError, match=re.escape(sentence)):
+        push_model(folder, "me/lesions")
     assert not hub.log
 
 

@@ -10,6 +10,7 @@ complete without sending large files again that had arrived.
 
 import argparse
 import hashlib
+import json
 import logging
 import shutil
 import sys
@@ -25,7 +26,7 @@ import pytest
 import torch
 from huggingface_hub.utils import disable_progress_bars
 
-from modeling.files import ROOT
+from modeling.files import ROOT, file_sha256
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.publish import hub as hub_module
@@ -37,6 +38,7 @@ from modeling.publish.space import push_space, space_files
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.hub import WRITE_TOKEN, HubServer, Repo
+from support.scored import make_scored_folder
 
 MODEL_ROUTES = (
     "create",
@@ -102,8 +104,8 @@ def short_cases() -> list[Case]:
     return cases + [Case("space", route, "lost", lasting=False, fresh=False) for route in SPACE_ROUTES]
 
 
-def make_model_folder(folder: Path, *, seed: int) -> Path:
-    """A complete model folder with a tiny network."""
+def make_model_folder(folder: Path, *, seed: int, scored: Path) -> Path:
+    """A complete model folder with a tiny network, and scores taken from a folder that was really evaluated."""
     torch.manual_seed(seed)
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
     lesion = {
@@ -114,7 +116,9 @@ def make_model_folder(folder: Path, *, seed: int) -> Path:
         "operating_points": [],
     }
     save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
-    (folder / "metrics.json").write_text(f'{{"seed": {seed}}}\n')
+    metrics = json.loads((scored / "metrics.json").read_text())
+    metrics["model"] |= {"weights_sha256": file_sha256(folder / "model.safetensors"), "run_id": f"run{seed}"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "README.md").write_text(f"---\nlicense: cc-by-nc-4.0\n---\n# Run {seed}\n")
     (folder / "evaluation.md").write_text(f"# Evaluation of run {seed}\n")
     (folder / "figures").mkdir()
@@ -244,8 +248,10 @@ def main() -> int:
     disable_progress_bars()
     start, tally, survived = time.monotonic(), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
-        old = make_model_folder(Path(temporary) / "old", seed=1)
-        new = make_model_folder(Path(temporary) / "new", seed=2)
+        (Path(temporary) / "scored").mkdir()
+        scored = make_scored_folder(Path(temporary) / "scored")
+        old = make_model_folder(Path(temporary) / "old", seed=1, scored=scored)
+        new = make_model_folder(Path(temporary) / "new", seed=2, scored=scored)
         copy_sources(Path(temporary) / "sources", patch)
         for place, case in enumerate(cases, start=1):
             outcome = run_case(case, old, new, patch)
