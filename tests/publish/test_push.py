@@ -460,7 +460,8 @@ def test_the_space_requires_what_its_code_imports_and_one_gradio():
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
     fitting_only = {"scipy"}
-    third_party = imported - own - fitting_only - sys.stdlib_module_names
+    other_engine = {"torch", "torchvision", "timm", "safetensors", "pytorch_grad_cam"}
+    third_party = imported - own - fitting_only - other_engine - sys.stdlib_module_names
     distributions = metadata.packages_distributions()
     installed = with_dependencies(set(pins))
     missing = {name for name in third_party if not installed & {normal(found) for found in distributions[name]}}
