@@ -26,8 +26,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, hash_images, write_hashes
-from modeling.data.sources import fingerprint, load_data, select_diagnoses
+from modeling.data.duplicates import HASHES_NAME, write_hashes
+from modeling.data.sources import LoadedImages, fingerprint, load_images, select_diagnoses
 from modeling.data.splits import (
     SPLITS,
     check_no_leakage,
@@ -127,12 +127,13 @@ def prepare_data(run_dir: Path, options: TrainOptions, accelerator: Accelerator,
     """Read the images, split them by lesion, and write down what this run is."""
     # One process reads first; the others then find its cache.
     with accelerator.local_main_process_first():
-        everything = load_data(
+        loaded = load_images(
             options.dataset,
             data_dir=options.data_dir,
             skip_bad_images=options.skip_bad_images,
             skipped_csv=run_dir / "skipped.csv",
         )
+    everything = loaded.dataset
     chosen = select_diagnoses(everything, diagnoses_of(options, everything))
     codes: list[str] = chosen.features["label"].names
     if len(codes) < 2:
@@ -140,8 +141,10 @@ def prepare_data(run_dir: Path, options: TrainOptions, accelerator: Accelerator,
 
     # A file, made once, so that the splits can be audited and used again.
     if accelerator.is_main_process and not resuming:
-        write_splits(splits_of(options, chosen, codes), run_dir / SPLITS_NAME)
-        write_hashes(hash_images(chosen), run_dir / HASHES_NAME)  # so that others can tell which images were trained on
+        splits = splits_of(options, chosen, codes, loaded)
+        write_splits(splits, run_dir / SPLITS_NAME)
+        # So that others can tell which images were trained on.
+        write_hashes(loaded.hashes[loaded.hashes["image_id"].isin(splits["image_id"])], run_dir / HASHES_NAME)
     accelerator.wait_for_everyone()
     splits = load_splits(run_dir / SPLITS_NAME)
     if options.protocol == "lesion":
@@ -164,12 +167,13 @@ def diagnoses_of(options: TrainOptions, dataset: Dataset) -> list[str]:
     return options.diagnoses
 
 
-def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str]) -> pd.DataFrame:
+def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str], loaded: LoadedImages) -> pd.DataFrame:
     """Make the splits, or read those that --splits names; each diagnosis must be in each of them."""
     if options.splits:
         splits = read_splits(options.splits, dataset, test_source=options.test_source)
     else:
-        splits = make_splits(dataset, protocol=options.protocol, diagnoses=codes, seed=options.seed)  # type: ignore[arg-type]
+        protocol: Any = options.protocol
+        splits = make_splits(dataset, protocol=protocol, diagnoses=codes, seed=options.seed, hashes=loaded.hashes)
     if options.test_source:
         splits = leave_one_source_out(splits, options.test_source)
     counts = pd.crosstab(splits["label"], splits["split"]).reindex(index=codes, columns=list(SPLITS), fill_value=0)

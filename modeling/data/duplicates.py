@@ -14,9 +14,10 @@ import datasets
 import imagehash
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling.data.isic2019 import DataError
+from modeling.data.problems import DataError
 from modeling.images import decode_image
 
 # pHash with 16 × 16 = 256 bits: most lesions are a dark blot in the middle, which the usual 64 bits cannot tell apart.
@@ -38,10 +39,23 @@ SAME_IMAGE_ID, SAME_LESION_ID, NEAR_DUPLICATE = "image id", "lesion id", "near-d
 
 
 def hash_images(dataset: datasets.Dataset) -> pd.DataFrame:
-    """Return image_id, lesion_id (None where unknown) and hash (64 hexadecimal digits) of each image."""
-    hashes = perceptual_hashes(dataset, dataset["image_id"][:])
-    ids = {column: dataset[column][:] for column in ("image_id", "lesion_id")}
-    return pd.DataFrame({**ids, "hash": [row.tobytes().hex() for row in hashes]})
+    """Return image_id, lesion_id (None where unknown) and hash of each image; `load_images` has them without decoding anew."""
+    stored = dataset.cast_column("image", datasets.Image(decode=False))["image"]
+
+    def hash_of(index: int) -> str:
+        image = stored[index]
+        return perceptual_hash(decode_image(image["bytes"] or image["path"], min_side_px=4 * HASH_SIDE))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashed = pool.map(hash_of, range(len(dataset)))
+        hashes = list(tqdm(hashed, total=len(dataset), desc="looking for near-duplicates", unit="image"))
+    return pd.DataFrame({**{name: dataset[name][:] for name in ("image_id", "lesion_id")}, "hash": hashes})
+
+
+def perceptual_hash(image: Image.Image) -> str:
+    """Return the perceptual hash (pHash) of an image of at least 4 × HASH_SIDE pixels a side, as hexadecimal digits."""
+    bits = imagehash.phash(image, hash_size=HASH_SIDE).hash.reshape(-1)  # (256,) bool
+    return np.packbits(bits).tobytes().hex()
 
 
 def find_known(images: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
@@ -60,8 +74,8 @@ def find_known(images: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     same_id = own_ids.where(own_ids.isin(known["image_id"]))
     same_lesion = own_lesions.map(first_of_lesion)
 
-    stacked = np.concatenate([_words(images["hash"]), _words(known["hash"])])
     n = len(images)
+    stacked = pd.concat([images["hash"], known["hash"]])
     left, right = near_duplicates(stacked, among=np.arange(len(stacked)) < n)
     across = right >= n
     look_alike = pd.Series(known["image_id"].to_numpy()[right[across] - n], index=left[across])
@@ -100,37 +114,20 @@ def read_hashes(path: Path) -> pd.DataFrame:
     return hashes
 
 
-def perceptual_hashes(dataset: datasets.Dataset, image_ids: list[str] | pd.Series) -> np.ndarray:
-    """Return the perceptual hash (pHash) of each image, shape (N, 4) of uint64, in the order of image_ids."""
-    stored = dataset.cast_column("image", datasets.Image(decode=False))
-    position = {image_id: index for index, image_id in enumerate(dataset["image_id"][:])}
-    indices = [position[image_id] for image_id in image_ids]
-
-    def hash_of(index: int) -> np.ndarray:
-        image = stored[index]["image"]
-        # pHash shrinks to 4 × HASH_SIDE pixels itself, so a JPEG need not be decoded larger than that.
-        small = decode_image(image["bytes"] or image["path"], min_side_px=4 * HASH_SIDE)
-        return imagehash.phash(small, hash_size=HASH_SIDE).hash.reshape(-1)  # (256,) bool
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashed = pool.map(hash_of, indices)
-        bits = list(tqdm(hashed, total=len(indices), desc="looking for near-duplicates", unit="image"))
-    return np.packbits(np.stack(bits), axis=1).view(np.uint64)
-
-
-def near_duplicates(hashes: np.ndarray, *, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def near_duplicates(hashes: pd.Series, *, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return index pairs (left, right) of hashes at most MAX_HASH_DISTANCE bits apart, shape (P,) each.
 
     Args:
-        hashes: Shape (N, 4), as of `perceptual_hashes`.
+        hashes: As of `hash_images`, N of them.
         among: True where an image may stand on the left, shape (N,).
     """
+    words = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)  # (N, 4)
     asked = np.flatnonzero(among)
     left, right = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for start in range(0, len(asked), HASH_BLOCK_ROWS):
         block = asked[start : start + HASH_BLOCK_ROWS]
-        distance = np.zeros((len(block), len(hashes)), dtype=np.uint16)  # (B, N)
-        for word in hashes.T:
+        distance = np.zeros((len(block), len(words)), dtype=np.uint16)  # (B, N)
+        for word in words.T:
             distance += np.bitwise_count(word[block, None] ^ word[None, :])
         row, column = np.nonzero(distance <= MAX_HASH_DISTANCE)
         keep = block[row] != column
@@ -138,8 +135,3 @@ def near_duplicates(hashes: np.ndarray, *, among: np.ndarray) -> tuple[np.ndarra
         left.append(block[row])
         right.append(column)
     return np.concatenate(left), np.concatenate(right)
-
-
-def _words(hashes: pd.Series) -> np.ndarray:
-    """Return hexadecimal hashes as (N, 4) of uint64."""
-    return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)

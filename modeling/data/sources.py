@@ -1,29 +1,29 @@
 """One door to every dataset: ISIC 2019, the embedded demo, or any image-classification dataset on the Hub."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import numpy as np
+import pandas as pd
 
 from modeling.data.demo import load_demo
-from modeling.data.isic2019 import (
-    FEATURES,
-    DataError,
-    Problem,
-    counts,
-    describe,
-    load_isic2019,
-    unreadable_images,
-    write_skipped,
-)
+from modeling.data.duplicates import HASH_SIDE, perceptual_hash
+from modeling.data.isic2019 import FEATURES, IMAGE_SUFFIXES, load_isic2019
+from modeling.data.problems import DataError, Problem, counts, describe, read_ages, write_skipped
 from modeling.files import is_name, shortened
+from modeling.images import ImageError, decode_image
 from modeling.labels import CODES, DIAGNOSES
 
 COLUMNS = tuple(FEATURES)
+INSPECTION_VERSION = 1  # of what `inspect_images` caches
+INSPECTION_BATCH = 256
 # Names under which Hub datasets keep the label, and the optional columns of HAM10000's own CSV.
 LABEL_NAMES = ("label", "labels", "dx", "diagnosis", "class", "target")
 IMAGE_NAMES = ("image", "img", "images")
@@ -49,6 +49,21 @@ _ALIASES = {
 }
 
 
+@dataclass(frozen=True)
+class LoadedImages:
+    """All usable images of a dataset.
+
+    Attributes:
+        dataset: In the columns of the contract.
+        hashes: image_id, lesion_id and perceptual hash of each (`modeling.data.duplicates`).
+        given_splits: The split that the dataset itself puts each image in, by image id; None if it has just one.
+    """
+
+    dataset: datasets.Dataset
+    hashes: pd.DataFrame
+    given_splits: dict[str, str] | None = None
+
+
 def load_data(
     dataset: str,
     *,
@@ -56,7 +71,18 @@ def load_data(
     skip_bad_images: bool = False,
     skipped_csv: Path | None = None,
 ) -> datasets.Dataset:
-    """Return all images of a dataset in the columns of the contract.
+    """Return all usable images of a dataset in the columns of the contract; `load_images` says more of them."""
+    return load_images(dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, skipped_csv=skipped_csv).dataset
+
+
+def load_images(
+    dataset: str,
+    *,
+    data_dir: str | Path | None = None,
+    skip_bad_images: bool = False,
+    skipped_csv: Path | None = None,
+) -> LoadedImages:
+    """Read a dataset; on first use each image is decoded once, to check that it is whole and to hash it.
 
     Args:
         dataset: "isic2019", "demo", or what `datasets.load_dataset` takes (a Hub id such as "user/name", a folder).
@@ -67,21 +93,115 @@ def load_data(
     Raises:
         DataError: If images cannot be used, or a Hub dataset has no image or no label column.
     """
+    given = None
     if dataset == "isic2019":
-        return load_isic2019(data_dir, skip_bad_images=skip_bad_images, skipped_csv=skipped_csv)
-    if dataset == "demo":
+        whole, problems = load_isic2019(data_dir)
+    elif dataset == "demo":
         if data_dir is not None:
             raise DataError("the demo data are drawn, not read: leave --data_dir out, or pass --dataset isic2019.")
-        return load_demo()
-    folder = None if data_dir is None else str(data_dir)
-    parts = cast(datasets.DatasetDict, datasets.load_dataset(dataset, data_dir=folder))  # without `split`: all of them
-    image_ids = [f"{split}-{index:06d}" for split, part in parts.items() for index in range(len(part))]
-    whole = to_contract(datasets.concatenate_datasets(list(parts.values())), image_ids, name=dataset)
-    return _only_usable(whole, skip_bad_images=skip_bad_images, skipped_csv=skipped_csv)
+        whole, problems = load_demo(), []
+    else:
+        parts = _load_parts(dataset, data_dir)
+        image_ids = [f"{split}-{index:06d}" for split, part in parts.items() for index in range(len(part))]
+        whole, problems = to_contract(datasets.concatenate_datasets(list(parts.values())), image_ids, name=dataset)
+        problems += _file_problems(whole, Path(dataset, data_dir or ""))
+        split_of_row = [split for split, part in parts.items() for _ in range(len(part))]
+        given = dict(zip(whole["image_id"][:], split_of_row, strict=True)) if len(parts) > 1 else None
+
+    inspected = inspect_images(whole)
+    found_bad = inspected[inspected["kind"] != ""]
+    problems += [Problem(*row) for row in found_bad[["image_id", "path", "kind", "detail"]].to_numpy().tolist()]
+    bad = {problem.image_id for problem in problems}
+    kept = np.flatnonzero(~inspected["image_id"].isin(bad))
+    if problems and not (skip_bad_images and len(kept)):
+        raise DataError(("" if len(kept) else "no usable image is left. ") + describe(problems))
+    if skip_bad_images:
+        write_skipped(problems, skipped_csv or Path("skipped.csv"))
+    if problems:
+        datasets.logging.get_logger("modeling").warning(f"left out {len(bad)} images: {counts(problems)}")
+    hashes = inspected.loc[kept, ["image_id", "hash"]].reset_index(drop=True)
+    usable = whole if len(kept) == len(whole) else whole.select(kept)
+    hashes.insert(1, "lesion_id", usable["lesion_id"][:])
+    return LoadedImages(usable, hashes, given)
 
 
-def to_contract(dataset: datasets.Dataset, image_ids: Sequence[str], *, name: str) -> datasets.Dataset:
-    """Rename, cast and complete the columns of a Hub dataset; pixels are not touched.
+def inspect_images(whole: datasets.Dataset) -> pd.DataFrame:
+    """Decode every image to its last byte; return image_id, path, hash, and kind and detail of what is wrong with it.
+
+    The answer is cached by `datasets` where the dataset itself is, so that an image is decoded for this once.
+    """
+    stored = whole.select_columns(["image_id", "image"]).cast_column("image", datasets.Image(decode=False))
+    columns = ("image_id", "path", "hash", "kind", "detail")
+    result = stored.map(
+        _inspect,
+        batched=True,
+        batch_size=INSPECTION_BATCH,
+        remove_columns=["image"],
+        features=datasets.Features({column: datasets.Value("string") for column in columns}),
+        fn_kwargs={"version": INSPECTION_VERSION},
+        desc="checking images",
+    )
+    return result.to_pandas()
+
+
+def _inspect(batch: dict[str, list[Any]], version: int) -> dict[str, list[str]]:
+    # Pillow releases the interpreter while it decodes, so threads use every core.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        paths, hashes, kinds, details = zip(*pool.map(_inspect_image, batch["image"]), strict=True)
+    return {"path": [*paths], "hash": [*hashes], "kind": [*kinds], "detail": [*details]}
+
+
+def _inspect_image(image: dict[str, Any] | None) -> tuple[str, str, str, str]:
+    """Return path, hash, and kind and detail of what is wrong (empty if nothing is)."""
+    content = b"" if image is None else image["path"] if image["bytes"] is None else image["bytes"]
+    path = content if isinstance(content, str) else ""
+    try:
+        # The hash shrinks to 4 × HASH_SIDE pixels itself; a JPEG that is decoded smaller is still read to its end.
+        return path, perceptual_hash(decode_image(content or b"", min_side_px=4 * HASH_SIDE)), "", ""
+    except ImageError as error:
+        empty = not content or (path and os.path.isfile(path) and os.path.getsize(path) == 0)
+        return path, "", "image file is empty" if empty else "image cannot be read (truncated, or no image)", str(error)
+
+
+def _load_parts(dataset: str, data_dir: str | Path | None) -> datasets.DatasetDict:
+    """Return all splits of a dataset of the Hub or a folder."""
+    try:
+        parts = datasets.load_dataset(dataset, data_dir=None if data_dir is None else str(data_dir))
+    # A stranger's files and a network: the library answers with its own errors, those of pandas, pyarrow, zipfile and more.
+    except Exception as error:
+        cause = error.__cause__ or error
+        said = " ".join(str(cause).split())[:300]
+        raise DataError(
+            f"--dataset {dataset} cannot be read ({type(cause).__name__}: {said}). It must be isic2019, demo, an image dataset "
+            "of the Hub, or a folder that holds a folder of images for each diagnosis, or images and a metadata.csv with the "
+            "columns file_name and label."
+        ) from error
+    return cast(datasets.DatasetDict, parts)
+
+
+def _file_problems(whole: datasets.Dataset, folder: Path) -> list[Problem]:
+    """Return rows that share an image file, and image files of a local folder that are in no row."""
+    stored = whole.cast_column("image", datasets.Image(decode=False))["image"]
+    paths = [None if image is None or image["bytes"] is not None else image["path"] for image in stored]
+    table = pd.DataFrame({"image_id": whole["image_id"][:], "path": paths}).dropna()
+    shared = table[table["path"].duplicated(keep=False)]
+    problems = [Problem(*row, "image file in more than one row") for row in shared.to_numpy().tolist()]
+    used = {os.path.abspath(path) for path in table["path"]}
+    root = os.path.abspath(folder)
+    if any(path.startswith(root + os.sep) for path in used):
+        # `datasets` leaves these out without a word.
+        for path in sorted(Path(root).rglob("*")):
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+            if is_image and str(path) not in used and not path.name.startswith("."):
+                kind = "image without a row" if path.is_file() else "image is a link to nothing, or no ordinary file"
+                problems.append(Problem(str(path.relative_to(root)), str(path), kind))
+    return problems
+
+
+def to_contract(
+    dataset: datasets.Dataset, image_ids: Sequence[str], *, name: str
+) -> tuple[datasets.Dataset, list[Problem]]:
+    """Rename, cast and complete the columns of a Hub dataset; return it and what is wrong with its rows.
 
     Args:
         dataset: All of its splits.
@@ -98,12 +218,17 @@ def to_contract(dataset: datasets.Dataset, image_ids: Sequence[str], *, name: st
     n = len(dataset)
     table: dict[str, list[Any]] = {}
     for column, existing in chosen.items():
-        clean = _number if column == "age_approx" else _text
-        table[column] = [None] * n if existing is None else [clean(value) for value in dataset[existing]]
+        table[column] = [None] * n if existing is None else [_text(value) for value in dataset[existing]]
     own_ids = set(table["image_id"])
     if len(own_ids) < n or None in own_ids:
         table["image_id"] = list(image_ids)
     table["source"] = [value or "unknown" for value in table["source"]]
+    table["age_approx"], problems = read_ages(table["image_id"], table["age_approx"])
+    problems += [
+        Problem(image_id, "", "image without a label")
+        for image_id, label in zip(table["image_id"], labels, strict=True)
+        if label < 0
+    ]
 
     result = dataset.select_columns([image_column])
     if image_column != "image":
@@ -112,7 +237,7 @@ def to_contract(dataset: datasets.Dataset, image_ids: Sequence[str], *, name: st
     for column, values in table.items():
         result = result.add_column(column, values, feature=FEATURES[column])
     result = result.add_column("label", labels, feature=datasets.ClassLabel(names=names))
-    return result.select_columns(list(COLUMNS))
+    return result.select_columns(list(COLUMNS)), problems
 
 
 def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> datasets.Dataset:
@@ -148,7 +273,7 @@ def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> dat
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """Return a sha256 over image ids, diagnoses and image sizes or contents: the same on every machine.
+    """Return a sha256 over all columns, and image sizes or contents: the same on every machine.
 
     An image kept as a file counts with its size in bytes (reading 9 GB for a fingerprint would take minutes), an
     image kept in the table with its content. The order of the rows does not matter.
@@ -156,40 +281,15 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     names = dataset.features["label"].names
     stored = dataset.cast_column("image", datasets.Image(decode=False))
     lines = []
-    for row in stored.select_columns(["image_id", "label", "image"]):
-        image = row["image"]
+    for row in stored:
+        image, label = row.pop("image"), row.pop("label")
         if image["bytes"] is not None:
-            content = hashlib.sha256(image["bytes"]).hexdigest()
+            row["content"] = hashlib.sha256(image["bytes"]).hexdigest()
         else:
-            content = str(os.path.getsize(image["path"]))
-        diagnosis = names[row["label"]] if row["label"] is not None and row["label"] >= 0 else ""
-        lines.append(f"{row['image_id']}\t{diagnosis}\t{content}\n")
+            row["content"] = os.path.getsize(image["path"])
+        row["diagnosis"] = names[label] if label is not None and label >= 0 else None
+        lines.append(json.dumps(row, sort_keys=True) + "\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-
-
-def _only_usable(whole: datasets.Dataset, *, skip_bad_images: bool, skipped_csv: Path | None) -> datasets.Dataset:
-    stored = whole.cast_column("image", datasets.Image(decode=False))
-    ids = whole["image_id"][:]
-    problems = [
-        Problem(image_id, "", "image without a label")
-        for image_id, label in zip(ids, whole["label"], strict=True)
-        if label is None or label < 0
-    ]
-
-    def load(index: int) -> bytes | str:
-        image = stored[index]["image"] or {"bytes": b"", "path": None}
-        return image["path"] if image["bytes"] is None else image["bytes"]
-
-    problems += unreadable_images(ids, load)
-    if skip_bad_images:
-        write_skipped(problems, skipped_csv or Path("skipped.csv"))
-    if not problems:
-        return whole
-    if not skip_bad_images:
-        raise DataError(describe(problems))
-    bad = {problem.image_id for problem in problems}
-    datasets.logging.get_logger("modeling").warning(f"left out {len(bad)} of {len(ids)} images: {counts(problems)}")
-    return whole.select([index for index, image_id in enumerate(ids) if image_id not in bad])
 
 
 def _find_image_column(dataset: datasets.Dataset, name: str) -> str:
@@ -239,11 +339,3 @@ def _labels_of(dataset: datasets.Dataset, column: str) -> tuple[list[str], list[
 
 def _text(value: Any) -> str | None:
     return None if value is None or str(value).strip() == "" else str(value).strip()
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return None if np.isnan(number) else number

@@ -13,8 +13,8 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from modeling.data.duplicates import DUPLICATE_PREFIX, near_duplicates, perceptual_hashes
-from modeling.data.isic2019 import DataError
+from modeling.data.duplicates import DUPLICATE_PREFIX, hash_images, near_duplicates
+from modeling.data.problems import DataError
 
 SPLITS = ("train", "val", "test")
 SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
@@ -31,7 +31,12 @@ class LeakageError(ValueError):
 
 
 def make_splits(
-    dataset: Table, *, protocol: Protocol = "lesion", diagnoses: Sequence[str], seed: int = 42
+    dataset: Table,
+    *,
+    protocol: Protocol = "lesion",
+    diagnoses: Sequence[str],
+    seed: int = 42,
+    hashes: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return one row per image of these diagnoses: image_id, lesion_id, label (code), source, split.
 
@@ -42,6 +47,7 @@ def make_splits(
             original system's random split of images, kept only for comparison: it leaks, see `leakage`.
         diagnoses: Codes to keep.
         seed: Other seeds give other splits; the order of the rows does not matter.
+        hashes: Perceptual hashes of the images (`load_images`); made here where they are needed and not given.
     """
     table = to_table(dataset)
     table = table[table["label"].isin(list(diagnoses))].sort_values("image_id", ignore_index=True)
@@ -49,7 +55,9 @@ def make_splits(
         raise DataError(f"no image has a diagnosis of {list(diagnoses)}; nothing to split.")
     if protocol == "original":
         return _original_splits(table, seed)
-    table, group = group_lesions(table, dataset if isinstance(dataset, datasets.Dataset) else None)
+    if hashes is None and table["lesion_id"].isna().any() and isinstance(dataset, datasets.Dataset):
+        hashes = hash_images(dataset)
+    table, group = group_lesions(table, hashes)
     table["split"] = _assign(table, group, seed)
     splits = table[list(COLUMNS)]
     check_no_leakage(splits)
@@ -196,7 +204,7 @@ def to_table(dataset: Table) -> pd.DataFrame:
     return table
 
 
-def group_lesions(table: pd.DataFrame, dataset: datasets.Dataset | None) -> tuple[pd.DataFrame, np.ndarray]:
+def group_lesions(table: pd.DataFrame, hashes: pd.DataFrame | None) -> tuple[pd.DataFrame, np.ndarray]:
     """Give each image without lesion id that of its near-duplicates; return the table and each row's group number.
 
     Without a near-duplicate that has an id, the id is "dup:" and the first image id of the group. Pairs of images
@@ -205,8 +213,8 @@ def group_lesions(table: pd.DataFrame, dataset: datasets.Dataset | None) -> tupl
     missing = table["lesion_id"].isna().to_numpy()
     n = len(table)
     left, right = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    if missing.any() and dataset is not None:
-        left, right = near_duplicates(perceptual_hashes(dataset, table["image_id"]), among=missing)
+    if missing.any() and hashes is not None:
+        left, right = near_duplicates(hashes.set_index("image_id")["hash"].loc[table["image_id"]], among=missing)
     # A graph with a node per image and one per lesion: its connected components are the groups.
     lesion, names = pd.factorize(table["lesion_id"])
     known = np.flatnonzero(~missing)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import HASHES_NAME, find_known, hash_images, read_hashes, write_hashes
-from modeling.data.isic2019 import FEATURES, DataError
+from modeling.data.isic2019 import FEATURES
+from modeling.data.problems import DataError
 from modeling.images import decode_image
 from modeling.labels import CODES
 

@@ -1,6 +1,8 @@
 """Any dataset comes out in the same columns; what is no usable dataset is refused in words."""
 
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from modeling.data.isic2019 import FEATURES, DataError
-from modeling.data.sources import COLUMNS, fingerprint, load_data, select_diagnoses
+from modeling.data import sources
+from modeling.data.duplicates import hash_images
+from modeling.data.isic2019 import FEATURES
+from modeling.data.problems import DataError
+from modeling.data.sources import COLUMNS, fingerprint, load_data, load_images, select_diagnoses
 from modeling.labels import CODES
 
 CONTRACT = ["image", "image_id", "label", "lesion_id", "source", "age_approx", "sex", "anatom_site_general"]
@@ -222,3 +227,102 @@ def test_a_label_that_no_model_folder_may_have_is_refused_before_training(name) 
     data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
     with pytest.raises(DataError, match="too long or not printable"):
         select_diagnoses(data, ["all"])
+
+
+# ---- folders of images, as users have them ----
+
+ROWS = "".join(f"{index}.png,{'MEL' if index % 2 else 'NV'},{40 + index}\n" for index in range(4))
+
+
+def image_folder(folder: Path, rows: str = ROWS) -> Path:
+    """Four images and a metadata.csv of file name, label and age."""
+    folder.mkdir()
+    for index in range(4):
+        (folder / f"{index}.png").write_bytes(png(40 * index))
+    (folder / "metadata.csv").write_text("file_name,label,age\n" + rows)
+    return folder
+
+
+def second_age(age: str) -> str:
+    return ROWS.replace(",41", f",{age}")
+
+
+def dangling(folder: Path) -> None:
+    (folder / "2.png").unlink()
+    (folder / "2.png").symlink_to("/nowhere.png")
+
+
+FAULTS: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
+    "missing image": (ROWS + "9.png,MEL,30\n", lambda f: None, "1 × image cannot be read", ["train-000004"]),
+    "row twice": (
+        ROWS + "1.png,NV,3\n", lambda f: None, "2 × image file in more than one row", ["train-000001", "train-000004"],
+    ),
+    "no row": (ROWS, lambda f: (f / "new.png").write_bytes(png(9)), "1 × image without a row: new.png", ["new.png"]),
+    "dangling link with a row": (ROWS, dangling, "1 × image cannot be read", ["train-000002"]),
+    "dangling link without a row": (
+        ROWS, lambda f: (f / "new.png").symlink_to("/nowhere.png"), "1 × image is a link to nothing", ["new.png"],
+    ),
+    "pipe": (ROWS, lambda f: os.mkfifo(f / "new.png"), "1 × image is a link to nothing, or no ordinary file", ["new.png"]),
+    **{
+        f"age {age}": (second_age(age), lambda f: None, "1 × age is no number of years from 0 to 120", ["train-000001"])
+        for age in ("old", "inf", "-5", "1e300")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_a_folder_is_counted_and_named_or_left_out_and_listed(tmp_path: Path, fault: str) -> None:
+    rows, harm, message, bad = FAULTS[fault]
+    folder = image_folder(tmp_path / "data", rows)
+    harm(folder)
+    with pytest.raises(DataError) as raised:
+        load_data(str(folder))
+    assert message in str(raised.value)
+    assert all(name in str(raised.value) for name in bad)
+    dataset = load_data(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+    every = [f"train-{index:06d}" for index in range(rows.count("\n"))]
+    assert dataset["image_id"][:] == [name for name in every if name not in bad]
+    assert pd.read_csv(tmp_path / "skipped.csv")["image_id"].tolist() == bad
+
+
+@pytest.mark.parametrize("name", ["../../../../etc/passwd", "/etc/passwd"])
+def test_a_row_that_names_a_file_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = image_folder(tmp_path / "data", ROWS + f"{name},MEL,30\n")
+    with pytest.raises(DataError, match=r"cannot be read .*etc/passwd"):
+        load_data(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+
+
+def test_a_folder_without_images_or_without_a_table_is_told_what_it_must_hold(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(
+            DataError, match="a folder that holds a folder of images for each diagnosis, or images and a"
+        ):
+            load_data(str(folder))
+    folder = image_folder(tmp_path / "data")
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.csv").mkdir()
+    with pytest.raises(DataError, match="has no label column among image"):
+        load_data(str(folder))
+
+
+def test_an_edited_metadata_file_of_a_folder_is_another_dataset(tmp_path: Path) -> None:
+    before = fingerprint(load_data(str(image_folder(tmp_path / "data"))))
+    (tmp_path / "data" / "metadata.csv").write_text("file_name,label,age\n" + second_age("50"))
+    assert fingerprint(load_data(str(tmp_path / "data"))) != before
+
+
+def test_images_of_a_folder_are_decoded_once_and_again_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = [], sources.decode_image
+    monkeypatch.setattr(sources, "decode_image", lambda *a, **k: (decoded.append(a[0]), decode(*a, **k))[1])
+    folder = image_folder(tmp_path / "data")
+    loaded = load_images(str(folder))
+    assert loaded.hashes["hash"].str.fullmatch("[0-9a-f]{64}").all()
+    pd.testing.assert_frame_equal(load_images(str(folder)).hashes, loaded.hashes)
+    assert len(decoded) == 4
+    pd.testing.assert_frame_equal(hash_images(loaded.dataset), loaded.hashes, check_dtype=False)
+    (folder / "3.png").write_bytes(png(7)[:-30])
+    with pytest.raises(DataError, match="1 × image cannot be read"):
+        load_images(str(folder))

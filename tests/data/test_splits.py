@@ -12,8 +12,10 @@ from sklearn.metrics import pairwise_distances
 
 from modeling.data import duplicates
 from modeling.data.demo import draw_lesion
-from modeling.data.duplicates import near_duplicates, perceptual_hashes
-from modeling.data.isic2019 import FEATURES, DataError, load_isic2019, source_of
+from modeling.data.duplicates import hash_images, near_duplicates
+from modeling.data.isic2019 import FEATURES, source_of
+from modeling.data.problems import DataError
+from modeling.data.sources import load_data
 from modeling.data.splits import (
     LeakageError,
     check_no_leakage,
@@ -248,7 +250,8 @@ def test_near_duplicates_agree_with_brute_force(monkeypatch: pytest.MonkeyPatch)
         bits[index + 1] = bits[index]
         bits[index + 1, flips] ^= 1
     among = rng.random(60) < 0.5
-    left, right = near_duplicates(np.packbits(bits, axis=1).view(np.uint64), among=among)
+    hashes = pd.Series([np.packbits(row).tobytes().hex() for row in bits])
+    left, right = near_duplicates(hashes, among=among)
     distance = pairwise_distances(bits.astype(bool), metric="hamming") * 256
     expected = {
         (int(i), int(j)) for i, j in zip(*np.nonzero(distance.round() <= 32), strict=True) if i != j and among[i]
@@ -298,7 +301,7 @@ def test_the_official_csv_is_split_within_a_point_in_every_large_stratum(
 
 
 def test_the_byte_identical_real_images_share_a_split_with_or_without_their_ids(real_data: Path) -> None:
-    dataset = load_isic2019(real_data / "isic2019")
+    dataset = load_data("isic2019", data_dir=real_data / "isic2019")
     pairs = (("ISIC_0024366", "ISIC_0029861"), ("ISIC_0024777", "ISIC_0029938"))
     splits = make_splits(dataset, diagnoses=CODES).set_index("image_id")["split"]
     assert all(splits[first] == splits[second] for first, second in pairs)
@@ -318,8 +321,7 @@ def test_hashes_find_the_full_size_originals_of_the_small_copies(real_data: Path
     originals = [path for path in sorted((real_data / "originals").glob("*.jpg")) if (folder / path.name).exists()][:12]
     rows = [(path.read_bytes(), None, "NV") for path in originals]
     rows += [((folder / path.name).read_bytes(), None, "NV") for path in originals]
-    hashes = perceptual_hashes(dataset_of(rows), [f"image_{index:03d}" for index in range(len(rows))])
-    left, right = near_duplicates(hashes, among=np.arange(len(rows)) < len(originals))
+    left, right = near_duplicates(hash_images(dataset_of(rows))["hash"], among=np.arange(len(rows)) < len(originals))
     assert left.tolist() == list(range(len(originals)))
     assert right.tolist() == [index + len(originals) for index in range(len(originals))]
 
