@@ -185,7 +185,9 @@ def _file_problems(whole: datasets.Dataset, folder: Path) -> list[Problem]:
     paths = [None if image is None or image["bytes"] is not None else image["path"] for image in stored]
     table = pd.DataFrame({"image_id": whole["image_id"][:], "path": paths}).dropna()
     shared = table[table["path"].duplicated(keep=False)]
-    problems = [Problem(*row, "image file in more than one row") for row in shared.to_numpy().tolist()]
+    problems = [
+        Problem(image_id, path, "image file in more than one row") for image_id, path in shared.to_numpy().tolist()
+    ]
     used = {os.path.abspath(path) for path in table["path"]}
     root = os.path.abspath(folder)
     if any(path.startswith(root + os.sep) for path in used):
