@@ -2,52 +2,57 @@
 
 accelerate launch -m modeling.predictor MODEL DIR_OR_DATASET --output out.parquet
 
-The images are counted off in chunks, and the chunks dealt out to the processes. A finished chunk is written beside the
-output and renamed when whole; so a killed run loses at most one chunk a process, and the same command goes on from
-there, with any number of processes. When all chunks are there, they are merged in the order of the images.
+The images are counted off in chunks, and the chunks dealt out to the processes. A finished chunk is a file in
+`<output>.parts` that is whole or not there: a killed run loses at most one chunk a process, and the same command goes
+on, with any number of processes. When all are there, they are merged in the order of the images. Then lie beside the
+output `<output>.json` (provenance and counts) and `<output>.rows` (each file, its size and time, and its row), by which
+later changes of the files are noticed.
 """
 
 import csv
 import json
-import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from modeling.classifier import BATCH_SIZE, LesionClassifier, map_ahead
-from modeling.files import write_json
-from modeling.images import MAX_FILE_BYTES, ImageError, ImageInput
-from modeling.labels import diagnosis_of
+from modeling.classifier import BATCH_SIZE, LesionClassifier
+from modeling.files import ModelFolderError, file_sha256, flush, harmless, read_json, write_json
+from modeling.images import ImageError, ImageInput
+from modeling.inputs import (
+    ArchiveError,
+    ListedFiles,
+    StreamedDataset,
+    dataset_revision,
+    is_dataset,
+    list_files,
+    needs,
+    printable,
+    read_listing,
+    side_by_side,
+)
 from modeling.prediction import Prediction
 
-CHUNK_SIZE = 2 * BATCH_SIZE  # images; what a kill can cost each process
+CHUNK_SIZE = 2 * BATCH_SIZE  # images: what a kill can cost each process
 ROW_GROUP_SIZE = 32 * CHUNK_SIZE  # rows of a Parquet file that are held in memory at once
 FORMATS = (".csv", ".parquet")
-# Columns by which datasets name their images.
-NAME_COLUMNS = ("image_id", "isic_id", "file_name", "filename", "id")
-FETCH_ATTEMPTS = 4
+COUNTS = ("images", "unreadable", "abstained")
 
-logger = logging.getLogger(__name__)
-
-
-class ArchiveError(RuntimeError):
-    """The images cannot be classified, with the reason and what to do."""
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out: number of images, of those that could not be read, and of those abstained on; and how fast."""
+    """Numbers of rows, of images that could not be read and of those abstained on; speed; changes of the files since."""
 
     images: int
     unreadable: int
@@ -55,6 +60,7 @@ class Summary:
     classified_now: int
     processes: int
     seconds: float
+    changes: str
 
     def __str__(self) -> str:
         """Say it in a sentence."""
@@ -64,7 +70,7 @@ class Summary:
             now = f"{self.classified_now} of them now by process 1 of {self.processes}, {rate:.1f} a second"
         return (
             f"{self.images} images, one row each ({now}); {self.unreadable} could not be read (column error), "
-            f"{self.abstained} abstained on."
+            f"{self.abstained} abstained on.{self.changes}"
         )
 
 
@@ -72,43 +78,25 @@ class Summary:
 class Processes:
     """The processes that share the work. Without a launcher there is one, and accelerate is not needed."""
 
-    rank: int
-    count: int
-    local_count: int
-    device: str | None
+    rank: int = 0
+    count: int = 1
+    device: str | None = None
 
     def wait(self) -> None:
-        """Wait for all others to come here."""
+        """Wait for all others to come here; if one fails, the launcher ends all."""
         if self.count > 1:
-            from accelerate.utils import wait_for_everyone
-
-            wait_for_everyone()
-
-    def agree(self, error: str | None) -> None:
-        """Raise on all processes what went wrong on the first.
-
-        Raises:
-            ArchiveError: If `error` of the first process is not None.
-        """
-        if self.count > 1:
-            from accelerate.utils import broadcast_object_list
-
-            (error,) = broadcast_object_list([error])
-        if error is not None:
-            raise ArchiveError(error)
+            needs("accelerate.utils", "running in several processes").wait_for_everyone()
 
 
 def join_processes() -> Processes:
     """Join the processes that `accelerate launch` started."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes(rank=0, count=1, local_count=1, device=None)
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
+        return Processes()
+    accelerate = needs("accelerate", "running in several processes")
     # The others wait for the slowest at the end: with datasets of uneven files that may be hours.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
-    count = accelerator.num_processes
-    local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    return Processes(accelerator.process_index, count, local_count, str(accelerator.device))
+    patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=30))
+    accelerator = accelerate.Accelerator(kwargs_handlers=[patience])
+    return Processes(accelerator.process_index, accelerator.num_processes, str(accelerator.device))
 
 
 def classify_archive(
@@ -119,570 +107,281 @@ def classify_archive(
     processes: Processes,
     split: str | None = None,
     tta: bool = False,
+    update: bool = False,
 ) -> Summary:
     """Classify all images of `inputs` and write one row for each; all processes call this.
 
     Args:
         classifier: The model.
-        inputs: Files and folders (all files at any depth, see `list_files`), or
-            one dataset, see `open_source`.
-        output: A new .csv or .parquet file. Beside it, `<output>.json` holds provenance and counts, and
-            `<output>.parts` unfinished work.
+        inputs: Files and folders, see `list_files`, or one dataset, see `StreamedDataset`.
+        output: A new .csv or .parquet file, or that of the same run, which then goes on.
         processes: Of `join_processes`.
         split: Read the input as a dataset, and take this split.
         tta: Average over the eight flips and quarter turns.
+        update: Where files have changed since the run ended, classify those and keep the rows of the others.
 
     Returns:
-        The summary of the whole; on processes other than the first, only `classified_now` and `seconds` count.
+        The summary; on processes other than the first, only `classified_now` and `seconds` count.
 
     Raises:
-        ArchiveError: If the output exists or belongs to another model, an input cannot be opened, or a library is missing.
+        ArchiveError: If an input cannot be read, the output cannot be written or is another's, or a library is missing.
     """
-    start = time.monotonic()
-    parts = output.with_name(f"{output.name}.parts")
-    error, finished = None, None
-    with ExitStack() as held:
-        if processes.rank == 0:
-            try:
-                held.enter_context(_locked(parts))
-                finished = _prepare(classifier, inputs, output, parts, split=split, tta=tta)
-            except ArchiveError as reason:
-                error = str(reason)
-        processes.agree(error)
-        if finished is not None or not parts.exists():  # complete already
-            return finished or Summary(0, 0, 0, 0, processes.count, 0.0)
-        source = _open_prepared(inputs, parts, split)
-        classified = _classify_chunks(classifier, source, parts, processes, tta=tta)
-        processes.wait()
-        counts = _merge(classifier, source, parts, output) if processes.rank == 0 else (0, 0, 0)
-        return Summary(*counts, classified, processes.count, time.monotonic() - start)
-
-
-def answer_few(classifier: LesionClassifier, inputs: Sequence[str], *, split: str | None, tta: bool, most: int) -> str:
-    """Return a table for people of the answers about at most `most` images.
-
-    Raises:
-        ArchiveError: If there are more, or an input cannot be opened.
-    """
-    if _is_dataset(inputs, split):
-        name, commit = _hub_commit(inputs[0])
-        source = open_dataset(name, split, commit)
-        images = (image for part in range(source.num_parts) for image in source.read(part))
-    else:
-        images = ((path, path) for path in list_files(inputs))
-    few = list(islice(images, most + 1))
-    if len(few) > most:
-        raise ArchiveError(f"there are more than {most} images: add --output FILE.csv or FILE.parquet.")
-    return table(classify_each(classifier, few, tta=tta))
-
-
-# ---- where images come from ----------------------------------------------------------------------------------------
-
-NamedImage = tuple[str, ImageInput | None]
-
-
-class Source(Protocol):
-    """Images in a fixed order, in one or several parts that can be read apart."""
-
-    @property
-    def num_parts(self) -> int: ...
-    @property
-    def total(self) -> int | None: ...
-    def read(self, part: int) -> Iterator[NamedImage]:
-        """Yield name and image of each, in order; pixels are not decoded yet."""
-        ...
-
-
-@dataclass(frozen=True)
-class ListedFiles:
-    """The files of a listing on disk: memory stays flat, and a resumed run meets the same images in the same order."""
-
-    listing: Path
-    total: int | None
-    num_parts: int = 1
-
-    def read(self, part: int) -> Iterator[NamedImage]:
-        with self.listing.open(encoding="ascii") as file:
-            for line in file:
-                path = json.loads(line)
-                yield path, path
-
-
-class StreamedDataset:
-    """One split of a dataset, streamed; its parts are its data files."""
-
-    def __init__(self, dataset: Any, split: str) -> None:
-        """Take a `datasets.IterableDataset`.
-
-        Raises:
-            ArchiveError: If it does not have one image column.
-        """
-        import datasets
-
-        if dataset.features is None:
-            dataset = dataset._resolve_features()
-        images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-        if len(images) != 1 and "image" not in images:
-            raise ArchiveError(
-                f"the dataset has {len(images)} image columns among {', '.join(dataset.features)}; one, of type "
-                "datasets.Image, is needed, or one of them named 'image'."
-            )
-        self.column = "image" if "image" in images else images[0]
-        self.name_column = next((name for name in NAME_COLUMNS if name in dataset.features), None)
-        columns = [self.column, *([self.name_column] if self.name_column else [])]
-        # Undecoded: a damaged image must become a row, not the end of the stream.
-        self.dataset = dataset.select_columns(columns).cast_column(self.column, datasets.Image(decode=False))
-        self.split = split
-        self.num_parts = dataset.num_shards
-        known = dataset.info.splits.get(split) if dataset.info.splits else None
-        self.total = known.num_examples or None if known else None
-
-    def read(self, part: int) -> Iterator[NamedImage]:
-        for index, row in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
-            image = row[self.column] or {}
-            name = row[self.name_column] if self.name_column else image.get("path")
-            yield (
-                str(name) if name not in (None, "") else f"{self.split}-{part:05d}-{index:07d}",
-                image.get("bytes") or image.get("path"),
-            )
-
-
-def open_dataset(name: str, split: str | None, revision: str | None) -> StreamedDataset:
-    """Open one dataset as a stream.
-
-    Args:
-        name: What `datasets.load_dataset` takes: a Hub id such as "user/name", a folder, or a Parquet file.
-        split: Such as "test"; may be left out if there is only one.
-        revision: Commit on the Hub.
-
-    Raises:
-        ArchiveError: If it cannot be opened, or the split must be chosen.
-    """
-    datasets = _needs("datasets", "reading a dataset")
-    try:
-        if name.endswith(".parquet"):
-            loaded = datasets.load_dataset("parquet", data_files=[name], streaming=True)
-        else:
-            loaded = datasets.load_dataset(name, revision=revision, streaming=True)
-    # DatasetNotFoundError is an OSError; wrong names and layouts are ValueErrors; a lost network is an OSError.
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ArchiveError(
-            f"{name!r} is no file or folder here, and no dataset that can be opened ({type(error).__name__}: {error})."
-        ) from error
-    splits = list(loaded)
-    if split is None and len(splits) == 1:
-        split = splits[0]
-    if split is None or split not in splits:
-        chosen = f"has no split {split!r}" if split else "has several splits"
-        raise ArchiveError(f"{name} {chosen}; choose one of {', '.join(splits)} with --split.")
-    return StreamedDataset(loaded[split], split)
-
-
-def list_files(inputs: Iterable[str], *, leave_out: Path | None = None) -> Iterator[str]:
-    """Yield the path of every file: the inputs in their order, folders searched in the order of names.
-
-    An input that is named twice, or lies in another one, counts once. Left out are hidden folders, links to folders
-    (which may form a loop), both with a warning, and what belongs to the output `leave_out`.
-
-    Raises:
-        ArchiveError: If an input does not exist or a folder cannot be read.
-    """
-    given = list(dict.fromkeys(inputs))
-    real = {name: Path(name).resolve() for name in given}
-    folders = {path for name, path in real.items() if os.path.isdir(name)}
-    seen: set[Path] = set()
-    for name in given:
-        path = real[name]
-        if path in seen or not folders.isdisjoint(path.parents):
-            continue
-        seen.add(path)
-        if path in folders:
-            yield from _files_below(name, leave_out)
-        elif os.path.lexists(name):
-            yield name
-        else:
-            raise ArchiveError(f"{name!r} does not exist; check the path.")
-
-
-def _files_below(top: str, leave_out: Path | None) -> Iterator[str]:
-    own_names = {f"{leave_out.name}{end}" for end in ("", ".json", ".parts", ".lock")} if leave_out else set()
-    own_folder = leave_out.parent.resolve() if leave_out else None
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError as error:
-            raise ArchiveError(f"the folder {folder!r} cannot be read ({error.strerror}); check its rights.") from error
-        if own_folder is not None and Path(folder).resolve() == own_folder:
-            names = [name for name in names if name not in own_names]
-        below = []
-        for name in names:
-            path = os.path.join(folder, name)
-            if not os.path.isdir(path):
-                yield path
-            elif os.path.islink(path) or name.startswith("."):
-                logger.warning("%r is a hidden folder or a link to one, and is left out.", path)
-            else:
-                below.append(path)
-        waiting += reversed(below)
-
-
-def _is_dataset(inputs: Sequence[str], split: str | None) -> bool:
-    """Tell a dataset from files and folders: a split is asked for, a Parquet file, or a name that is not here."""
-    if len(inputs) != 1:
-        if split is not None:
-            raise ArchiveError("--split is for one dataset; leave it out to classify files and folders.")
-        return False
-    return split is not None or inputs[0].endswith(".parquet") or (not os.path.lexists(inputs[0]))
-
-
-def _hub_commit(name: str) -> tuple[str, str | None]:
-    """Split "user/name@revision"; return the name, and its commit so that a resumed run reads the same data."""
-    name, _, revision = name.partition("@")
-    if os.path.lexists(name):
-        return name, None
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return name, HfApi().dataset_info(name, revision=revision or None, timeout=15).sha
-    except HFValidationError as error:
-        raise ArchiveError(
-            f"{name!r} does not exist, and is no Hub dataset id such as 'user/name'; check it."
-        ) from error
-    except (httpx.HTTPError, OSError) as error:
-        raise ArchiveError(
-            f"{name!r} is no file or folder here, and the Hub did not give a dataset of that name ({error})."
-        ) from error
-
-
-# ---- resuming ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _locked(parts: Path) -> Iterator[None]:
-    """Keep a second run away from the same output. The lock ends with the process, also when it is killed."""
-    from filelock import FileLock, Timeout
-
-    parts.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(parts.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ArchiveError(f"another run is writing {parts}; wait for it, or choose another --output.") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-def _prepare(
-    classifier: LesionClassifier, inputs: Sequence[str], output: Path, parts: Path, *, split: str | None, tta: bool
-) -> Summary | None:
-    """Make the folder of parts, or check that it belongs to this run; return a summary if all is done already."""
+    start, classified, parts = time.monotonic(), 0, _beside(output, ".parts")
     if output.suffix not in FORMATS:
-        raise ArchiveError(f"--output must end in {' or '.join(FORMATS)}, got {output.name!r}.")
+        raise ArchiveError(f"--output must end in {' or '.join(FORMATS)}, got {output.name!r:.300}.")
     if output.suffix == ".parquet":
-        _needs("pyarrow", "writing Parquet")
-    _columns(classifier)
-    is_dataset = _is_dataset(inputs, split)
-    commit = _hub_commit(inputs[0])[1] if is_dataset else None
+        needs("pyarrow", "writing Parquet")
+    name, revision = dataset_revision(inputs[0], _own(output)) if is_dataset(inputs, split) else ("", None)
+    if update and revision:
+        raise ArchiveError("--update is for files and folders; classify a changed dataset into a new --output.")
     run = {
         **{key: value for key, value in classifier.provenance.items() if key != "data_fingerprint"},
         "tta": tta,
-        "inputs": [_printable(name) for name in inputs],
-        "folder": None if commit or all(map(os.path.isabs, inputs)) else _printable(os.getcwd()),
+        "inputs": [printable(name) for name in inputs],
+        "folder": None if all(map(os.path.isabs, inputs)) else printable(os.getcwd()),
         "split": split,
-        "data_revision": commit,
-        "chunk_size": CHUNK_SIZE,
+        "data_revision": revision,
     }
-    beside = output.with_name(f"{output.name}.json")
-    if output.exists():
-        summary = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-        if summary.get("run") != run:
-            raise ArchiveError(f"{output} exists and is not of this run; delete it or choose another --output.")
-        shutil.rmtree(parts, ignore_errors=True)
-        return Summary(summary["images"], summary["unreadable"], summary["abstained"], 0, 1, 0.0)
-    if (parts / "run.json").exists():
-        before = json.loads((parts / "run.json").read_text(encoding="utf-8"))
-        different = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
-        if different:
-            raise ArchiveError(
-                f"{parts} holds unfinished work of another run: {'; '.join(different)}. Run the earlier command to "
-                "complete it, delete the folder to start anew, or choose another --output."
-            )
-        return None
-    parts.mkdir(exist_ok=True)
-    if not is_dataset:
-        total = 0
-        with (parts / "images.jsonl").open("w", encoding="ascii") as file:
-            for path in list_files(inputs, leave_out=output):
-                file.write(json.dumps(path) + "\n")
-                total += 1
-        if total == 0:
+    columns = _columns(classifier)
+    try:
+        with _locked(output, processes):
+            if processes.rank == 0 and not (parts / "run.json").exists():
+                _begin(run, inputs, output, update=update)
+            if processes.rank == 0 and (parts / "run.json").exists():
+                advice = f"Run the earlier command to complete it, or delete {parts} to start anew"
+                _check_same(run, parts / "run.json", f"{parts} holds unfinished work of another run", advice)
+            processes.wait()
+            if (parts / "run.json").exists():
+                source = StreamedDataset(name, revision, split) if revision else ListedFiles(parts)
+                classified = _classify_chunks(classifier, source, parts, processes, tta=tta)
+                processes.wait()
+                if processes.rank == 0:
+                    notes = {"provenance": classifier.provenance, "notice": classifier.notice}
+                    _merge(source, output, columns, notes)
+            state = read_json(_beside(output, ".json")) if processes.rank == 0 else {}
+            changes = _changes(inputs, output) if processes.rank == 0 and not revision else ""
+    except OSError as error:
+        raise ArchiveError(
+            f"{output} cannot be written ({error.strerror or error}). Make room, or choose another --output; what is "
+            "finished is kept, and the same command goes on."
+        ) from error
+    images, unreadable, abstained = (int(state.get(key, 0)) for key in COUNTS)
+    return Summary(images, unreadable, abstained, classified, processes.count, time.monotonic() - start, changes)
+
+
+# ---- beginning and resuming ----------------------------------------------------------------------------------------
+
+
+def _beside(output: Path, ending: str) -> Path:
+    return output.with_name(output.name + ending)
+
+
+def _own(output: Path) -> list[Path]:
+    return [_beside(output, ending) for ending in ("", ".json", ".rows", ".parts")]
+
+
+@contextmanager
+def _locked(output: Path, processes: Processes) -> Iterator[None]:
+    """Keep other runs away from this output; at the end, leave no parts but those of an unfinished run."""
+    if processes.rank != 0:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    parts = _beside(output, ".parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(parts / "lock")  # ends with the process, also when it is killed
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ArchiveError(f"another run is writing {output}; wait for it, or choose another --output.") from None
+    try:
+        yield
+    finally:
+        if not (parts / "run.json").exists():
             shutil.rmtree(parts)
+        lock.release()
+
+
+def _begin(run: Row, inputs: Sequence[str], output: Path, *, update: bool) -> None:
+    """Make the parts of a new run, or of an update of a finished one; nothing if it is finished and not to be updated."""
+    parts, kept = _beside(output, ".parts"), _beside(output, ".rows")
+    if output.exists():
+        advice = "Move it away, or choose another --output"
+        _check_same(run, _beside(output, ".json"), f"{output} exists and is not of this run", advice)
+        if not (update and _changes(inputs, output)):
+            return
+        if file_sha256(output) != read_json(_beside(output, ".json")).get("sha256"):
+            raise ArchiveError(f"{output} was changed after its run. {advice}.")
+    for left in parts.glob("*-*.json"):  # of a run that ended as it was tidying up
+        left.unlink()
+    if run["data_revision"] is None:
+        before = read_listing(kept) if output.exists() else ()
+        lines = 0
+        with (parts / "files").open("w", encoding="ascii") as listing:
+            for old, file, row in side_by_side(before, list_files(inputs, leave_out=_own(output))):
+                if file is not None:
+                    listing.write(json.dumps([*file, row if old == file else None]) + "\n")
+                    lines += 1
+        if not lines:
             raise ArchiveError(f"there is no file in {', '.join(map(repr, inputs))}.")
-        _write_whole(_end(parts, 0), json.dumps({"rows": total}))
     _write_whole(parts / "run.json", json.dumps(run, indent=2))
-    return None
 
 
-def _open_prepared(inputs: Sequence[str], parts: Path, split: str | None) -> Source:
-    if (parts / "images.jsonl").exists():
-        return ListedFiles(parts / "images.jsonl", total=_rows_of(parts, 0))
-    run = json.loads((parts / "run.json").read_text(encoding="utf-8"))
-    return open_dataset(inputs[0].partition("@")[0] if run["data_revision"] else inputs[0], split, run["data_revision"])
+def _check_same(run: Row, path: Path, problem: str, advice: str) -> None:
+    """Raise an ArchiveError unless the file says that it is of this run."""
+    try:
+        content = read_json(path) if path.exists() else {}
+    except ModelFolderError as error:
+        raise ArchiveError(f"{error} {advice}.") from error
+    before = content.get("run") or content
+    different = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
+    if different:
+        raise ArchiveError(f"{problem}: {'; '.join(different)}. {advice}.")
 
 
-def _flush(path: Path) -> None:
-    """Wait until a written file is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _chunk(parts: Path, part: int, chunk: int) -> Path:
-    return parts / f"{part:05d}-{chunk:07d}.jsonl"
-
-
-def _end(parts: Path, part: int) -> Path:
-    return parts / f"{part:05d}.end"
-
-
-def _rows_of(parts: Path, part: int) -> int | None:
-    """Return the number of images of a part; None before it has been read to its end."""
-    end = _end(parts, part)
-    return json.loads(end.read_text())["rows"] if end.exists() else None
-
-
-def _chunks_in(rows: int) -> int:
-    return -(-rows // CHUNK_SIZE)
+def _changes(inputs: Sequence[str], output: Path) -> str:
+    """Say how the files differ from those that were classified; "" if they do not."""
+    counts: Counter[str] = Counter()
+    now = list_files(inputs, leave_out=_own(output), missing_ok=True)
+    for old, file, _ in side_by_side(read_listing(_beside(output, ".rows")), now):
+        if old != file:
+            counts["added" if old is None else "gone" if file is None else "replaced"] += 1
+    differences = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
+    return differences and f" Files have changed since: {differences}; --update classifies only what differs."
 
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file that is whole or not there, also after a power cut."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
-    _flush(partial)
+    flush(partial)
     partial.replace(path)
 
 
 # ---- classifying ---------------------------------------------------------------------------------------------------
 
 
-def classify_each(
-    classifier: LesionClassifier, images: Iterable[NamedImage], *, tta: bool = False, threads: int | None = None
-) -> Iterator[tuple[str, Prediction | str]]:
-    """Yield name and prediction of each image in order, or in words why it cannot be read; memory stays flat.
-
-    Args:
-        classifier: The model.
-        images: Read only a few batches ahead; an image is None where a dataset has none.
-        tta: Average over the eight flips and quarter turns.
-        threads: That decode while the network computes; as many as there are cores if None.
-    """
-
-    def preprocess(item: NamedImage) -> tuple[str, np.ndarray | str]:
-        name, image = item
-        if image is None:
-            return name, "the dataset has no image in this row"
-        try:
-            return name, classifier.preprocess(_fetch(image))
-        except ImageError as error:
-            return name, str(error)
-
-    def answer(waiting: list[tuple[str, np.ndarray | str]]) -> Iterator[tuple[str, Prediction | str]]:
-        tensors = [tensor for _, tensor in waiting if isinstance(tensor, np.ndarray)]
-        predictions: Iterator[Prediction] = iter(())
-        if tensors:
-            batch = np.stack(tensors)  # (B, 3, S, S)
-            predictions = iter(classifier.predictions(classifier.forward(batch), batch if tta else None))
-        for name, result in waiting:
-            yield name, result if isinstance(result, str) else next(predictions)
-
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        waiting: list[tuple[str, np.ndarray | str]] = []
-        for result in map_ahead(pool, preprocess, images, ahead=2 * classifier.batch_size):
-            waiting.append(result)
-            if len(waiting) == classifier.batch_size:
-                yield from answer(waiting)
-                waiting = []
-        yield from answer(waiting)
+def _chunk(parts: Path, part: int, number: int) -> Path:
+    return parts / f"{part:05d}-{number:07d}.json"
 
 
-def _fetch(image: ImageInput) -> ImageInput:
-    """Return the bytes of an image that lies elsewhere ("hf://…"); others as they are.
-
-    Raises:
-        ImageError: If it is not there.
-        ArchiveError: If it could not be fetched; the run stops, since the network's fault is not the image's.
-    """
-    if not isinstance(image, str) or "://" not in image or os.path.lexists(image):
-        return image
-    import fsspec
-
-    for attempt in range(1, FETCH_ATTEMPTS + 1):
-        try:
-            with fsspec.open(image, "rb") as file:
-                return file.read(MAX_FILE_BYTES + 1)
-        except FileNotFoundError as error:
-            raise ImageError(f"{image!r} is not there.") from error
-        except (OSError, RuntimeError) as error:
-            if attempt == FETCH_ATTEMPTS:
-                raise ArchiveError(
-                    f"{image!r} could not be fetched ({error}); run the same command again to go on."
-                ) from error
-            time.sleep(2.0**attempt)
-    raise AssertionError("unreachable")
+def _read_chunk(path: Path) -> list[Row]:
+    """Return the rows of a finished chunk; if it is damaged, delete it, so that the next run makes it anew."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, FileNotFoundError) as error:
+        path.unlink(missing_ok=True)
+        raise ArchiveError(f"{path} was damaged; run the same command again to classify its images anew.") from error
 
 
 def _classify_chunks(
-    classifier: LesionClassifier, source: Source, parts: Path, processes: Processes, *, tta: bool
+    classifier: LesionClassifier, source: ListedFiles | StreamedDataset, parts: Path, processes: Processes, *, tta: bool
 ) -> int:
     """Classify the chunks that fall to this process and are not there yet; return the number of images."""
-    present = {name for name in os.listdir(parts) if name.endswith(".jsonl")}
-    places: list[tuple[Path, int]] = []  # chunk and number of rows still to come, in the order of reading
-    whole_parts = source.num_parts >= processes.count
+    present = {path.name for path in parts.glob("*-*.json")}
+    in_part = Counter(name.partition("-")[0] for name in present)
+    by_part = source.num_parts >= processes.count  # else each process reads all parts, and takes its chunks of them
+    pending: deque[tuple[Path, list[tuple[str, Row | None]]]] = deque()
 
-    def mine() -> Iterator[NamedImage]:
+    def is_whole(part: int) -> bool:
+        """True if the last chunk of a part is there, which alone is not full."""
+        last = _chunk(parts, part, in_part[f"{part:05d}"] - 1)
+        return last.name in present and len(_read_chunk(last)) < CHUNK_SIZE
+
+    def images() -> Iterator[ImageInput | Callable[[], ImageInput] | None]:
         for part in range(source.num_parts):
-            if whole_parts and part % processes.count != processes.rank:
+            if (by_part and part % processes.count != processes.rank) or is_whole(part):
                 continue
-            rows = _rows_of(parts, part)
-            if rows is not None and all(_chunk(parts, part, n).name in present for n in range(_chunks_in(rows))):
-                continue
-            count = 0
-            images = source.read(part)
-            while batch := list(islice(images, CHUNK_SIZE)):
-                number = count // CHUNK_SIZE
-                count += len(batch)
-                path = _chunk(parts, part, number)
-                if path.name not in present and (whole_parts or (part + number) % processes.count == processes.rank):
-                    places.append((path, len(batch)))
-                    yield from batch
-            _write_whole(_end(parts, part), json.dumps({"rows": count}))
+            items = source.read(part)
+            for number in count():
+                chunk = list(islice(items, CHUNK_SIZE))
+                path, missing = _chunk(parts, part, number), CHUNK_SIZE - len(chunk)
+                if path.name not in present and (by_part or (part + number) % processes.count == processes.rank):
+                    pending.append((path, [(item.name, item.row) for item in chunk]))
+                    yield from (item.image for item in chunk)
+                    yield from [None] * missing  # so that batches are those of a run that nobody interrupted
+                if missing:
+                    break
 
     done = 0
-    rows: list[str] = []
-    threads = max(1, (os.cpu_count() or 1) // processes.local_count)
-    total = None if source.total is None else max(0, source.total - len(present - {"images.jsonl"}) * CHUNK_SIZE)
-    with tqdm(
-        total=None if total is None else -(-total // processes.count),
-        unit=" images",
-        desc=f"process 1 of {processes.count}" if processes.count > 1 else None,
-        disable=processes.rank != 0,
-        mininterval=1.0,
-    ) as progress:
-        for name, result in classify_each(classifier, mine(), tta=tta, threads=threads):
-            rows.append(json.dumps(row_of(name, result)))
-            done += 1
-            progress.update()
-            path, wanted = places[0]
-            if len(rows) == wanted:
-                _write_whole(path, "\n".join(rows) + "\n")
-                places.pop(0)
-                rows = []
+    answers = classifier.predict_each(images(), tta=tta)
+    left = None if source.total is None else max(0, source.total - len(present) * CHUNK_SIZE) // processes.count
+    with tqdm(total=left, unit=" images", disable=processes.rank != 0, mininterval=1.0) as progress:
+        while results := list(islice(answers, CHUNK_SIZE)):
+            path, named = pending.popleft()
+            rows = [row or row_of(name, answer) for (name, row), answer in zip(named, results, strict=False)]
+            _write_whole(path, json.dumps(rows))
+            progress.update(len(rows))
+            done += sum(row is None for _, row in named)
     return done
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
-def row_of(name: str, result: Prediction | str) -> dict[str, Any]:
+def row_of(name: str, answer: Prediction | ImageError | None) -> Row:
     """Return one row: what the model says of an image, or why it says nothing."""
-    row: dict[str, Any] = {"image": _printable(name)}
-    if isinstance(result, str):
-        return {**row, "error": result}
-    return {
-        **row,
-        "diagnosis": result.diagnosis,
-        "probability": result.probability,
-        **result.probabilities,
-        "abstained": result.abstained,
-        "reason": result.reason,
-        **result.operating_points,
-    }
+    said = answer.to_row() if isinstance(answer, Prediction) else {"error": str(answer)}
+    return {"image": printable(name), **said}
 
 
 def _columns(classifier: LesionClassifier) -> dict[str, type]:
     """Return the columns of the output, in order, with their types."""
-    columns = [
-        ("image", str),
-        ("diagnosis", str),
-        ("probability", float),
-        *((code, float) for code in classifier.codes),
-        ("abstained", bool),
-        ("reason", str),
-        *((point.name, bool) for point in classifier.operating_points),
-        ("error", str),
-    ]
-    names = [name for name, _ in columns]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    columns: list[tuple[str, type]] = [("image", str), ("diagnosis", str), ("probability", float)]
+    columns += [(code, float) for code in classifier.codes]
+    columns += [("abstained", bool), ("reason", str)]
+    columns += [*((point.name, bool) for point in classifier.operating_points), ("error", str)]
+    twice = [name for name, number in Counter(name for name, _ in columns).items() if number > 1]
     if twice:
-        raise ArchiveError(
-            f"the model has a diagnosis named {', '.join(twice)}, like a column of the output; rename it."
-        )
+        raise ArchiveError(f"the model has a diagnosis named {', '.join(twice)}, like another column; rename it.")
     return dict(columns)
 
 
-def _printable(name: str) -> str:
-    r"""Return a file name as valid text: bytes that are no UTF-8 are written as \xff."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _merge(source: ListedFiles | StreamedDataset, output: Path, columns: dict[str, type], notes: Row) -> None:
+    """Write all chunks into the output, in order, and beside it what is known of it; then remove the parts."""
+    parts, counts = _beside(output, ".parts"), Counter(dict.fromkeys(COUNTS, 0))
 
-
-def _merge(classifier: LesionClassifier, source: Source, parts: Path, output: Path) -> tuple[int, int, int]:
-    """Write all chunks into the output, in order; return the numbers of images, unreadable and abstained ones."""
-    images = unreadable = abstained = 0
-
-    def rows() -> Iterator[dict[str, Any]]:
-        nonlocal images, unreadable, abstained
+    def rows() -> Iterator[Row]:
         for part in range(source.num_parts):
-            expected = _rows_of(parts, part)
-            found = 0
-            for number in range(_chunks_in(expected or 0)):
-                with _chunk(parts, part, number).open(encoding="utf-8") as file:
-                    for line in file:
-                        row = json.loads(line)
-                        found += 1
-                        unreadable += "error" in row
-                        abstained += row.get("abstained", False)
-                        yield row
-            if found != expected:
-                raise ArchiveError(
-                    f"{parts}: part {part} has {found} rows of {expected}; delete the folder, start anew."
-                )
-            images += found
+            for number in count():
+                chunk = _read_chunk(_chunk(parts, part, number))
+                for row in chunk:
+                    counts.update(images=1, unreadable="error" in row, abstained=row.get("abstained", False))
+                    yield row
+                if len(chunk) < CHUNK_SIZE:
+                    break
 
-    columns = _columns(classifier)
-    partial = parts / f"merged{output.suffix}"
-    notes = {"provenance": classifier.provenance, "notice": classifier.notice}
+    merged = parts / f"merged{output.suffix}"
     if output.suffix == ".csv":
-        # Lines end in CR LF, as the format has it: then names with either character in them are quoted.
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(columns), restval="")
-            writer.writeheader()
-            writer.writerows(rows())
+        _write_csv(merged, columns, rows())
     else:
-        _write_parquet(partial, columns, rows(), notes)
-    _flush(partial)
-    summary = {
-        "run": json.loads((parts / "run.json").read_text(encoding="utf-8")),
-        **notes,
-        "images": images,
-        "unreadable": unreadable,
-        "abstained": abstained,
-        "columns": list(columns),
-    }
-    write_json(parts / "summary.json", summary)
-    (parts / "summary.json").replace(output.with_name(f"{output.name}.json"))
-    partial.replace(output)
-    shutil.rmtree(parts)
-    return images, unreadable, abstained
+        _write_parquet(merged, columns, rows(), notes)
+    flush(merged)
+    run = read_json(parts / "run.json")
+    state = {"run": run, **notes, **counts, "columns": list(columns), "sha256": file_sha256(merged)}
+    if isinstance(source, ListedFiles):
+        with (parts / "rows").open("w", encoding="ascii") as kept:
+            for (file, _), row in zip(read_listing(source.listing), rows(), strict=True):
+                kept.write(json.dumps([*file, row]) + "\n")
+        (parts / "rows").replace(_beside(output, ".rows"))
+    write_json(parts / "state.json", state)
+    (parts / "state.json").replace(_beside(output, ".json"))
+    merged.replace(output)
+    (parts / "run.json").unlink()  # the parts are no run any more, and `_locked` removes them
 
 
-def _write_parquet(path: Path, columns: dict[str, type], rows: Iterator[dict[str, Any]], notes: dict) -> None:
+def _write_csv(path: Path, columns: dict[str, type], rows: Iterator[Row]) -> None:
+    # Lines end in CR LF, as the format has it: then names with either character in them are quoted.
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(map(harmless, columns))
+        for row in rows:
+            cells = [row.get(name) for name in columns]
+            writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
+
+
+def _write_parquet(path: Path, columns: dict[str, type], rows: Iterator[Row], notes: Row) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -691,44 +390,3 @@ def _write_parquet(path: Path, columns: dict[str, type], rows: Iterator[dict[str
     with parquet.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, ROW_GROUP_SIZE)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
-
-
-def table(results: Iterable[tuple[str, Prediction | str]]) -> str:
-    """Return a table for people; control characters in file names are written out, since terminals obey them."""
-    lines = [("image", "diagnosis", "probability", "above the threshold of")]
-    notes = []
-    for name, result in results:
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _printable(name))
-        if isinstance(result, str):
-            lines.append((shown, "-", "", "not read: see below"))
-            notes.append(f"{shown}: {result}")
-            continue
-        reached = ", ".join(point for point, above in result.operating_points.items() if above)
-        diagnosis = f"{result.diagnosis} ({diagnosis_of(result.diagnosis).name})"
-        lines.append(
-            (shown, diagnosis, f"{result.probability:.1%}", "abstained: see below" if result.abstained else reached)
-        )
-        if result.abstained:
-            notes.append(f"{shown}: {result.reason}")
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    rows = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]) for line in lines
-    ]
-    return "\n".join([*(row.rstrip() for row in rows), *notes])
-
-
-def _needs(module: str, what: str) -> Any:
-    """Import a library of the extra `train`.
-
-    Raises:
-        ArchiveError: If it is not installed.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ArchiveError(
-            f'{what} needs {module}, which is not installed: pip install "skin-lesion-classifier[train]"; '
-            "CSV output from files and folders works without."
-        ) from error

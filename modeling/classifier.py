@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -16,12 +17,12 @@ from modeling.calibration import OperatingPoint
 from modeling.engines import Engine, ModelOutputs, open_engine
 from modeling.explain import Explanation
 from modeling.files import ModelFolderError
-from modeling.images import ImageInput, decode_image
+from modeling.images import ImageError, ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.model_folder import ModelFolder, read_config, resolve_model_folder
 from modeling.prediction import Prediction, verdict
 from modeling.preprocessing import eval_transform
-from modeling.process import available_cores, memory_is_kept
+from modeling.process import memory_is_kept, own_cores
 
 BATCH_SIZE = 64
 # On a CPU, memory for the feature maps of more images costs more than the larger batch saves (B0 at 224 px on two cores:
@@ -110,16 +111,45 @@ class LesionClassifier:
         Raises:
             ImageError: If an image cannot be read; the message says what was wrong and what to do.
         """
-        single = not isinstance(images, list)
-        items = images if isinstance(images, list) else [images]
-        predictions: list[Prediction] = []
-        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
+        answers: list[Prediction] = []
+        for answer in self.predict_each(images if isinstance(images, list) else [images], tta=tta):
+            if isinstance(answer, ImageError):
+                raise answer
+            if answer is not None:
+                answers.append(answer)
+        return answers if isinstance(images, list) else answers[0]
+
+    def predict_each(
+        self, images: Iterable[ImageInput | Callable[[], ImageInput] | None], *, tta: bool = False
+    ) -> Iterator[Prediction | ImageError | None]:
+        """Answer any number of images one by one: taken two batches ahead, so that memory stays flat.
+
+        Args:
+            images: As for `predict`; or what returns one, called in the threads that decode; or None, which fills a
+                place in its batch.
+            tta: As for `predict`.
+
+        Yields:
+            Of each image in order its prediction, or the ImageError that says why there is none; None for None.
+        """
+
+        def read(image: ImageInput | Callable[[], ImageInput] | None) -> np.ndarray | ImageError | None:
+            try:
+                return None if image is None else self.preprocess(image() if callable(image) else image)
+            except ImageError as error:
+                return error
+
+        with ThreadPoolExecutor(own_cores()) as pool:
             # Decoding releases the interpreter lock, so the next batch is read while this one is computed.
-            arrays = map_ahead(pool, self.preprocess, items, ahead=2 * self.batch_size)
-            for start in range(0, len(items), self.batch_size):
-                batch = np.stack([next(arrays) for _ in items[start : start + self.batch_size]])  # (B, 3, S, S)
-                predictions.extend(self.predictions(self.forward(batch), batch if tta else None))
-        return predictions[0] if single else predictions
+            ahead = map_ahead(pool, read, images, ahead=2 * self.batch_size)
+            while batch := list(islice(ahead, self.batch_size)):
+                arrays = [values for values in batch if isinstance(values, np.ndarray)]
+                predictions: Iterator[Prediction] = iter(())
+                if arrays:
+                    pixel_values = np.stack(arrays)  # (B, 3, S, S)
+                    predictions = iter(self.predictions(self.forward(pixel_values), pixel_values if tta else None))
+                for values in batch:
+                    yield next(predictions) if isinstance(values, np.ndarray) else values
 
     def explain(self, image: ImageInput) -> Explanation:
         """Classify one image and show where each diagnosis' score came from (Grad-CAM), in one forward pass.

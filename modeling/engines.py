@@ -19,7 +19,7 @@ import numpy as np
 from modeling.calibration import softmax
 from modeling.files import WEIGHTS_NAME, ModelFolderError
 from modeling.model_folder import ONNX_NAME, ModelFolder, checked_file, fetch
-from modeling.process import available_cores
+from modeling.process import own_cores
 
 EngineName = Literal["onnx", "torch"]
 OUTPUT_NAMES = ("logits", "features", "feature_maps")  # of onnx/model.onnx
@@ -128,7 +128,7 @@ class OnnxEngine:
         content = checked_file(fetch(source, ONNX_NAME), config["lesion"].get("onnx_sha256")).read_bytes()
         options = onnxruntime.SessionOptions()
         # Named, so that ONNX Runtime keeps to the cores of this process and pins its threads to none of them.
-        options.intra_op_num_threads = available_cores()
+        options.intra_op_num_threads = own_cores()
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.classifier_weight = classifier_weight(read_onnx(content))  # (C, K), or None
 

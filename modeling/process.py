@@ -56,6 +56,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def own_cores() -> int:
+    """Return how many of those cores are this process' own, where a launcher has started several on this machine."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def default_num_workers(num_processes: int) -> int:
     """Loader processes for each training process: a share of the cores, one of them left to the training itself."""
     return min(max(available_cores() // num_processes - 1, 1), 16)
