@@ -225,7 +225,7 @@ def _begin(run: Row, inputs: Sequence[str], output: Path, *, update: bool) -> No
                     lines += 1
         if not lines:
             raise ArchiveError(f"there is no file in {', '.join(map(repr, inputs))}.")
-    _write_whole(parts / "run.json", json.dumps(run, indent=2))
+    _write_whole(parts / "run.json", json.dumps({"run": run}, indent=2))
 
 
 def _check_same(run: Row, path: Path, problem: str, advice: str) -> None:
@@ -234,7 +234,7 @@ def _check_same(run: Row, path: Path, problem: str, advice: str) -> None:
         content = read_json(path) if path.exists() else {}
     except ModelFolderError as error:
         raise ArchiveError(f"{error} {advice}.") from error
-    before = content.get("run") or content
+    before = content["run"] if isinstance(content.get("run"), dict) else {}
     different = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if different:
         raise ArchiveError(f"{problem}: {'; '.join(different)}. {advice}.")
@@ -358,8 +358,13 @@ def _merge(source: ListedFiles | StreamedDataset, output: Path, columns: dict[st
     else:
         _write_parquet(merged, columns, rows(), notes)
     flush(merged)
-    run = read_json(parts / "run.json")
-    state = {"run": run, **notes, **counts, "columns": list(columns), "sha256": file_sha256(merged)}
+    state = {
+        **read_json(parts / "run.json"),
+        **notes,
+        **counts,
+        "columns": list(columns),
+        "sha256": file_sha256(merged),
+    }
     if isinstance(source, ListedFiles):
         with (parts / "rows").open("w", encoding="ascii") as kept:
             for (file, _), row in zip(read_listing(source.listing), rows(), strict=True):

@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import fsspec
@@ -188,10 +190,10 @@ def test_unfinished_work_of_another_model_or_with_other_options_is_refused(class
     parts.mkdir()
     classify_archive(classifier, [str(folder)], tmp_path / "other.csv", processes=ALONE)
     run = json.loads((tmp_path / "other.csv.json").read_text())["run"]
-    (parts / "run.json").write_text(json.dumps({**run, "weights_sha256": "0" * 64, "revision": "v1"}))
+    (parts / "run.json").write_text(json.dumps({"run": {**run, "weights_sha256": "0" * 64, "revision": "v1"}}))
     with pytest.raises(ArchiveError, match=r"revision was 'v1' and is None; weights_sha256 was '0000"):
         classify_archive(classifier, [str(folder)], output, processes=ALONE)
-    (parts / "run.json").write_text(json.dumps(run))
+    (parts / "run.json").write_text(json.dumps({"run": run}))
     with pytest.raises(ArchiveError, match="tta was False and is True"):
         classify_archive(classifier, [str(folder)], output, processes=ALONE, tta=True)
     assert (parts / "run.json").exists()
@@ -420,3 +422,175 @@ def test_csv_from_files_needs_no_training_library_and_parquet_says_which(tiny_mo
     assert result.stdout.split() == ["0", "1"]
     assert 'Parquet needs pyarrow, which is not installed: pip install "skin-lesion-classifier[train]"' in result.stderr
     assert len(rows_of(tmp_path / "o.csv")) == 13
+
+
+# ---- changed files, damage and errors ----------------------------------------------------------------------------------
+
+
+def test_changed_files_are_noticed_and_an_update_classifies_only_them(classifier, pictures, tmp_path):
+    count = 2 * CHUNK_SIZE + 3
+    folder = many(tmp_path / "in", pictures, count)
+    outputs = [tmp_path / "out.csv", tmp_path / "out.parquet"]
+    for output in outputs:
+        assert classify_archive(classifier, [str(folder)], output, processes=ALONE).changes == ""
+    (folder / "00001-added.jpg").write_bytes(pictures[4].read_bytes())
+    (folder / "00007.jpg").unlink()
+    replaced = folder / "00009.jpg"
+    replaced.unlink()  # the name was a link
+    replaced.write_bytes(pictures[5].read_bytes())
+    before = outputs[0].read_bytes()
+    for output in outputs:
+        again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
+        assert (again.images, again.classified_now) == (count, 0)
+        assert "1 added, 1 gone, 1 replaced; --update classifies only what differs" in str(again)
+    assert outputs[0].read_bytes() == before
+    for output in outputs:
+        updated = classify_archive(classifier, [str(folder)], output, processes=ALONE, update=True)
+        assert (updated.images, updated.classified_now, updated.changes) == (count, 2, "")
+    anew = tmp_path / "anew.csv"
+    classify_archive(classifier, [str(folder)], anew, processes=ALONE)
+    assert outputs[0].read_bytes() == anew.read_bytes()
+    rows = parquet.read_table(outputs[1]).to_pylist()
+    assert [row["image"] for row in rows] == [row["image"] for row in rows_of(anew)]
+    assert [str(row["MEL"]) for row in rows] == [row["MEL"] for row in rows_of(anew)]
+
+
+def test_an_output_that_somebody_changed_is_not_replaced_by_an_update(classifier, pictures, tmp_path):
+    folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
+    classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    output.write_text(output.read_text() + "my note\n")
+    (folder / "new.jpg").write_bytes(pictures[0].read_bytes())
+    with pytest.raises(ArchiveError, match=r"was changed after its run\. Move it away"):
+        classify_archive(classifier, [str(folder)], output, processes=ALONE, update=True)
+    assert "my note" in output.read_text()
+
+
+def test_a_local_dataset_that_changed_is_not_taken_for_the_one_that_was_classified(classifier, parquet_files, tmp_path):
+    folder, output = tmp_path / "lesions", tmp_path / "out.csv"
+    shutil.copytree(parquet_files, folder)
+    classify_archive(classifier, [str(folder)], output, processes=ALONE, split="train")
+    next(folder.glob("*1-of*")).unlink()
+    with pytest.raises(ArchiveError, match=r"data_revision was '.*' and is '"):
+        classify_archive(classifier, [str(folder)], output, processes=ALONE, split="train")
+
+
+def test_names_that_a_spreadsheet_would_run_are_made_harmless(classifier, pictures, tmp_path, monkeypatch):
+    names = ["+1.jpg", "-rf.jpg", "=1+1.jpg", "@x.jpg", "\tx.jpg", "a.jpg"]
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (tmp_path / name).write_bytes(pictures[0].read_bytes())
+    (tmp_path / "=cmd.jpg").write_bytes(b"no image")
+    for output in ("out.csv", "out.parquet"):
+        classify_archive(classifier, [*names, "=cmd.jpg"], Path(output), processes=ALONE)
+    shown = [f"'{name}" for name in names[:-1]] + ["a.jpg", "'=cmd.jpg"]
+    assert [row["image"] for row in rows_of(tmp_path / "out.csv")] == shown
+    assert not any(
+        cell.startswith(("=", "+", "-", "@", "\t")) for row in rows_of(tmp_path / "out.csv") for cell in row.values()
+    )
+    assert parquet.read_table("out.parquet")["image"].to_pylist() == [*names, "=cmd.jpg"]  # a type, not a formula
+
+
+def test_a_pipe_a_device_and_a_file_of_the_kernel_are_rows_that_say_so(classifier, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    (tmp_path / "log.jpg").symlink_to("/proc/kmsg")
+    classify_archive(classifier, [str(tmp_path)], tmp_path / "out.csv", processes=ALONE)
+    errors = {Path(row["image"]).name: row["error"] for row in rows_of(tmp_path / "out.csv")}
+    assert "is not a file" in errors["pipe.jpg"]
+    assert "is not a file" in errors["zeros.jpg"]
+    assert "0 bytes" in errors["log.jpg"] or "cannot be opened" in errors["log.jpg"]
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(ArchiveError, match="neither a file nor a folder"):
+        classify_archive(classifier, [str(tmp_path / "pipe.parquet")], tmp_path / "o.csv", processes=ALONE)
+
+
+def unfinished(classifier, pictures, folder: Path, monkeypatch) -> tuple[Path, Path]:
+    """Classify three chunks, as far as the merging; return the images and the output."""
+    images, output = many(folder / "in", pictures, 2 * CHUNK_SIZE + 3), folder / "out.csv"
+    stop = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(bulk, "_merge", stop)
+    with pytest.raises(KeyboardInterrupt):
+        classify_archive(classifier, [str(images)], output, processes=ALONE)
+    monkeypatch.undo()
+    return images, output
+
+
+def test_half_a_chunk_is_made_anew_and_the_others_are_kept(classifier, pictures, tmp_path, monkeypatch):
+    images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
+    for chunk in (f"{0:05}-{1:07}.json", f"{0:05}-{2:07}.json"):
+        path = tmp_path / "out.csv.parts" / chunk
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ArchiveError, match="was damaged; run the same command again"):
+            classify_archive(classifier, [str(images)], output, processes=ALONE)
+        again = classify_archive(classifier, [str(images)], tmp_path / "x.csv", processes=ALONE)
+    again = classify_archive(classifier, [str(images)], output, processes=ALONE)
+    assert again.classified_now <= CHUNK_SIZE + 3
+    assert output.read_bytes() == (tmp_path / "x.csv").read_bytes()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"run": 5}', "\0" * 100])
+def test_damaged_notes_of_a_run_are_named_and_its_work_is_kept(classifier, pictures, tmp_path, monkeypatch, content):
+    images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
+    parts = tmp_path / "out.csv.parts"
+    notes = (parts / "run.json").read_text()
+    (parts / "run.json").write_text(content)
+    with pytest.raises(
+        ArchiveError, match=r"run\.json.*or delete .* to start anew|unfinished work of another run.*or delete"
+    ):
+        classify_archive(classifier, [str(images)], output, processes=ALONE)
+    assert len(list(parts.glob("0*-*.json"))) == 3
+    (parts / "run.json").write_text(notes)
+    assert classify_archive(classifier, [str(images)], output, processes=ALONE).classified_now == 0
+    (tmp_path / "out.csv.json").write_text(content)
+    with pytest.raises(ArchiveError, match="Move it away, or choose another --output"):
+        classify_archive(classifier, [str(images)], output, processes=ALONE)
+    assert output.exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("/proc/o.csv", "cannot be written"),
+        ("/sys/o.csv", "cannot be written"),
+        ("x" * 250 + ".csv", "name too long"),
+        ("file/o.csv", "cannot be written"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_at_once(classifier, pictures, tmp_path, monkeypatch, output, says):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"")
+    with pytest.raises(ArchiveError, match=f"(?i){says}.*choose another --output"):
+        classify_archive(classifier, [str(pictures[0])], Path(output), processes=ALONE)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_costs_nothing_that_is_finished(tiny_model_folder, pictures, tmp_path):
+    """A limit on the size of files stands for the disk: both fail in the same call."""
+    folder, output = many(tmp_path / "in", pictures, 3 * CHUNK_SIZE), tmp_path / "out.csv"
+    code = (
+        "import resource, sys; from modeling.predictor import main\n"
+        "import modeling.bulk as bulk\n"
+        "begin = bulk._merge\n"
+        "def full(*arguments):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        "    begin(*arguments)\n"
+        "bulk._merge = full\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [str(tiny_model_folder), str(folder), "--output", str(output)]
+    environment = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "Make room, or choose another --output" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not output.exists()
+    assert main(command) == 0
+    assert json.loads((tmp_path / "out.csv.json").read_text())["images"] == 3 * CHUNK_SIZE
+
+
+def test_a_long_name_is_not_said_in_full(tmp_path, classifier, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for arguments in (["x" * 1_000_000], ["x/" * 100_000, "y"]):
+        with pytest.raises(ArchiveError) as error:
+            classify_archive(classifier, arguments, tmp_path / "o.csv", processes=ALONE)
+        assert len(str(error.value)) < 1500
