@@ -18,7 +18,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from modeling.inputs import (
     side_by_side,
 )
 from modeling.prediction import Prediction
+from modeling.process import Processes
 
 CHUNK_SIZE = 2 * BATCH_SIZE  # images: what a kill can cost each process
 ROW_GROUP_SIZE = 32 * CHUNK_SIZE  # rows of a Parquet file that are held in memory at once
@@ -72,31 +72,6 @@ class Summary:
             f"{self.images} images, one row each ({now}); {self.unreadable} could not be read (column error), "
             f"{self.abstained} abstained on.{self.changes}"
         )
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that share the work. Without a launcher there is one, and accelerate is not needed."""
-
-    rank: int = 0
-    count: int = 1
-    device: str | None = None
-
-    def wait(self) -> None:
-        """Wait for all others to come here; if one fails, the launcher ends all."""
-        if self.count > 1:
-            needs("accelerate.utils", "running in several processes").wait_for_everyone()
-
-
-def join_processes() -> Processes:
-    """Join the processes that `accelerate launch` started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
-    accelerate = needs("accelerate", "running in several processes")
-    # The others wait for the slowest at the end: with datasets of uneven files that may be hours.
-    patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=30))
-    accelerator = accelerate.Accelerator(kwargs_handlers=[patience])
-    return Processes(accelerator.process_index, accelerator.num_processes, str(accelerator.device))
 
 
 def classify_archive(
@@ -132,13 +107,15 @@ def classify_archive(
     if output.suffix == ".parquet":
         needs("pyarrow", "writing Parquet")
     name, revision = dataset_revision(inputs[0], _own(output)) if is_dataset(inputs, split) else ("", None)
+    on_hub = bool(revision) and not os.path.lexists(name)
     if update and revision:
         raise ArchiveError("--update is for files and folders; classify a changed dataset into a new --output.")
     run = {
         **{key: value for key, value in classifier.provenance.items() if key != "data_fingerprint"},
         "tta": tta,
         "inputs": [printable(name) for name in inputs],
-        "folder": None if all(map(os.path.isabs, inputs)) else printable(os.getcwd()),
+        # Where relative names begin; of a dataset on the Hub the name is all.
+        "folder": None if on_hub or all(map(os.path.isabs, inputs)) else printable(os.getcwd()),
         "split": split,
         "data_revision": revision,
     }

@@ -122,11 +122,20 @@ class ListedFiles:
 
 
 def read_listing(path: Path) -> Iterator[tuple[File, dict[str, Any] | None]]:
-    """Yield what a listing on disk holds: a file a line, with its row where that is known."""
-    with path.open(encoding="ascii") as file:
-        for line in file:
-            *listed, row = json.loads(line)
-            yield File(*listed), row
+    """Yield what a listing on disk holds: a file a line, with its row where that is known.
+
+    Raises:
+        ArchiveError: If it is missing or damaged.
+    """
+    try:
+        with path.open(encoding="ascii") as listing:
+            for line in listing:
+                *file, row = json.loads(line)
+                yield File(*file), row
+    except (OSError, ValueError, TypeError) as error:
+        raise ArchiveError(
+            f"{path} is missing or damaged ({error!s:.300}); begin anew with another --output."
+        ) from error
 
 
 def printable(name: str) -> str:

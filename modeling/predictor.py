@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from modeling.process import prepare_process
+from modeling.process import join_processes, prepare_process
 
 if __name__ == "__main__":
     prepare_process()  # before torch is loaded
 
 # isort: split
-from modeling.bulk import classify_archive, join_processes
+from modeling.bulk import classify_archive
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError
 from modeling.images import ImageError

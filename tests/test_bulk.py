@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 from modeling import bulk
 from modeling.abstention import AbstentionRule
-from modeling.bulk import CHUNK_SIZE, Processes, classify_archive
+from modeling.bulk import CHUNK_SIZE, classify_archive
 from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.images import ImageError
@@ -31,6 +31,7 @@ from modeling.inputs import ArchiveError, StreamedDataset, _fetch, dataset_revis
 from modeling.labels import NOTICE
 from modeling.network import build_model, save_model_folder
 from modeling.predictor import main, table
+from modeling.process import Processes
 from support.corpus import make_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -541,6 +542,12 @@ def test_damaged_notes_of_a_run_are_named_and_its_work_is_kept(classifier, pictu
     assert len(list(parts.glob("0*-*.json"))) == 3
     (parts / "run.json").write_text(notes)
     assert classify_archive(classifier, [str(images)], output, processes=ALONE).classified_now == 0
+    rows = tmp_path / "out.csv.rows"
+    kept = rows.read_text()
+    rows.write_text(kept[: len(kept) // 2])
+    with pytest.raises(ArchiveError, match=r"rows is missing or damaged .* another --output"):
+        classify_archive(classifier, [str(images)], output, processes=ALONE)
+    rows.write_text(kept)
     (tmp_path / "out.csv.json").write_text(content)
     with pytest.raises(ArchiveError, match="Move it away, or choose another --output"):
         classify_archive(classifier, [str(images)], output, processes=ALONE)
