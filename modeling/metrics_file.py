@@ -58,7 +58,9 @@ NUMBER = _section(value=float | None, **_all("low high", (float | None, None)), 
 RATE = _section(value=FRACTION | None, **_all("low high", (FRACTION | None, None)), reason=(TEXT, ""))
 
 # An expected calibration error beside the middle 95 % of what a perfectly calibrated model would have.
-ECE = _section(value=FRACTION | None, if_calibrated=(_section(**_all("low high", FRACTION)) | None, None), reason=(TEXT, ""))
+ECE = _section(
+    value=FRACTION | None, if_calibrated=(_section(**_all("low high", FRACTION)) | None, None), reason=(TEXT, "")
+)
 
 SIZE = _all("n_images n_lesions", COUNT)
 DIAGNOSIS = _section(**SIZE, **_all("precision recall specificity f1 auroc average_precision", RATE))
