@@ -38,6 +38,7 @@ from modeling.data.splits import (
     read_splits,
     write_splits,
 )
+from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer
 from modeling.files import RUN_NAME, SPLITS_NAME, write_json
@@ -282,24 +283,22 @@ def evaluate(run_dir: Path, options: TrainOptions, data: RunData, fitted: Fitted
     """Calibrate on val, score on test, and put the model folder with its card in its place; return it."""
     unfinished, model_dir = run_dir / ".model.partial", run_dir / "model"
     check_learned(fitted.outputs["val"])
-    temperature = write_model_folder(
+    calibration = write_model_folder(
         unfinished, model=fitted.model, val=fitted.outputs["val"], options=options, config=data.config
     )
     export_onnx(unfinished)
-    metrics = evaluate_model(
+    context = Context(
         classifier=LesionClassifier.from_pretrained(unfinished),
         dataset=data.everything,
         splits=data.splits,
-        val=fitted.outputs["val"],
-        test=fitted.outputs["test"],
-        temperature=temperature,
-        output_dir=unfinished,
-        predictions_csv=run_dir / "predictions.csv",
+        val_outputs=fitted.outputs["val"].calibrated(calibration),
+        test_outputs=fitted.outputs["test"].calibrated(calibration),
         protocol=options.protocol,
         n_skipped=number_of_skipped(run_dir / "skipped.csv"),
         run=data.config,
         history=fitted.history,
     )
+    metrics = evaluate_model(context, output_dir=unfinished, predictions_csv=run_dir / "predictions.csv")
     write_card(unfinished)
     shutil.rmtree(model_dir, ignore_errors=True)
     unfinished.rename(model_dir)

@@ -2,17 +2,17 @@
 
 import base64
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from modeling.calibration import check_logits
+from modeling.calibration import check_logits, lesion_folds
 
 FALSE_ALARM_RATE = 0.05
 # Few, because val has few images: more directions fit its images better than those of test.
 N_DIRECTIONS = 16
-N_FOLDS = 5
 
 
 # ---- Abstention ----------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class AbstentionRule:
         cls,
         logits: np.ndarray,
         features: np.ndarray,
-        labels: np.ndarray,
+        lesion_ids: Sequence[str] | np.ndarray,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> "AbstentionRule":
         """Fit on val: about `false_alarm_rate` of such images, all of known diagnoses, lie above the threshold.
@@ -56,8 +56,8 @@ class AbstentionRule:
         Args:
             logits: Calibrated logits of val, shape (N, C).
             features: Penultimate features of val, shape (N, D).
-            labels: True labels of val, shape (N,); this score needs none of them.
-            false_alarm_rate: Share of ordinary images that may be refused, in (0, 1).
+            lesion_ids: Lesion of each image, shape (N,).
+            false_alarm_rate: Fraction of ordinary images that may be refused, in (0, 1).
 
         Raises:
             ValueError: If there is no image, or a logit or feature is not finite.
@@ -67,12 +67,12 @@ class AbstentionRule:
         # As in the paper: on known images the distance is on average as large as the highest logit.
         weight = abs(logits.max(axis=1).mean()) / max(rule._distance(features).mean(), 1e-12)
         rule = replace(rule, residual_weight=float(weight))
-        # The plane fits the images that it was laid through better than new ones, so each fifth of val is scored against
-        # the plane of the other four.
-        scores, fold = np.empty(len(features)), np.arange(len(features)) % min(N_FOLDS, len(features))
+        # The plane fits the images that it was laid through better than new ones, so each fifth of val's
+        # lesions is scored against the plane of the others.
+        scores, fold = np.empty(len(features)), lesion_folds(lesion_ids)
         for number in np.unique(fold):
             held_out = fold == number
-            centre, directions = _principal_plane(features[~held_out] if len(features) > 1 else features)
+            centre, directions = _principal_plane(features[~held_out] if fold.any() else features)
             scores[held_out] = replace(rule, centre=centre, directions=directions).score(
                 logits[held_out], features[held_out]
             )

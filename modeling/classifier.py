@@ -14,6 +14,7 @@ from PIL import Image
 from modeling import __version__
 from modeling.abstention import AbstentionRule
 from modeling.calibration import OperatingPoint
+from modeling.decision import Decision, most_probable
 from modeling.engines import Engine, ModelOutputs, open_engine
 from modeling.explain import Explanation
 from modeling.files import ModelFolderError
@@ -51,6 +52,8 @@ class LesionClassifier:
         self.size_px = int(config["pretrained_cfg"]["input_size"][1])
         self.transform = eval_transform(config["pretrained_cfg"])
         self.operating_points = [OperatingPoint.from_dict(point) for point in self.lesion.get("operating_points") or []]
+        decision = self.lesion.get("decision")
+        self.decision = Decision.from_dict(decision, self.codes) if decision else most_probable(self.codes)
         abstention = self.lesion.get("abstention")
         self.abstention = AbstentionRule.from_dict(abstention) if abstention else None
         self.provenance: dict[str, str | None] = {
@@ -194,15 +197,16 @@ class LesionClassifier:
     def prediction(self, probs: np.ndarray, reached: dict[str, bool], reason: str | None) -> Prediction:
         """Make the answer for one lesion of its probabilities (C,), its operating points and why it is refused, if so."""
         probabilities = {code: float(value) for code, value in zip(self.codes, probs, strict=True)}
+        diagnosis = self.codes[int(self.decision.choose(probs[None], self.codes)[0])]
         return Prediction(
-            diagnosis=self.codes[int(probs.argmax())],
-            probability=float(probs.max()),
+            diagnosis=diagnosis,
+            probability=probabilities[diagnosis],
             probabilities=probabilities,
             abstained=reason is not None,
             reason=reason,
             operating_points=reached,
             provenance=self.provenance,
-            verdict=verdict(self.operating_points, reached, probabilities, abstained=reason is not None),
+            verdict=verdict(self.operating_points, reached, probabilities, diagnosis, abstained=reason is not None),
         )
 
     def tta_probs(self, pixel_values: np.ndarray) -> np.ndarray:

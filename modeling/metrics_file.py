@@ -57,6 +57,11 @@ FRACTION = Annotated[float, Field(ge=0, le=1)]
 NUMBER = _section(value=float | None, **_all("low high", (float | None, None)), reason=(TEXT, ""))
 RATE = _section(value=FRACTION | None, **_all("low high", (FRACTION | None, None)), reason=(TEXT, ""))
 
+# An expected calibration error beside the middle 95 % of what a perfectly calibrated model would have.
+ECE = _section(
+    value=FRACTION | None, if_calibrated=(_section(**_all("low high", FRACTION)) | None, None), reason=(TEXT, "")
+)
+
 SIZE = _all("n_images n_lesions", COUNT)
 DIAGNOSIS = _section(**SIZE, **_all("precision recall specificity f1 auroc average_precision", RATE))
 SCORES: dict[str, Any] = {
@@ -66,7 +71,10 @@ SCORES: dict[str, Any] = {
     "confusion": _rows(_rows(COUNT)),
 }
 CALIBRATION = _section(
-    **_all("before after", _section(**_all("nll brier", NUMBER), ece=RATE, ece_per_class=_by_name(RATE)))
+    **_all("before after", _section(**_all("nll brier", NUMBER), ece=ECE, ece_per_class=_by_name(ECE)))
+)
+ANSWERS = _section(
+    **_all("chosen most_probable", _section(balanced_accuracy=RATE, accuracy=RATE, recall=_by_name(RATE)))
 )
 FAR = {"n_images": COUNT, "auroc": RATE, "fpr_at_95_tpr": FRACTION | None, "abstained": RATE}
 CHANGE = {"flip_rate": RATE, "balanced_accuracy": RATE, "balanced_accuracy_gain": NUMBER}
@@ -99,7 +107,18 @@ METRICS: type[_Section] = _section(
     intervals=_section(**_all("method unit", TEXT), level=FRACTION, **_all("n_replicates seed", COUNT)),
     val=_or_reason(_section(**SCORES)),
     test=_section(**SCORES, by_lesion=_section(**SCORES)),
-    calibration=_section(val=_or_reason(CALIBRATION), test=CALIBRATION),
+    calibration=_section(
+        fitted=_or_reason(
+            _section(method=NAME, **_all("scale bias", _rows(float)), nll=_by_name(Annotated[float, Field(ge=0)]))
+        ),
+        val=_or_reason(CALIBRATION),
+        test=CALIBRATION,
+    ),
+    decision=_section(
+        fitted=_section(method=NAME, **_all("tau melanoma_weight", float), priors=_rows(FRACTION)),
+        val=_or_reason(ANSWERS),
+        test=ANSWERS,
+    ),
     operating_points=_rows(
         _or_reason(
             _section(

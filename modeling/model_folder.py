@@ -47,7 +47,8 @@ LESION_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("package_version", "run_id", "dataset", "protocol", "base_model", "license"), str),
     **dict.fromkeys(("data_fingerprint", "splits_sha256", "weights_sha256", "onnx_sha256", "config_sha256"), str),
     "synthetic": bool,
-    "temperature": (int, float),  # of what was folded into the weights
+    "calibration": dict,  # folded into the weights
+    "decision": dict,
     "operating_points": list,
     "abstention": dict,
     "golden": dict,
@@ -169,8 +170,6 @@ def _config_problem(config: dict[str, Any]) -> str | None:
         value = lesion.get(key)
         if value is not None and (not isinstance(value, wanted) or (isinstance(value, str) and not is_name(value))):
             return f"{key} of the entry 'lesion' is {shortened(value)}, which cannot be."
-    if lesion.get("temperature") is not None and not 0 < lesion["temperature"] < 1e6:
-        return f"temperature must be above 0, got {shortened(lesion['temperature'])}."
     if len(lesion.get("operating_points") or []) > MAX_OPERATING_POINTS:
         return f"it has more than {MAX_OPERATING_POINTS} operating points."
     pretrained_cfg = config.get("pretrained_cfg")

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from modeling.calibration import Calibration
 from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, file_sha256, shortened, write_json
 from modeling.labels import diagnosis_of
 from modeling.model_folder import (
@@ -121,8 +122,8 @@ def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
 
 
 @torch.no_grad()
-def fold_temperature(model: torch.nn.Module, temperature: float) -> None:
-    """Divide the classifier of a timm model by the temperature, in place, so that every loader is calibrated.
+def fold_calibration(model: torch.nn.Module, calibration: Calibration) -> None:
+    """Put the calibration into the classifier of a timm model, in place, so that every loader is calibrated.
 
     Raises:
         ValueError: If the classifier is not one linear layer with a bias.
@@ -130,11 +131,12 @@ def fold_temperature(model: torch.nn.Module, temperature: float) -> None:
     classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
     if not isinstance(classifier, torch.nn.Linear) or classifier.bias is None:
         raise ValueError(
-            f"the temperature folds into one linear layer with a bias, but the classifier is {classifier}; "
+            f"the calibration folds into one linear layer with a bias, but the classifier is {classifier}; "
             "choose a backbone whose classifier is such a layer"
         )
-    classifier.weight.div_(temperature)
-    classifier.bias.div_(temperature)
+    scale, bias = (classifier.weight.new_tensor(values) for values in (calibration.scale, calibration.bias))
+    classifier.weight.mul_(scale[:, None])
+    classifier.bias.mul_(scale).add_(bias)
 
 
 def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ class Prediction:
     """What a model says of one image.
 
     Attributes:
-        diagnosis: Code of the most probable diagnosis, also when abstained.
+        diagnosis: Code of the first answer, as `Decision` makes it, also when abstained; not always the most probable.
         probability: Its calibrated probability.
         probabilities: Calibrated probability of every diagnosis by code, in the model's order; they sum to 1.
         abstained: True if the image is unlike the training data, so that the answer should not be used.
@@ -55,6 +55,7 @@ def verdict(
     points: Sequence[OperatingPoint],
     reached: Mapping[str, bool],
     probabilities: Mapping[str, float],
+    diagnosis: str,
     *,
     abstained: bool,
 ) -> str:
@@ -64,6 +65,7 @@ def verdict(
         points: The model's operating points.
         reached: For each by name, whether the image lies above its threshold.
         probabilities: Calibrated probability of every diagnosis by code.
+        diagnosis: Code of the first answer.
         abstained: True if the answer should not be used.
     """
     above = [point for point in points if reached[point.name]]
@@ -75,9 +77,14 @@ def verdict(
         tested += ": no all-clear"
     best = max(probabilities, key=probabilities.__getitem__)
     warning = "The model abstains: this image is unlike its training images, so do not use what follows. "
+
+    def with_probability(code: str) -> str:
+        return f"{diagnosis_of(code).name}, {percent(rounded(probabilities[code]))}"
+
+    first = "" if diagnosis == best else f"First answer, weighted for rare diagnoses: {with_probability(diagnosis)}. "
     return (
-        f"{warning if abstained else ''}{tested[0].upper()}{tested[1:]}. "
-        f"Most probable: {diagnosis_of(best).name}, {percent(rounded(probabilities[best]))}."
+        f"{warning if abstained else ''}{tested[0].upper()}{tested[1:]}. {first}"
+        f"Most probable: {with_probability(best)}."
     )
 
 

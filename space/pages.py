@@ -13,10 +13,11 @@ import render
 from answers import percent
 from huggingface_hub import snapshot_download
 from jinja2 import Environment, StrictUndefined, UndefinedError
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
+from modeling.estimates import format_estimate
 from modeling.labels import NOTICE
 from modeling.metrics_file import read_metrics
 
@@ -178,15 +179,9 @@ def _card(folder: Path, weights_sha256: str) -> str:
 
 
 def estimate(value: dict[str, Any]) -> str:
-    """Write a number of metrics.json with its interval."""
-    if value["value"] is None:
-        return "not estimable"
-    text = Markup(f"{value['value']:.3f}")
-    if "low" not in value:
-        return text
-    if value["low"] is None:
-        return text + Markup(' <span class="interval">(no interval)</span>')
-    return text + Markup(f' <span class="interval">({value["low"]:.3f} to {value["high"]:.3f})</span>')
+    """Write a number of metrics.json, its interval in small type."""
+    number, bracket, interval = format_estimate(value).partition(" (")
+    return escape(number) + (Markup('<span class="interval"> ({}</span>').format(interval) if bracket else "")
 
 
 _HTML.filters["estimate"] = estimate

@@ -4,18 +4,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GroupKFold
 
 from modeling.abstention import N_DIRECTIONS, AbstentionRule
 from modeling.calibration import (
+    Calibration,
     OperatingPoint,
     choose_threshold,
+    fit_calibration,
     fit_operating_points,
     fit_temperature,
+    lesion_folds,
     log_softmax,
     softmax,
 )
-from modeling.network import build_model, fold_temperature
+from modeling.network import build_model, fold_calibration
 
 CODES = ("BCC", "BKL", "MEL", "NV")
 
@@ -45,6 +51,53 @@ def test_no_other_temperature_is_better_on_val() -> None:
     assert nll(fit_temperature(2.5 * logits, labels)) < best + 1e-5
 
 
+def test_the_simplest_calibration_that_does_not_lose_is_chosen() -> None:
+    logits, labels = drawn(4000)
+    lesions = np.arange(4000) // 2
+    found = {
+        "none": fit_calibration(logits, labels, lesions),
+        "temperature scaling": fit_calibration(2.5 * logits, labels, lesions),
+        # As of a loss with class weights: the logits of two diagnoses are too high.
+        "vector scaling": fit_calibration(logits + np.array([1.5, 1.0, 0, 0]), labels, lesions),
+    }
+    assert {name: calibration.method for name, calibration in found.items()} == {name: name for name in found}
+    for calibration in found.values():
+        assert list(calibration.nll) == list(found)
+        assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+    assert np.array(found["temperature scaling"].scale) == pytest.approx(np.full(4, 1 / 2.5), rel=0.05)
+    bias = np.array(found["vector scaling"].bias)
+    assert bias - bias[3] == pytest.approx(np.array([-1.5, -1.0, 0, 0]), abs=0.3)
+
+
+def test_cross_validated_likelihoods_agree_with_scikit_learn_s_group_folds() -> None:
+    logits, labels = drawn(3000)
+    lesions = np.arange(3000) // 3
+    found = fit_calibration(3 * logits, labels, lesions).nll
+    losses = []
+    for seen, held_out in GroupKFold(5).split(logits, labels, lesions):
+        temperature = minimize_scalar(
+            lambda value, rows=seen: log_loss(labels[rows], softmax(3 * logits[rows] / value)), bounds=(0.1, 10)
+        ).x
+        losses.append(log_loss(labels[held_out], softmax(3 * logits[held_out] / temperature)))
+    assert found["temperature scaling"] == pytest.approx(np.mean(losses), abs=2e-3)
+    assert found["none"] == pytest.approx(log_loss(labels, softmax(3 * logits)), abs=1e-9)
+
+
+def test_folds_keep_the_photos_of_a_lesion_together() -> None:
+    lesions = np.repeat([f"L{number}" for number in range(40)], np.arange(40) % 4 + 1)
+    fold = lesion_folds(lesions)
+    assert all(len(set(fold[lesions == lesion])) == 1 for lesion in lesions)
+    assert sorted(set(fold)) == [0, 1, 2, 3, 4]
+    assert lesion_folds(["a", "a", "b"]).max() == 1
+
+
+def test_a_calibration_that_cannot_be_is_refused() -> None:
+    values = fit_calibration(*drawn(100), np.arange(100)).to_dict()
+    for name, value in (("scale", [0.0] * 4), ("bias", [math.nan] * 4), ("bias", [0.0]), ("method", "crystal ball")):
+        with pytest.raises(ValueError, match="cannot be"):
+            Calibration.from_dict({**values, name: value})
+
+
 def test_a_perfectly_separated_val_does_not_drive_the_temperature_to_zero() -> None:
     labels = np.arange(40) % 4
     assert 0.2 < fit_temperature(np.eye(4)[labels] * 8, labels) < 1
@@ -57,19 +110,22 @@ def test_folding_gives_the_calibrated_logits() -> None:
     pixel_values = torch.rand(3, 3, 64, 64)
     with torch.inference_mode():
         before = model(pixel_values).numpy()
-    fold_temperature(model, 1.7)
+    calibration = Calibration("vector scaling", (0.5, 1.0, 2.0, 0.7), (0.1, -0.2, 0.0, 1.0), {})
+    fold_calibration(model, calibration)
     with torch.inference_mode():
         after = model(pixel_values).numpy()
-    assert after == pytest.approx(before / 1.7, abs=1e-5)
+    assert after == pytest.approx(before * [0.5, 1.0, 2.0, 0.7] + [0.1, -0.2, 0.0, 1.0], abs=1e-5)
+    assert calibration.apply(before) == pytest.approx(after, abs=1e-5)
+    assert calibration.undo(after) == pytest.approx(before, abs=1e-5)
 
 
-def test_a_classifier_that_cannot_take_the_temperature_is_refused() -> None:
+def test_a_classifier_that_cannot_take_the_calibration_is_refused() -> None:
     class Headless(torch.nn.Module):
         def get_classifier(self) -> torch.nn.Module:
             return torch.nn.Identity()
 
     with pytest.raises(ValueError, match="linear layer"):
-        fold_temperature(Headless(), 1.0)
+        fold_calibration(Headless(), Calibration("none", (1.0,), (0.0,), {}))
 
 
 def test_logits_that_are_not_finite_are_counted_and_refused() -> None:
@@ -132,14 +188,14 @@ def unlike(n: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 
 def test_abstention_keeps_its_false_alarm_rate_and_sees_what_is_off_the_plane() -> None:
     known, strange, logits, strange_logits = unlike()
-    rule = AbstentionRule.fit(logits[:300], known[:300], np.zeros(300, int), false_alarm_rate=0.1)
+    rule = AbstentionRule.fit(logits[:300], known[:300], np.arange(300), false_alarm_rate=0.1)
     assert rule.abstains(logits[300:], known[300:]).mean() == pytest.approx(0.1, abs=0.05)
     assert rule.abstains(strange_logits, strange).mean() > 0.9
 
 
 def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
     known, strange, logits, strange_logits = unlike()
-    rule = AbstentionRule.fit(logits, known, np.zeros(len(known), int))
+    rule = AbstentionRule.fit(logits, known, np.arange(len(known)))
     centre = known.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov((known - centre).T, bias=True))
     null_space = vectors[:, np.argsort(values)[: 30 - N_DIRECTIONS]]
@@ -150,7 +206,7 @@ def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
 
 def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> None:
     known, strange, logits, strange_logits = unlike()
-    rule = AbstentionRule.fit(logits, known, np.zeros(len(known), int))
+    rule = AbstentionRule.fit(logits, known, np.arange(len(known)))
     again = AbstentionRule.from_dict(json.loads(json.dumps(rule.to_dict())))
     assert np.array_equal(again.score(strange_logits, strange), rule.score(strange_logits, strange))
     reasons = again.reasons(
@@ -164,7 +220,7 @@ def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> N
 
 def test_a_damaged_or_unknown_abstention_rule_is_refused() -> None:
     known, _, logits, _ = unlike()
-    values = AbstentionRule.fit(logits, known, np.zeros(len(known), int)).to_dict()
+    values = AbstentionRule.fit(logits, known, np.arange(len(known))).to_dict()
     with pytest.raises(ValueError, match="method"):
         AbstentionRule.from_dict({**values, "method": "crystal ball"})
     for broken in ("", "AAAA", "not base64!"):

@@ -86,7 +86,7 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c.update(label_names=["a", "b", "c", "d" * 10**6]), "printable"),
         (lambda c: c["lesion"].update(run_id={"a": 1}), "run_id of the entry 'lesion'"),
         (lambda c: c["lesion"].update(license="x" * 10**6), "license of the entry 'lesion'"),
-        (lambda c: c["lesion"].update(temperature=-1), "temperature must be above 0"),
+        (lambda c: c["lesion"].update(calibration=-1), "calibration of the entry 'lesion' is -1"),
         (lambda c: c["lesion"].update(operating_points=[{}] * 101), "more than 100 operating points"),
         (lambda c: c["lesion"].update(threshold=float("nan")), "not valid JSON"),
         (lambda c: c["lesion"].update(run_id="\ud800"), "not valid JSON"),

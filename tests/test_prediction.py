@@ -12,13 +12,20 @@ ANY_90 = OperatingPoint("malignant@90", ("BCC", "MEL"), 0.90, 0.2, 0.90, 0.74, 6
 NEVUS = {"MEL": 0.31, "NV": 0.69}
 
 
-def line(points, *above, abstained=False):
-    return verdict(points, {p.name: p.name in above for p in points}, NEVUS, abstained=abstained)
+def line(points, *above, abstained=False, answer="NV"):
+    return verdict(points, {p.name: p.name in above for p in points}, NEVUS, answer, abstained=abstained)
 
 
 def test_a_nevus_above_the_melanoma_threshold_is_headed_by_the_threshold():
     assert line([MEL_95], "MEL@95") == (
         "Above the threshold set to catch 95 % of melanomas. Most probable: melanocytic nevus, 69 %."
+    )
+
+
+def test_a_first_answer_that_is_not_the_most_probable_is_said_beside_it():
+    assert line([MEL_95], "MEL@95", answer="MEL") == (
+        "Above the threshold set to catch 95 % of melanomas. First answer, weighted for rare diagnoses: melanoma, 31 %. "
+        "Most probable: melanocytic nevus, 69 %."
     )
 
 

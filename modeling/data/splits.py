@@ -186,6 +186,12 @@ def load_splits(path: str | Path) -> pd.DataFrame:
     return splits[list(COLUMNS)].sort_values("image_id", ignore_index=True)
 
 
+def lesions_of(splits: pd.DataFrame, image_ids: Sequence[str]) -> np.ndarray:
+    """Return the lesion of each image, shape (N,); an image without a lesion id stands for itself."""
+    rows = splits.set_index("image_id", drop=False).loc[list(image_ids)]
+    return rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy(dtype=object)
+
+
 def splits_hash(splits: pd.DataFrame) -> str:
     """Return a sha256 of the content, whatever the order of the rows."""
     text = splits[list(COLUMNS)].fillna("").sort_values("image_id").to_csv(index=False, lineterminator="\n")

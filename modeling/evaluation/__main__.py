@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
+from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
 from modeling.data.sources import load_data
 from modeling.data.splits import load_splits, read_splits
+from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.sections import HISTORY_KEYS, training_section
 from modeling.evaluation.verify import verify
@@ -91,31 +93,21 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
         raise ValueError("no row of the splits says test: there is nothing to report on")
     if not accelerator.is_main_process:
         return None
-    # The folder's weights are calibrated already; what they were before follows from its config.
-    temperature = float(classifier.lesion.get("temperature") or 1.0)
-    raw = {
-        split: None
-        if part is None
-        else Outputs(part.index, part.labels, part.logits * temperature, part.features, part.image_ids)
-        for split, part in outputs.items()
-    }
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    return evaluate_model(
+    context = Context(
         classifier=classifier,
         dataset=dataset,
         splits=splits,
-        val=raw["val"],
-        test=raw["test"],  # type: ignore[arg-type]  # checked above
-        temperature=temperature,
-        output_dir=output,
-        predictions_csv=output / "predictions.csv",
+        val_outputs=outputs["val"],
+        test_outputs=outputs["test"],
         protocol=before["protocol"],
         run=before["run"],
         history=before["history"],
         masks_dir=Path(options.masks) if options.masks else None,
         tta_on_all=options.tta,
     )
+    return evaluate_model(context, output_dir=output, predictions_csv=output / "predictions.csv")
 
 
 def check_diagnoses(classifier: LesionClassifier, dataset: datasets.Dataset) -> None:
@@ -146,7 +138,10 @@ def _run_split(
     images = resized_images(rows, fingerprint="", size_px=classifier.size_px, exact=True, cache_gb=0)
     part = LesionDataset(images, [classifier.codes.index(names[label]) for label in rows["label"]])
     loader = accelerator.prepare(DataLoader(part, batch_size=batch_size))
-    return run_model(classifier.engine.network, loader, accelerator, image_ids=image_ids)
+    outputs = run_model(classifier.engine.network, loader, accelerator, image_ids=image_ids)
+    stored = classifier.lesion.get("calibration")
+    # The folder's weights are calibrated already; what they said before follows from its config.
+    return replace(outputs, raw_logits=Calibration.from_dict(stored).undo(outputs.logits)) if stored else outputs
 
 
 def known_before(source: ModelFolder) -> dict[str, Any]:

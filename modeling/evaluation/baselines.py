@@ -1,4 +1,4 @@
-"""What a score is worth: baselines that see no pixels, and scores by source, sex, age and body site."""
+"""What a score is worth: baselines that see no pixels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from modeling.evaluation.bootstrap import Bootstrap, estimate, estimate_rate, not_estimable
+from modeling.evaluation.context import METADATA
 from modeling.evaluation.metrics import replicated_balanced_accuracy, score_balanced
 
-METADATA_INPUTS = ("age_approx", "sex", "anatom_site_general", "source")
 UNKNOWN = "unknown"
 
 
@@ -20,10 +20,10 @@ def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, codes: Se
     """Diagnose test images from age, sex, body site and source alone; labels (N,) into `codes`.
 
     Logistic regression with class weights on the categories (age is given in steps of 5 years), fitted on train: what
-    can be reached by reading nothing but the form that came with the picture. Boosted trees and forests were no better.
+    can be reached by reading nothing but the form that came with the image. Boosted trees and forests were no better.
 
     Args:
-        train: Columns `label` (code) and METADATA_INPUTS, one row an image.
+        train: Columns `label` (code) and METADATA, one row an image.
         test: The same columns.
         codes: Diagnoses of the model.
     """
@@ -36,9 +36,7 @@ def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, codes: Se
 
 def _inputs(table: pd.DataFrame) -> np.ndarray:
     """Every input as a category, the blank one included, shape (N, 4)."""
-    return np.stack(
-        [table[name].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for name in METADATA_INPUTS], axis=1
-    )
+    return np.stack([table[name].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for name in METADATA], axis=1)
 
 
 def score_baselines(
@@ -47,9 +45,9 @@ def score_baselines(
     """Return the balanced accuracy of the baselines beside the model's, and how far it is above them, with intervals.
 
     Args:
-        train: Columns `label` (code) and METADATA_INPUTS.
+        train: Columns `label` (code) and METADATA.
         test: The same columns, in the order of `predicted`.
-        predicted: What the model calls each test image, shape (N,).
+        predicted: The first answer to each test image, shape (N,).
         codes: Diagnoses of the model.
         bootstrap: Of the test lesions.
     """
@@ -58,7 +56,7 @@ def score_baselines(
     model_replicates = replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap)
     majority = list(codes).index(str(train["label"].value_counts().idxmax()))
     baselines = {
-        "metadata_only": (metadata_only_predictions(train, test, codes), f"only {', '.join(METADATA_INPUTS)}"),
+        "metadata_only": (metadata_only_predictions(train, test, codes), f"only {', '.join(METADATA)}"),
         "majority": (np.full(len(labels), majority), f"always {codes[majority]}, the most frequent in train"),
     }
     result: dict[str, Any] = {"model": {"balanced_accuracy": model}}

@@ -1,6 +1,6 @@
-"""95 % intervals by the bootstrap, resampling lesions and not images.
+"""95 % intervals by a bootstrap of lesions, not of images.
 
-Photos of one lesion are alike, so resampling images would count the same evidence several times and give intervals
+Photos of one lesion are alike, so drawing images would count the same evidence several times and give intervals
 that are too narrow (Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x). All replicates are drawn at once as a
 matrix of how often each lesion was drawn; every metric is then a function of weighted sums.
 """
@@ -15,7 +15,7 @@ N_REPLICATES = 2000
 LEVEL = 0.95
 SEED = 0
 # A replicate may lack a diagnosis altogether; an interval from the few that have it would be too narrow.
-MIN_SHARE_ESTIMABLE = 0.95
+MIN_ESTIMABLE = 0.95
 ALL_AGREE = "no replicate differs: no interval"
 
 # A number of metrics.json: {"value", "low", "high"}, and "reason" where one of them is None.
@@ -63,7 +63,7 @@ def bootstrap_lesions(lesion_ids: Sequence[Any] | np.ndarray, *, n_replicates: i
         ValueError: If there is no image.
     """
     if len(lesion_ids) == 0:
-        raise ValueError("there is no image to replicate: the split or group is empty")
+        raise ValueError("there is no image: the split or group is empty")
     lesions, lesion_index = np.unique(np.asarray(lesion_ids), return_inverse=True)
     n_lesions = len(lesions)
     draws = np.random.default_rng(SEED).multinomial(n_lesions, np.full(n_lesions, 1 / n_lesions), size=n_replicates)
@@ -84,13 +84,13 @@ def estimate(value: float | None, replicates: np.ndarray, n_lesions: int, *, rea
     if n_lesions < 2:
         return {"value": float(value), "low": None, "high": None, "reason": "it rests on one lesion: no interval"}
     finite = replicates[np.isfinite(replicates)]
-    if len(finite) < MIN_SHARE_ESTIMABLE * len(replicates):
-        share = 1 - len(finite) / len(replicates)
+    if len(finite) < MIN_ESTIMABLE * len(replicates):
+        fraction = 1 - len(finite) / len(replicates)
         return {
             "value": float(value),
             "low": None,
             "high": None,
-            "reason": f"it rests on so few lesions that {share:.0%} of the replicates lack them: no interval",
+            "reason": f"it rests on so few lesions that {fraction:.0%} of the replicates lack them: no interval",
         }
     if finite.min() == finite.max():
         return {"value": float(value), "low": None, "high": None, "reason": ALL_AGREE}
@@ -100,7 +100,7 @@ def estimate(value: float | None, replicates: np.ndarray, n_lesions: int, *, rea
 
 
 def estimate_rate(hits: np.ndarray, counted: np.ndarray, bootstrap: Bootstrap, *, reason: str) -> Estimate:
-    """Return the share of hits among the images that count, with its interval.
+    """Return the rate of hits among the images that count, with its interval.
 
     Where every lesion agrees (0 % or 100 %) no replicate can differ, and the bootstrap would claim certainty; then the
     open end is the exact binomial bound for that many lesions (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
@@ -122,13 +122,13 @@ def estimate_rate(hits: np.ndarray, counted: np.ndarray, bootstrap: Bootstrap, *
     return with_exact_bound(estimate(hits.sum() / counted.sum(), replicates, n_lesions), n_lesions)
 
 
-def with_exact_bound(share: Estimate, n_lesions: int) -> Estimate:
-    """Give a share of exactly 0 or 1, where all lesions agree, the exact binomial bound for `n_lesions`."""
-    if share.get("reason") != ALL_AGREE or share["value"] not in (0.0, 1.0):
-        return share
+def with_exact_bound(rate: Estimate, n_lesions: int) -> Estimate:
+    """Give a rate of exactly 0 or 1, where all lesions agree, the exact binomial bound for `n_lesions`."""
+    if rate.get("reason") != ALL_AGREE or rate["value"] not in (0.0, 1.0):
+        return rate
     bound = ((1 - LEVEL) / 2) ** (1 / n_lesions)
-    low, high = (bound, 1.0) if share["value"] == 1.0 else (0.0, 1 - bound)
-    return {"value": share["value"], "low": low, "high": high}
+    low, high = (bound, 1.0) if rate["value"] == 1.0 else (0.0, 1 - bound)
+    return {"value": rate["value"], "low": low, "high": high}
 
 
 def not_estimable(reason: str) -> Estimate:

@@ -3,14 +3,14 @@
     python -m modeling.evaluation MODEL --data_dir DIR
 
 metrics.json, schema 2. It holds no dates and no paths, and the same weights on the same data give the same bytes. A number
-with an interval is {"value", "low", "high"} (95 %, lesions replicates); what cannot be estimated is null, with a "reason".
-Shares and scores are in [0, 1]. <code> is a diagnosis such as "MEL".
+with an interval is {"value", "low", "high"} (95 %, by a bootstrap of lesions); what cannot be estimated is null, with a "reason".
+Rates and scores are in [0, 1]. <code> is a diagnosis such as "MEL".
 
 schema_version   2
 model            codes, names {code}, architecture, image_size_px, n_parameters, weights_sha256, license, run_id,
                  package_version, revision (commit on the Hub; null for a folder)
 data             dataset, synthetic, fingerprint, splits_sha256, protocol, split_unit,
-                 leakage {overall, code}: share of test images whose lesion is also in train,
+                 leakage {overall, code}: fraction of test images whose lesion is also in train,
                  flow {in_dataset, skipped, other_diagnoses {code}, splits {split: n_images, n_lesions, per_class {code}}},
                  sources {source: n}
 intervals        method, level, n_replicates, seed, unit
@@ -18,8 +18,12 @@ val, test        n_images, n_lesions, accuracy, balanced_accuracy, macro_f1, mac
                  weighted_recall, weighted_f1, per_class {code: n_images, n_lesions, precision, recall, specificity, f1,
                  auroc, average_precision}, confusion (rows true, columns predicted);
                  test.by_lesion: all of it by lesion (mean probability over a lesion's photos);
-calibration      method, temperature, val and test {before, after: nll, brier, ece, ece_per_class {code}},
+calibration      fitted {method, scale and bias (one a diagnosis), nll {method}: cross-validated over lesions of val};
+                 val and test {before, after: nll, brier, ece, ece_per_class {code}; an ECE is {value, if_calibrated {low, high}:
+                 the middle 95 % of what a perfectly calibrated model would have on the same images}},
                  reliability {before, after: rows of n_images, confidence, correct}
+decision         fitted {method, tau, melanoma_weight, priors}; val and test {chosen, most_probable: balanced_accuracy,
+                 accuracy, recall {code}}: the first answer as it is made, and as the plain argmax would make it
 operating_points  rows of name, codes, target_sensitivity, threshold, val {sensitivity, specificity, n_positive, n_negative},
                  test {n_positive_images, n_positive_lesions, n_negative_images, n_negative_lesions, sensitivity,
                  specificity, at_prevalence: rows of prevalence, of, ppv, npv}; or name and reason
@@ -46,82 +50,43 @@ figures          file names in figures/
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 
-from modeling.calibration import softmax
-from modeling.classifier import LesionClassifier
-from modeling.data.splits import leakage
-from modeling.evaluation.bootstrap import LEVEL, N_REPLICATES, SEED, bootstrap_lesions
+from modeling.estimates import format_estimate
+from modeling.evaluation import sections
+from modeling.evaluation.context import Context, track
 from modeling.evaluation.figures import draw_figures
-from modeling.evaluation.metrics import risk_coverage, score_split
-from modeling.evaluation.reference import compare
-from modeling.evaluation.sections import (
-    TestImages,
-    abstention_section,
-    baselines_section,
-    by_lesion_section,
-    calibration_section,
-    classify_images,
-    data_section,
-    failures_section,
-    heat_maps_section,
-    metadata_table,
-    model_section,
-    operating_points_section,
-    robustness_section,
-    rows_of,
-    sample_evenly,
-    training_section,
-    tta_section,
-    val_section,
-)
-from modeling.evaluation.subgroups import score_groups
 from modeling.files import METRICS_NAME, METRICS_SCHEMA
-from modeling.training.outputs import Outputs
 
-COVERAGES = (1.0, 0.9, 0.8, 0.5)
+SECTIONS: dict[str, Callable[[Context], Any]] = {
+    "model": sections.model_section,
+    "data": sections.data_section,
+    "intervals": sections.intervals_section,
+    "val": sections.val_section,
+    "test": sections.test_section,
+    "calibration": sections.calibration_section,
+    "decision": sections.decision_section,
+    "operating_points": sections.operating_points_section,
+    "abstention": sections.abstention_section,
+    "risk_coverage": sections.risk_coverage_section,
+    "baselines": sections.baselines_section,
+    "groups": sections.groups_section,
+    "robustness": sections.robustness_section,
+    "test_time_augmentation": sections.tta_section,
+    "heat_maps": sections.heat_maps_section,
+    "failures": sections.failures_section,
+    "reference": sections.reference_section,
+    "training": lambda context: sections.training_section(context.run, context.history),
+}
 
 
-def evaluate_model(
-    *,
-    classifier: LesionClassifier,
-    dataset: datasets.Dataset,
-    splits: pd.DataFrame,
-    val: Outputs | None,
-    test: Outputs,
-    temperature: float,
-    output_dir: Path,
-    predictions_csv: Path,
-    protocol: str = "lesion",
-    n_skipped: int = 0,
-    run: Mapping[str, Any] | None = None,
-    history: Sequence[Mapping[str, Any]] = (),
-    masks_dir: Path | None = None,
-    tta_on_all: bool = False,
-) -> dict[str, Any]:
+def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path) -> dict[str, Any]:
     """Measure a model and write metrics.json and figures/ into `output_dir`, and predictions.csv.
-
-    Args:
-        classifier: The finished model: temperature folded in, operating points and abstention rule in its config.
-        dataset: All images in the columns of the contract, those of other diagnoses included.
-        splits: Rows of `splits.make_splits` or `read_splits`.
-        val: Outputs before the temperature, with image ids; None if the splits have no val.
-        test: The same of test.
-        temperature: What is folded into the classifier.
-        output_dir: The model folder.
-        predictions_csv: Where the probabilities of val and test go.
-        protocol: How the splits were made, "lesion" or "original".
-        n_skipped: Images left out because they could not be read.
-        run: Content of train_config.json, if known.
-        history: One record an epoch, as in log.jsonl.
-        masks_dir: Holds `<image_id>_segmentation.png`; without it heat maps are not scored against masks.
-        tta_on_all: Measure test-time augmentation on all of test, not on the sample.
 
     Returns:
         The content of metrics.json; this module's docstring is its schema.
@@ -129,82 +94,14 @@ def evaluate_model(
     Raises:
         ValueError: If outputs and splits are not about the same images, or test is empty.
     """
-    codes = classifier.codes
-    table = metadata_table(dataset)
-    chosen = {name: rows_of(splits, table, name, outputs) for name, outputs in (("val", val), ("test", test))}
-    rows = chosen["test"]
-    logits = test.logits / temperature
-    probs, labels = softmax(logits), test.labels
-    predicted = probs.argmax(axis=1)
-    bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy())
-    raw_probs = softmax(test.logits)
-    sample = sample_evenly(labels)
-    images = TestImages(dataset, table)
-    sample_images = images.load(rows["image_id"].iloc[sample])
-    sample_bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy()[sample])
-
-    plain = classify_images(classifier, sample_images)
-    ood = abstention_section(classifier, table, images, logits, test.features, labels, bootstrap, len(sample))
-    coverage, risk = risk_coverage(1 - probs.max(axis=1), predicted != labels)
-    test_scores = score_split(probs, labels, codes, bootstrap)
-    metrics: dict[str, Any] = {
-        "schema_version": METRICS_SCHEMA,
-        "model": model_section(classifier),
-        "data": data_section(classifier, table, splits, protocol, n_skipped),
-        "intervals": {
-            "method": "percentile bootstrap; Clopper-Pearson on lesions where all agree",
-            "level": LEVEL,
-            "n_replicates": N_REPLICATES,
-            "seed": SEED,
-            "unit": "lesion",
-        },
-        "val": val_section(val, chosen["val"], temperature, codes),
-        "test": {
-            **test_scores,
-            "by_lesion": by_lesion_section(probs, labels, rows, codes),
-        },
-        "calibration": calibration_section(val, test, chosen, temperature, codes),
-        "operating_points": operating_points_section(classifier, probs, labels, bootstrap),
-        "abstention": ood[0],
-        "risk_coverage": {
-            "aurc": float(risk.mean()),
-            "risk_at_coverage": {
-                f"{share:.2f}": float(risk[max(round(share * len(risk)), 1) - 1]) for share in COVERAGES
-            },
-        },
-        "baselines": baselines_section(splits, table, rows, predicted, codes, bootstrap),
-        "groups": {
-            **score_groups(rows, probs, labels, codes, classifier.operating_points, bootstrap),
-            "not_measured": {"skin tone": "ISIC 2019 does not record it, so fairness over skin tones is unknown"},
-        },
-        "robustness": robustness_section(classifier, sample_images, plain, labels[sample], sample_bootstrap),
-        "test_time_augmentation": tta_section(classifier, images, rows, labels, sample, everything=tta_on_all),
-        "heat_maps": heat_maps_section(classifier, sample_images, rows.iloc[sample], sample_bootstrap, masks_dir),
-        "failures": failures_section(classifier, probs, labels, test.image_ids),
-        "reference": compare(
-            test_scores,
-            protocol=protocol,
-            dataset=str(classifier.lesion.get("dataset")),
-            codes=codes,
-            leakage_rate=leakage(splits)["overall"],
-        ),
-        "training": training_section(run, history),
-    }
-    metrics["figures"] = draw_figures(
-        output_dir / "figures",
-        metrics=metrics,
-        labels=labels,
-        probs=probs,
-        uncalibrated_probs=raw_probs,
-        risk_coverage=(coverage, risk),
-        ood_scores=ood[1],
-    )
+    metrics: dict[str, Any] = {"schema_version": METRICS_SCHEMA}
+    for name, section in track(SECTIONS.items(), "evaluation"):
+        metrics[name] = section(context)
+    metrics["figures"] = draw_figures(output_dir / "figures", metrics, context)
     metrics = rounded(metrics)
     text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False)
     (output_dir / METRICS_NAME).write_text(text + "\n", encoding="utf-8")
-    write_predictions(
-        predictions_csv, classifier, temperature, {"val": (val, chosen["val"]), "test": (test, chosen["test"])}
-    )
+    write_predictions(predictions_csv, context)
     return metrics
 
 
@@ -227,23 +124,18 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def write_predictions(
-    path: Path,
-    classifier: LesionClassifier,
-    temperature: float,
-    parts: Mapping[str, tuple[Outputs | None, pd.DataFrame]],
-) -> None:
-    """Write image_id, lesion_id, split, label, one probability column per diagnosis, and abstained."""
-    frames = []
-    for split, (outputs, rows) in parts.items():
-        if outputs is None:
+def write_predictions(path: Path, context: Context) -> None:
+    """Write image_id, lesion_id, split, label, one probability column per diagnosis, the first answer, and abstained."""
+    frames, rule = [], context.classifier.abstention
+    for name, split in (("val", context.val), ("test", context.test)):
+        if split is None:
             continue
-        logits = outputs.logits / temperature
-        abstained = classifier.abstention.abstains(logits, outputs.features) if classifier.abstention else False
-        columns = {"image_id": outputs.image_ids, "lesion_id": rows["lesion_id"].to_numpy(), "split": split}
-        frame = pd.DataFrame({**columns, "label": rows["label"].to_numpy()})
-        frame[list(classifier.codes)] = softmax(logits)
-        frames.append(frame.assign(abstained=abstained))
+        frame = split.rows[["image_id", "lesion_id", "label"]].reset_index(drop=True)
+        frame.insert(2, "split", name)
+        frame[list(context.codes)] = split.probs
+        outputs = split.outputs
+        frame["predicted"] = np.array(context.codes)[split.predicted]
+        frames.append(frame.assign(abstained=rule.abstains(outputs.logits, outputs.features) if rule else False))
     pd.concat(frames).to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
 
 
@@ -259,12 +151,18 @@ def summary(metrics: Mapping[str, Any]) -> str:
         "macro AUROC": test["macro_auroc"],
         "calibration error (ECE)": metrics["calibration"]["test"]["after"]["ece"],
     }
-    lines += [f"  {name}: {_in_words(number)}" for name, number in named.items() if number]
+    lines += [f"  {name}: {format_estimate(number)}" for name, number in named.items() if number]
+    if "MEL" in test["per_class"]:
+        melanoma = test["per_class"]["MEL"]
+        lines.append(
+            f"  first answer is melanoma: sensitivity {format_estimate(melanoma['recall'])}, "
+            f"specificity {format_estimate(melanoma['specificity'])}"
+        )
     for point in metrics["operating_points"]:
         if "test" in point:
             lines.append(
-                f"  {point['name']}: sensitivity {_in_words(point['test']['sensitivity'])}, "
-                f"specificity {_in_words(point['test']['specificity'])}"
+                f"  {point['name']}: sensitivity {format_estimate(point['test']['sensitivity'])}, "
+                f"specificity {format_estimate(point['test']['specificity'])}"
             )
     if metrics["data"]["protocol"] == "original":
         lines.append(
@@ -276,11 +174,3 @@ def summary(metrics: Mapping[str, Any]) -> str:
         f"data {data['fingerprint']}, skin-lesion-classifier {model['package_version']}"
     )
     return "\n".join(lines)
-
-
-def _in_words(number: Mapping[str, Any]) -> str:
-    if number["value"] is None:
-        return f"not estimable ({number['reason']})"
-    if number["low"] is None:
-        return f"{number['value']:.3f} ({number['reason']})"
-    return f"{number['value']:.3f} ({number['low']:.3f} to {number['high']:.3f})"

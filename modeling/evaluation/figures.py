@@ -1,4 +1,4 @@
-"""The figures of a model folder, drawn from numbers alone: no picture of a patient is in them.
+"""The figures of a model folder, drawn from numbers alone: no image of a patient is in them.
 
 They use matplotlib's objects and not pyplot, which keeps a global state and may want a display.
 """
@@ -13,46 +13,28 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from modeling.calibration import operating_targets, target_probability
-from modeling.evaluation.metrics import reliability_table
+from modeling.evaluation.context import Context
+from modeling.evaluation.sections import answer_risk, ood_scores
 
 DPI = 110
 
 
-def draw_figures(
-    folder: Path,
-    *,
-    metrics: dict[str, Any],
-    labels: np.ndarray,
-    probs: np.ndarray,
-    uncalibrated_probs: np.ndarray,
-    risk_coverage: tuple[np.ndarray, np.ndarray],
-    ood_scores: dict[str, np.ndarray],
-) -> list[str]:
-    """Draw all figures of one evaluation into a folder and return their file names.
-
-    Args:
-        folder: Created if missing.
-        metrics: Content of metrics.json.
-        labels: True labels of test, shape (N,).
-        probs: Calibrated probabilities of test, shape (N, C).
-        uncalibrated_probs: The same before calibration.
-        risk_coverage: Coverage and risk, each (N,).
-        ood_scores: Scores of the abstention rule by kind of image; "test" first. Empty without a rule.
-    """
+def draw_figures(folder: Path, metrics: dict[str, Any], context: Context) -> list[str]:
+    """Draw all figures of one evaluation into a folder, which is made if missing, and return their file names."""
     folder.mkdir(parents=True, exist_ok=True)
-    codes = metrics["model"]["codes"]
+    codes, probs, labels = context.codes, context.test.probs, context.test.labels
     figures = {
         "confusion": _confusion(np.array(metrics["test"]["confusion"]), codes),
-        "reliability": _reliability({"before": uncalibrated_probs, "after": probs}, labels),
+        "reliability": _reliability(metrics["calibration"]["reliability"]),
         "roc": _curves("roc", probs, labels, codes),
         "precision_recall": _curves("precision_recall", probs, labels, codes),
-        "risk_coverage": _risk_coverage(*risk_coverage),
+        "risk_coverage": _risk_coverage(*answer_risk(context)),
         "robustness": _robustness(metrics["robustness"]["changes"]),
     }
     if metrics["training"]["history"]:
         figures["training"] = _training(metrics["training"]["history"])
-    if ood_scores:
-        figures["ood"] = _ood(ood_scores, metrics["abstention"]["threshold"])
+    if scores := ood_scores(context):
+        figures["ood"] = _ood(scores, metrics["abstention"]["threshold"])
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI)
     return [f"{name}.png" for name in figures]
@@ -64,26 +46,27 @@ def _new(width: float = 5.0, height: float = 4.2) -> tuple[Figure, Axes]:
 
 
 def _confusion(confusion: np.ndarray, codes: Sequence[str]) -> Figure:
-    """Counts as numbers, coloured by their share of the true diagnosis."""
+    """Counts as numbers, coloured by their fraction of the true diagnosis."""
     figure, axes = _new()
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*confusion.shape):
-        text = f"{confusion[row, column]}\n{share[row, column]:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
+        text = f"{confusion[row, column]}\n{fraction[row, column]:.0%}"
+        axes.text(
+            column, row, text, ha="center", va="center", color="white" if fraction[row, column] > 0.5 else "black"
+        )
     axes.set_xticks(range(len(codes)), codes)
     axes.set_yticks(range(len(codes)), codes)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix, test")
     return figure
 
 
-def _reliability(probs: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
+def _reliability(tables: dict[str, list[dict[str, float]]]) -> Figure:
     figure, axes = _new()
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    for name, values in probs.items():
-        table = reliability_table(values.max(axis=1), values.argmax(axis=1) == labels)
+    for name, table in tables.items():
         axes.plot([row["confidence"] for row in table], [row["correct"] for row in table], marker="o", label=name)
-    axes.set(xlabel="mean confidence", ylabel="share correct", title="Reliability, test (bins of equal numbers)")
+    axes.set(xlabel="mean confidence", ylabel="fraction correct", title="Reliability, test (bins of equal numbers)")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend(title="calibration")
     return figure
@@ -117,7 +100,7 @@ def _curves(kind: str, probs: np.ndarray, labels: np.ndarray, codes: Sequence[st
 def _risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> Figure:
     figure, axes = _new()
     axes.plot(coverage, risk)
-    axes.set(xlabel="share of images answered, most certain first", ylabel="share of wrong answers")
+    axes.set(xlabel="coverage: fraction of images answered, most probable first", ylabel="risk: fraction wrong")
     axes.set(title="Risk against coverage, test", xlim=(0, 1), ylim=(0, None))
     return figure
 
@@ -125,13 +108,17 @@ def _risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> Figure:
 def _robustness(changes: dict[str, Any]) -> Figure:
     figure, axes = _new(6.4, 4.6)
     names = list(changes)[::-1]
-    shares = [changes[name]["flip_rate"] for name in names]
-    values = np.array([share["value"] for share in shares])
+    rates = [changes[name]["flip_rate"] for name in names]
+    values = np.array([rate["value"] for rate in rates])
     axes.barh(names, values, color="steelblue")
-    for position, share in enumerate(shares):
-        if share["low"] is not None:
-            axes.plot([share["low"], share["high"]], [position, position], color="black")
-    axes.set(xlabel="share of answers that change (95 % interval)", title="Robustness, sample of test", xlim=(0, None))
+    for position, rate in enumerate(rates):
+        if rate["low"] is not None:
+            axes.plot([rate["low"], rate["high"]], [position, position], color="black")
+    axes.set(
+        xlabel="flip rate: fraction of answers that change (95 % interval)",
+        title="Robustness, sample of test",
+        xlim=(0, None),
+    )
     return figure
 
 
@@ -156,10 +143,10 @@ def _ood(scores: dict[str, np.ndarray], threshold: float) -> Figure:
     names = list(scores)[::-1]
     axes.boxplot([scores[name] for name in names], orientation="horizontal", whis=(5, 95), showfliers=False)
     axes.set_yticks(range(1, len(names) + 1), names)
-    axes.axvline(threshold, color="firebrick", linestyle="--", label="limit: abstain to the right")
+    axes.axvline(threshold, color="firebrick", linestyle="--", label="threshold: abstain to the right")
     spread = np.concatenate(list(scores.values()))
     if spread.min() > 0 and spread.max() > 20 * np.median(scores["test"]):
         axes.set_xscale("log")
-    axes.set(xlabel="out-of-distribution score", title="Abstention: 5th to 95th percentile by kind of image")
+    axes.set(xlabel="OOD score", title="Abstention: 5th to 95th percentile by kind of image")
     axes.legend()
     return figure

@@ -1,4 +1,4 @@
-"""Metrics of one split: point values by scikit-learn, intervals by resampling lesions."""
+"""Metrics of one split: point values by scikit-learn, intervals by a bootstrap of lesions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +12,8 @@ from sklearn import metrics as sklearn_metrics
 from modeling.calibration import OperatingPoint, log_softmax
 from modeling.evaluation.bootstrap import (
     ALL_AGREE,
+    LEVEL,
+    SEED,
     Bootstrap,
     Estimate,
     estimate,
@@ -69,7 +71,9 @@ def epoch_scorer(codes: Sequence[str]) -> Callable[[np.ndarray, np.ndarray], dic
     return score
 
 
-def point_metrics(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -> dict[str, float | None]:
+def point_metrics(
+    probs: np.ndarray, labels: np.ndarray, codes: Sequence[str], predicted: np.ndarray | None = None
+) -> dict[str, float | None]:
     """Return every headline and per-diagnosis number of one split, as `name` and `code/name`.
 
     None means not estimable: the number is undefined because a diagnosis has no image, or none was predicted it.
@@ -78,6 +82,7 @@ def point_metrics(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -
         probs: Probabilities, shape (N, C), columns in the order of `codes`.
         labels: True labels, shape (N,).
         codes: Diagnoses of the model.
+        predicted: The first answer to each image, shape (N,); the most probable diagnosis by default.
 
     Raises:
         ValueError: If a probability is not finite, or there is no image.
@@ -87,7 +92,7 @@ def point_metrics(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -
         raise ValueError("the split has no images: nothing can be scored")
     if not np.isfinite(probs).all():
         raise ValueError("some probabilities are not finite: the weights are broken; train again at a lower rate")
-    predicted, classes = probs.argmax(axis=1), list(range(len(codes)))
+    predicted, classes = probs.argmax(axis=1) if predicted is None else predicted, list(range(len(codes)))
     confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=classes)
     weighted = sklearn_metrics.precision_recall_fscore_support(
         labels, predicted, labels=classes, average="weighted", zero_division=0
@@ -131,7 +136,13 @@ def confusion_counts(predicted: np.ndarray, labels: np.ndarray, n_classes: int) 
     return np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def score_split(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
+def score_split(
+    probs: np.ndarray,
+    labels: np.ndarray,
+    codes: Sequence[str],
+    bootstrap: Bootstrap,
+    predicted: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Return the numbers of `point_metrics` with their intervals, and the confusion matrix.
 
     Args:
@@ -139,9 +150,10 @@ def score_split(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str], boo
         labels: True labels, shape (N,).
         codes: Diagnoses of the model.
         bootstrap: Of the lesions of these N images.
+        predicted: The first answer to each image, shape (N,); the most probable diagnosis by default.
     """
-    points = point_metrics(probs, labels, codes)
-    predicted, n_classes = probs.argmax(axis=1), len(codes)
+    predicted, n_classes = probs.argmax(axis=1) if predicted is None else predicted, len(codes)
+    points = point_metrics(probs, labels, codes, predicted)
     replicates = _from_confusion(replicated_confusion(predicted, labels, n_classes, bootstrap), codes)
     for index, code in enumerate(codes):
         replicates[f"{code}/auroc"], replicates[f"{code}/average_precision"] = replicated_ranking(
@@ -200,14 +212,14 @@ def _from_confusion(confusion: np.ndarray, codes: Sequence[str]) -> dict[str, np
         precision = true_positives / predicted
         f1 = np.where(support > 0, 2 * true_positives / (support + predicted), np.nan)
         specificity = 1 - (predicted - true_positives) / (total[:, None] - support)
-        share = support / total[:, None]
+        weight = support / total[:, None]
     result = {
         "accuracy": true_positives.sum(axis=1) / total,
         "balanced_accuracy": recall.mean(axis=1),
         "macro_f1": f1.mean(axis=1),
-        "weighted_precision": (share * np.nan_to_num(precision)).sum(axis=1),
-        "weighted_recall": (share * np.nan_to_num(recall)).sum(axis=1),
-        "weighted_f1": (share * np.nan_to_num(f1)).sum(axis=1),
+        "weighted_precision": (weight * np.nan_to_num(precision)).sum(axis=1),
+        "weighted_recall": (weight * np.nan_to_num(recall)).sum(axis=1),
+        "weighted_f1": (weight * np.nan_to_num(f1)).sum(axis=1),
     }
     for index, code in enumerate(codes):
         result[f"{code}/precision"] = precision[:, index]
@@ -239,7 +251,7 @@ def score_balanced(
     names = [codes[index] for index in present]
     if len(present) < 2:
         return not_estimable(f"all images show {names[0]}"), names
-    value = float(np.mean([(predicted[labels == index] == index).mean() for index in present]))
+    value = float(sklearn_metrics.recall_score(labels, predicted, labels=present, average="macro"))
     return estimate(
         value, replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap), bootstrap.n_lesions
     ), names
@@ -263,14 +275,16 @@ def replicated_balanced_accuracy(
 def score_calibration(
     logits: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Return negative log-likelihood (nats), Brier score (0 to 2) and expected calibration error, with intervals.
+    """Return negative log-likelihood (nats) and Brier score (0 to 2) with intervals, and expected calibration errors.
 
-    The ECE is of the predicted diagnosis' probability over bins of equal mass, and per diagnosis of its own probability
-    (Nixon et al. 2019, arXiv:1904.01685). It is biased upwards on few images, and more so in replicates of them.
+    The ECE is of the most probable diagnosis over bins of equal mass, and per diagnosis of its own probability (Nixon et
+    al. 2019, arXiv:1904.01685). It is above 0 by chance alone, and more so in bootstrap replicates, whose interval could
+    leave its own value out; so beside it stands what a perfectly calibrated model would have had on these images.
     """
     log_probs = log_softmax(np.asarray(logits, dtype=np.float64))
     probs, rows = np.exp(log_probs), np.arange(len(labels))
-    one_hot = np.eye(len(codes))[labels]
+    one_hot, most_probable = np.eye(len(codes))[labels], probs.argmax(axis=1)
+    drawn = calibrated_labels(probs, bootstrap)
 
     def mean(values: np.ndarray) -> Estimate:
         totals = bootstrap.totals(np.stack([values, np.ones(len(values))], axis=1))
@@ -279,9 +293,9 @@ def score_calibration(
     return {
         "nll": mean(-log_probs[rows, labels]),
         "brier": mean(((probs - one_hot) ** 2).sum(axis=1)),
-        "ece": estimate_ece(probs.max(axis=1), probs.argmax(axis=1) == labels, bootstrap),
+        "ece": ece_beside_chance(probs[rows, most_probable], labels == most_probable, drawn == most_probable),
         "ece_per_class": {
-            code: estimate_ece(probs[:, index], labels == index, bootstrap)
+            code: ece_beside_chance(probs[:, index], labels == index, drawn == index)
             if (labels == index).any()
             else not_estimable(f"no image of {code} in this split")
             for index, code in enumerate(codes)
@@ -289,18 +303,40 @@ def score_calibration(
     }
 
 
-def estimate_ece(confidence: np.ndarray, correct: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    """Return the expected calibration error over equal-mass bins, with its interval."""
+def calibrated_labels(probs: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
+    """Draw the labels that the images would have if these probabilities (N, C) were perfectly calibrated: int8 (R, N).
+
+    The photos of a lesion share one random number, so that they get one label as far as their probabilities agree.
+    """
+    shape = len(bootstrap.draws), bootstrap.n_lesions
+    chance = np.random.default_rng(SEED).random(shape, dtype=np.float32)[:, bootstrap.lesion_index]  # (R, N)
+    labels = np.zeros(chance.shape, dtype=np.int8)
+    for below in np.cumsum(probs, axis=1).T[:-1]:
+        labels += chance > below
+    return labels
+
+
+def ece_beside_chance(confidence: np.ndarray, correct: np.ndarray, if_calibrated: np.ndarray) -> dict[str, Any]:
+    """Return the ECE, and the middle 95 % of those that a perfectly calibrated model would have on the same images.
+
+    Args:
+        confidence: Probability of what may be correct, shape (N,).
+        correct: Whether it was, shape (N,).
+        if_calibrated: Whether it would have been, in R draws, shape (R, N).
+
+    Source: consistency resampling, Broecker & Smith (2007), doi:10.1175/WAF993.1.
+    """
     bins = equal_mass_bins(confidence)
-    gaps = np.zeros((len(confidence), bins.max() + 1))
-    gaps[np.arange(len(confidence)), bins] = confidence - correct
-    totals = bootstrap.totals(np.column_stack([gaps, np.ones(len(confidence))]))
-    replicates = np.abs(totals[:, :-1]).sum(axis=1) / totals[:, -1]
-    return estimate(expected_calibration_error(confidence, correct), replicates, bootstrap.n_lesions)
+    membership = np.eye(bins.max() + 1)[bins]  # (N, bins)
+    gaps = confidence @ membership - if_calibrated.astype(np.float32) @ membership.astype(np.float32)  # (R, bins)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(np.abs(gaps).sum(axis=1) / len(confidence), [tail, 100 - tail])
+    value = expected_calibration_error(confidence, correct)
+    return {"value": value, "if_calibrated": {"low": float(low), "high": float(high)}}
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Mean gap between confidence and the share of correct answers, over equal-mass bins, in [0, 1]."""
+    """Mean gap between confidence and the fraction of correct answers, over equal-mass bins, in [0, 1]."""
     bins = equal_mass_bins(confidence)
     return float(np.abs(np.bincount(bins, weights=confidence - correct)).sum() / len(confidence))
 
@@ -314,7 +350,7 @@ def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
-    """Return mean confidence and share of correct answers of each bin."""
+    """Return mean confidence and fraction of correct answers of each bin."""
     bins = equal_mass_bins(confidence)
     return [
         {
@@ -402,9 +438,9 @@ def _predictive_values(
 
 
 def score_detection(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
-    """Return how well a score (higher is more unlike) tells outside from inside images.
+    """Return how well an OOD score tells outside from inside images.
 
-    `fpr_at_95_tpr` is the share of outside images taken for inside ones at the threshold that keeps 95 % of the inside
+    `fpr_at_95_tpr` is the fraction of outside images taken for inside ones at the threshold that keeps 95 % of the inside
     ones (Hendrycks & Gimpel 2017, arXiv:1610.02136).
     """
     is_outside = np.concatenate([np.zeros(len(inside), bool), np.ones(len(outside), bool)])
@@ -414,7 +450,7 @@ def score_detection(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]
 
 
 def risk_coverage(uncertainty: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return coverage and the share of wrong answers (risk) when the most certain images are answered first, each (N,).
+    """Return coverage and the fraction of wrong answers (risk) when the most certain images are answered first, each (N,).
 
     Source: Geifman & El-Yaniv (2017), arXiv:1705.08500; the mean risk is the AURC.
     """

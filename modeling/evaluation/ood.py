@@ -1,4 +1,4 @@
-"""TestImages that no skin-lesion classifier should answer: blank, noise, text, drawings and generated scenes.
+"""Images that no skin-lesion classifier should answer: blank, noise, text, drawings and generated scenes.
 
 All are drawn from a seed, so that every model is measured on the same ones. They are far from the training data; the
 near cases are the diagnoses that a model was not trained on, and come from the dataset.
@@ -15,7 +15,7 @@ _WORDS = ["patient", "clinic", "seen", "today", "return", "weeks", "invoice", "t
 
 
 def far_images(kind: str, n: int) -> list[Image.Image]:
-    """Draw n pictures of one kind of FAR_KINDS, the same ones each time."""
+    """Draw n images of one kind of FAR_KINDS, the same ones each time."""
     generators = np.random.default_rng([SEED, list(FAR_KINDS).index(kind)]).spawn(n)
     return [FAR_KINDS[kind](generator) for generator in generators]
 
@@ -27,7 +27,7 @@ def _blank(rng: np.random.Generator) -> Image.Image:
 
 
 def _noise(rng: np.random.Generator) -> Image.Image:
-    """Grain of one pixel up to an eighth of the picture."""
+    """Grain of one pixel up to an eighth of the image."""
     cells = int(SIDE_PX / rng.choice([1, 2, 4, 20]))
     grain = rng.integers(0, 256, size=(cells, cells, 3), dtype=np.uint8)
     return Image.fromarray(grain).resize((SIDE_PX, SIDE_PX), Image.Resampling.NEAREST)

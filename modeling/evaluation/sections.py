@@ -1,111 +1,51 @@
-"""The sections of metrics.json, one function each; `evaluate.py` puts them together and holds the schema."""
+"""The sections of metrics.json, one function of the context each; `evaluate.py` puts them together and holds the schema."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pandas as pd
-from PIL import Image
 
+from modeling.abstention import AbstentionRule
 from modeling.calibration import TARGET_SENSITIVITIES, operating_targets, softmax
-from modeling.classifier import BATCH_SIZE, LesionClassifier
+from modeling.classifier import BATCH_SIZE
 from modeling.data.splits import leakage, splits_hash
-from modeling.evaluation.baselines import METADATA_INPUTS, score_baselines
+from modeling.evaluation.baselines import score_baselines
 from modeling.evaluation.bootstrap import (
+    LEVEL,
+    N_REPLICATES,
     SEED,
-    Bootstrap,
     bootstrap_lesions,
     estimate,
     estimate_rate,
     not_estimable,
     replicated_ranking,
 )
+from modeling.evaluation.context import SAMPLE_WORDS, Context, Outside, Split, classify_images, track
 from modeling.evaluation.metrics import (
     by_lesion,
     reliability_table,
+    risk_coverage,
     score_balanced,
     score_calibration,
     score_detection,
     score_operating_point,
     score_split,
 )
-from modeling.evaluation.ood import FAR_KINDS, far_images
+from modeling.evaluation.ood import FAR_KINDS
+from modeling.evaluation.reference import compare
 from modeling.evaluation.robustness import CHANGES, change_images, score_change
 from modeling.evaluation.saliency import MASK_NAME, read_mask, score_heat_maps, score_road
-from modeling.images import decode_image
+from modeling.evaluation.subgroups import score_groups
 from modeling.labels import diagnosis_of
-from modeling.training.outputs import Outputs
 
-# What needs many passes of the network is measured on a sample of test: a third of it within these bounds.
-MIN_SAMPLE, MAX_SAMPLE = 40, 500
-SAMPLE_WORDS = "an even sample of test: as many images of each diagnosis as possible"
+COVERAGES = (1.0, 0.9, 0.8, 0.5)
 N_FAILURES = 10
 HISTORY_KEYS = ("train/loss", "val/loss", "val/balanced_accuracy", "val/accuracy")  # what figures show of an epoch
+NO_VAL = {"reason": "the splits have no val images"}
 
 
-def metadata_table(dataset: datasets.Dataset) -> pd.DataFrame:
-    """Return every column but the pixels, with the label as a code, indexed by image id."""
-    table = dataset.remove_columns("image").with_format("pandas")[:]
-    table = table.assign(
-        label=[dataset.features["label"].names[label] for label in table["label"]], position=np.arange(len(table))
-    )
-    return table.set_index("image_id", drop=False)
-
-
-def rows_of(splits: pd.DataFrame, table: pd.DataFrame, split: str, outputs: Outputs | None) -> pd.DataFrame:
-    """Return metadata and lesion of the images of one split, in the order of its outputs."""
-    if outputs is None:
-        return splits.iloc[:0]
-    of_split = splits[splits["split"] == split].set_index("image_id", drop=False)
-    if sorted(outputs.image_ids) != sorted(of_split["image_id"]):
-        raise ValueError(
-            f"the outputs of {split} are of {len(outputs.image_ids)} images and the splits name {len(of_split)}; "
-            "run the model on the images of splits.csv"
-        )
-    of_split = of_split.loc[outputs.image_ids]
-    rows = table.loc[outputs.image_ids, list(METADATA_INPUTS)].copy()
-    # Images without a lesion id stand for themselves; near-duplicates share an id since the splits were made.
-    rows["lesion_id"] = of_split["lesion_id"].where(of_split["lesion_id"].notna(), of_split["image_id"])
-    return rows.assign(label=of_split["label"], image_id=of_split["image_id"])
-
-
-class TestImages:
-    """The pictures of a dataset by image id, decoded as prediction decodes them."""
-
-    def __init__(self, dataset: datasets.Dataset, table: pd.DataFrame) -> None:
-        self.stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        self.position = table["position"]
-
-    def load(self, image_ids: Sequence[str] | pd.Series) -> list[Image.Image]:
-        stored = (self.stored[int(self.position[image_id])]["image"] for image_id in image_ids)
-        return [decode_image(image["bytes"] or image["path"]) for image in stored]
-
-
-def classify_images(classifier: LesionClassifier, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Return calibrated logits (N, C) and features (N, D) of upright RGB pictures."""
-    logits, features = [], []
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = np.stack([classifier.transform(image) for image in images[start : start + BATCH_SIZE]])
-        outputs = classifier.forward(batch)
-        logits.append(outputs.logits)
-        features.append(outputs.features)
-    return np.concatenate(logits), np.concatenate(features)
-
-
-def sample_evenly(labels: np.ndarray) -> np.ndarray:
-    """Choose positions for costly measurements: as many of each diagnosis as there are, the same ones each time."""
-    size = int(np.clip(len(labels) // 3, MIN_SAMPLE, MAX_SAMPLE))
-    order = np.random.default_rng(SEED).permutation(len(labels))
-    place_in_class = np.empty(len(labels), dtype=int)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        place_in_class[members] = np.arange(len(members))
-    return np.sort(np.lexsort((labels, place_in_class))[:size])
-
-
-def model_section(classifier: LesionClassifier) -> dict[str, Any]:
+def model_section(context: Context) -> dict[str, Any]:
+    classifier = context.classifier
     return {
         "codes": list(classifier.codes),
         "names": classifier.names,
@@ -117,36 +57,342 @@ def model_section(classifier: LesionClassifier) -> dict[str, Any]:
     }
 
 
-def data_section(
-    classifier: LesionClassifier, table: pd.DataFrame, splits: pd.DataFrame, protocol: str, n_skipped: int
-) -> dict[str, Any]:
-    other = table["label"][~table["label"].isin(classifier.codes)].value_counts()
-    in_splits = table.loc[splits["image_id"]]
-    shares = {code: share if np.isfinite(share) else None for code, share in leakage(splits).items()}
+def data_section(context: Context) -> dict[str, Any]:
+    lesion, splits, table, codes = context.classifier.lesion, context.splits, context.table, context.codes
+    other = table["label"][~table["label"].isin(codes)].value_counts()
+    rates = {code: rate if np.isfinite(rate) else None for code, rate in leakage(splits).items()}
+    parts = {name: splits[splits["split"] == name] for name in ("train", "val", "test")}
     return {
-        "dataset": classifier.lesion.get("dataset"),
-        "synthetic": bool(classifier.lesion.get("synthetic")),
-        "fingerprint": classifier.lesion.get("data_fingerprint"),
+        "dataset": lesion.get("dataset"),
+        "synthetic": bool(lesion.get("synthetic")),
+        "fingerprint": lesion.get("data_fingerprint"),
         "splits_sha256": splits_hash(splits),
-        "protocol": protocol,
-        "split_unit": "lesion" if protocol == "lesion" else "image",
-        "leakage": shares,
+        "protocol": context.protocol,
+        "split_unit": "lesion" if context.protocol == "lesion" else "image",
+        "leakage": rates,
         "flow": {
             "in_dataset": len(table),
-            "skipped": n_skipped,
+            "skipped": context.n_skipped,
             "other_diagnoses": {str(code): int(n) for code, n in sorted(other.items())},
             "splits": {
                 name: {
                     "n_images": len(part),
                     "n_lesions": int(part["lesion_id"].where(part["lesion_id"].notna(), part["image_id"]).nunique()),
-                    "per_class": {code: int((part["label"] == code).sum()) for code in classifier.codes},
+                    "per_class": {code: int((part["label"] == code).sum()) for code in codes},
                 }
-                for name in ("train", "val", "test")
-                for part in [splits[splits["split"] == name]]
+                for name, part in parts.items()
             },
         },
-        "sources": {str(name): int(n) for name, n in sorted(in_splits["source"].value_counts().items())},
+        "sources": {
+            str(name): int(n) for name, n in sorted(table.loc[splits["image_id"]]["source"].value_counts().items())
+        },
     }
+
+
+def intervals_section(context: Context) -> dict[str, Any]:
+    return {
+        "method": "percentile bootstrap; Clopper-Pearson on lesions where all agree",
+        "level": LEVEL,
+        "n_replicates": N_REPLICATES,
+        "seed": SEED,
+        "unit": "lesion",
+    }
+
+
+def val_section(context: Context) -> dict[str, Any]:
+    return NO_VAL if context.val is None else _score(context, context.val)
+
+
+def test_section(context: Context) -> dict[str, Any]:
+    test = context.test
+    probs, labels, lesions = by_lesion(test.probs, test.labels, test.rows["lesion_id"].to_numpy())
+    of_lesions = score_split(probs, labels, context.codes, bootstrap_lesions(lesions), context.decide(probs))
+    return {**_score(context, test), "by_lesion": of_lesions}
+
+
+def _score(context: Context, split: Split) -> dict[str, Any]:
+    return score_split(split.probs, split.labels, context.codes, split.bootstrap, split.predicted)
+
+
+def calibration_section(context: Context) -> dict[str, Any]:
+    stored = context.classifier.lesion.get("calibration")
+    result: dict[str, Any] = {"fitted": stored or {"reason": "not recorded in config.json"}}
+    for name, split in (("val", context.val), ("test", context.test)):
+        if split is None:
+            result[name] = NO_VAL
+            continue
+        result[name] = {
+            when: score_calibration(logits, split.labels, context.codes, split.bootstrap)
+            for when, logits in (("before", _raw_logits(split)), ("after", split.outputs.logits))
+        }
+    test = context.test
+    result["reliability"] = {
+        when: reliability_table(probs.max(axis=1), probs.argmax(axis=1) == test.labels)
+        for when, probs in (("before", softmax(_raw_logits(test))), ("after", test.probs))
+    }
+    return result
+
+
+def _raw_logits(split: Split) -> np.ndarray:
+    """Return the logits (N, C) before calibration; those of a model without any are what they were."""
+    return split.outputs.logits if split.outputs.raw_logits is None else split.outputs.raw_logits
+
+
+def decision_section(context: Context) -> dict[str, Any]:
+    """Set the first answer beside that of the plain argmax, on both splits: what the choice gives and what it costs."""
+    codes, decision = context.codes, context.classifier.decision
+    result: dict[str, Any] = {"fitted": decision.to_dict()}
+    for name, split in (("val", context.val), ("test", context.test)):
+        if split is None:
+            result[name] = NO_VAL
+            continue
+        result[name] = {}
+        for way, predicted in (("chosen", split.predicted), ("most_probable", split.probs.argmax(axis=1))):
+            scores = score_split(split.probs, split.labels, codes, split.bootstrap, predicted)
+            result[name][way] = {key: scores[key] for key in ("balanced_accuracy", "accuracy")} | {
+                "recall": {code: scores["per_class"][code]["recall"] for code in codes}
+            }
+    return result
+
+
+def operating_points_section(context: Context) -> list[dict[str, Any]]:
+    points = {point.name: point for point in context.classifier.operating_points}
+    names = [
+        f"{target}@{round(100 * sensitivity)}"
+        for target in operating_targets(context.codes)
+        for sensitivity in TARGET_SENSITIVITIES
+    ]
+    result: list[dict[str, Any]] = []
+    for name in names:
+        if name not in points:
+            result.append({"name": name, "reason": "not fitted: val lacks images on one of its two sides"})
+            continue
+        point, test = points[name], context.test
+        result.append(
+            {
+                "name": name,
+                "codes": list(point.codes),
+                "target_sensitivity": point.target_sensitivity,
+                "threshold": point.threshold,
+                "val": {
+                    "sensitivity": point.sensitivity,
+                    "specificity": point.specificity,
+                    "n_positive": point.n_positive,
+                    "n_negative": point.n_negative,
+                },
+                "test": score_operating_point(point, test.probs, test.labels, context.codes, test.bootstrap),
+            }
+        )
+    return result
+
+
+def abstention_section(context: Context) -> dict[str, Any]:
+    """Measure the abstention rule on test, on diagnoses left out, and on images of something else."""
+    rule, test = context.classifier.abstention, context.test
+    if rule is None:
+        return {"reason": "this model has no abstention rule"}
+    abstained = rule.abstains(test.outputs.logits, test.outputs.features)
+    unanswered = "the model abstained on every image"
+    correct = test.predicted == test.labels
+    return {
+        "method": rule.method,
+        "threshold": rule.threshold,
+        "false_alarm_rate": rule.false_alarm_rate,
+        "test": {
+            "abstained": estimate_rate(abstained, abstained | True, test.bootstrap, reason="no image"),
+            "answered": {
+                "n_images": int((~abstained).sum()),
+                "accuracy": estimate_rate(correct, ~abstained, test.bootstrap, reason=unanswered),
+                "balanced_accuracy": not_estimable(unanswered)
+                if abstained.all()
+                else score_balanced(
+                    test.predicted[~abstained], test.labels[~abstained], context.codes, test.bootstrap.of(~abstained)
+                )[0],
+            },
+        },
+        "near": {
+            kind: {
+                "malignant": diagnosis_of(kind).malignant,
+                **_score_detection(context, rule, kind),
+                **_answers(context, context.outside[kind]),
+            }
+            for kind in context.outside
+            if kind not in FAR_KINDS
+        },
+        "far": {
+            kind: {name: value for name, value in _score_detection(context, rule, kind).items() if name != "n_lesions"}
+            for kind in FAR_KINDS
+        },
+    }
+
+
+def ood_scores(context: Context) -> dict[str, np.ndarray]:
+    """Return the OOD scores of test and of each kind of image outside, each (n,); nothing without an abstention rule."""
+    rule = context.classifier.abstention
+    if rule is None:
+        return {}
+    inside = {"test": rule.score(context.test.outputs.logits, context.test.outputs.features)}
+    return inside | {kind: rule.score(images.logits, images.features) for kind, images in context.outside.items()}
+
+
+def _score_detection(context: Context, rule: AbstentionRule, kind: str) -> dict[str, Any]:
+    """Return how well the OOD score tells one kind of image from test, and how many of them are refused."""
+    test, images = context.test, context.outside[kind]
+    inside = rule.score(test.outputs.logits, test.outputs.features)
+    outside, own = rule.score(images.logits, images.features), bootstrap_lesions(images.lesions)
+    together = bootstrap_lesions(
+        [*(f"in {lesion}" for lesion in test.bootstrap.lesion_index), *(f"out {name}" for name in images.lesions)]
+    )
+    scores = np.concatenate([inside, outside])
+    aurocs, _ = replicated_ranking(scores, np.arange(len(scores)) >= len(inside), together)
+    point = score_detection(inside, outside)
+    return {
+        "n_images": len(outside),
+        "n_lesions": own.n_lesions,
+        "auroc": estimate(point["auroc"], aurocs, own.n_lesions),
+        "fpr_at_95_tpr": point["fpr_at_95_tpr"],
+        "abstained": estimate_rate(outside > rule.threshold, outside > -np.inf, own, reason="no image"),
+    }
+
+
+def _answers(context: Context, images: Outside) -> dict[str, Any]:
+    """Return what images of an unknown diagnosis are predicted, and how many lie above each operating point."""
+    probs, own = softmax(images.logits), bootstrap_lesions(images.lesions)
+    counts = np.bincount(context.decide(probs), minlength=len(context.codes))
+    return {
+        "predicted": dict(zip(context.codes, counts.tolist(), strict=True)),
+        "above": {
+            point.name: estimate_rate(point.reached(probs, context.codes), probs[:, 0] >= 0, own, reason="no image")
+            for point in context.classifier.operating_points
+        },
+    }
+
+
+def risk_coverage_section(context: Context) -> dict[str, Any]:
+    _, risk = answer_risk(context)
+    return {
+        "aurc": float(risk.mean()),
+        "risk_at_coverage": {
+            f"{coverage:.2f}": float(risk[max(round(coverage * len(risk)), 1) - 1]) for coverage in COVERAGES
+        },
+    }
+
+
+def answer_risk(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Return coverage and risk, each (N,), when the first answers to test are given in order of their probability."""
+    test = context.test
+    confidence = test.probs[np.arange(len(test.labels)), test.predicted]
+    return risk_coverage(1 - confidence, test.predicted != test.labels)
+
+
+def baselines_section(context: Context) -> dict[str, Any]:
+    train = context.table.loc[context.splits["image_id"][context.splits["split"] == "train"]]
+    if train["label"].nunique() < 2:
+        return {"reason": "the splits have no train images of two diagnoses to fit a baseline on"}
+    return score_baselines(train, context.test.rows, context.test.predicted, context.codes, context.test.bootstrap)
+
+
+def groups_section(context: Context) -> dict[str, Any]:
+    return {
+        **score_groups(context.test, context.codes, context.classifier.operating_points),
+        "not_measured": {"skin tone": "ISIC 2019 does not record it, so fairness over skin tones is unknown"},
+    }
+
+
+def robustness_section(context: Context) -> dict[str, Any]:
+    sample, codes = context.sample, context.codes
+
+    def score(name: str) -> dict[str, Any]:
+        logits, _ = classify_images(context.classifier, change_images(name, sample.images))
+        return score_change(sample.predicted, context.decide(softmax(logits)), sample.labels, codes, sample.bootstrap)
+
+    return {
+        "n_images": len(sample.images),
+        "n_lesions": sample.bootstrap.n_lesions,
+        "sample": SAMPLE_WORDS,
+        "balanced_accuracy": score_balanced(sample.predicted, sample.labels, codes, sample.bootstrap)[0],
+        "changes": {name: score(name) for name in track(CHANGES, "robustness")},
+    }
+
+
+def tta_section(context: Context) -> dict[str, Any]:
+    """Compare the mean over the eight flips and quarter turns with the plain answer."""
+    test, classifier = context.test, context.classifier
+    places = np.arange(len(test.labels)) if context.tta_on_all else context.sample.places
+    plain, augmented = [], []
+    for start in track(range(0, len(places), BATCH_SIZE), "test-time augmentation"):
+        images = context.images.load(test.rows["image_id"].iloc[places[start : start + BATCH_SIZE]])
+        pixel_values = np.stack([classifier.transform(image) for image in images])
+        plain.append(context.decide(classifier.forward(pixel_values).probs))
+        augmented.append(context.decide(classifier.tta_probs(pixel_values)))
+    bootstrap = bootstrap_lesions(test.rows["lesion_id"].to_numpy()[places])
+    return {
+        "views": 8,
+        "n_images": len(places),
+        "n_lesions": bootstrap.n_lesions,
+        "sample": "all of test" if context.tta_on_all else SAMPLE_WORDS,
+        **score_change(np.concatenate(plain), np.concatenate(augmented), test.labels[places], context.codes, bootstrap),
+    }
+
+
+def heat_maps_section(context: Context) -> dict[str, Any]:
+    """Score the heat maps of the sample: against masks where there are any, and by ROAD on a tenth of it."""
+    classifier, masks_dir, sample = context.classifier, context.masks_dir, context.sample
+    few = list(range(0, len(sample.images), max(len(sample.images) // max(len(sample.images) // 10, 6), 1)))
+    road = score_road(
+        classifier, [sample.images[place] for place in few], bootstrap_lesions(sample.rows["lesion_id"].to_numpy()[few])
+    )
+    if masks_dir is None:
+        return {"masks": {"reason": "no lesion masks were given (--masks DIR)"}, "road": road}
+    has_mask = np.array([(masks_dir / MASK_NAME.format(image_id=name)).is_file() for name in sample.rows["image_id"]])
+    if not has_mask.any():
+        raise ValueError(
+            f"{masks_dir} holds no mask of the test images; wanted {MASK_NAME.format(image_id='<image_id>')}"
+        )
+    masked = np.flatnonzero(has_mask).tolist()
+    images = [sample.images[place] for place in masked]
+    masks = [
+        read_mask(masks_dir, sample.rows["image_id"].iloc[place], (image.height, image.width))
+        for place, image in zip(masked, images, strict=True)
+    ]
+    scores = score_heat_maps(classifier, images, masks, sample.bootstrap.of(has_mask))
+    return {"masks": {**scores, "n_without_mask": int((~has_mask).sum())}, "road": road}
+
+
+def failures_section(context: Context) -> dict[str, Any]:
+    """Name the most confident wrong answers, and the images that each operating point misses."""
+    codes, test = context.codes, context.test
+    image_ids, labels, predicted = test.outputs.image_ids, test.labels, test.predicted
+    confidence = test.probs[np.arange(len(labels)), predicted].round(6)
+    wrong = np.flatnonzero(predicted != labels).tolist()
+    worst = sorted(wrong, key=lambda place: (-confidence[place], image_ids[place]))[:N_FAILURES]
+    missed = {}
+    for point in context.classifier.operating_points:
+        is_positive = np.isin(labels, [codes.index(code) for code in point.codes])
+        places = np.flatnonzero(is_positive & ~point.reached(test.probs, codes)).tolist()
+        missed[point.name] = {"n_images": len(places), "image_ids": sorted(image_ids[place] for place in places)}
+    return {
+        "most_confident": [
+            {
+                "image_id": image_ids[place],
+                "label": codes[labels[place]],
+                "predicted": codes[predicted[place]],
+                "probability": float(confidence[place]),
+            }
+            for place in worst
+        ],
+        "missed": missed,
+    }
+
+
+def reference_section(context: Context) -> list[dict[str, Any]]:
+    return compare(
+        _score(context, context.test),
+        protocol=context.protocol,
+        dataset=str(context.classifier.lesion.get("dataset")),
+        codes=context.codes,
+        leakage_rate=leakage(context.splits)["overall"],
+    )
 
 
 def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,281 +409,4 @@ def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[st
         "history": [dict(record) for record in history],
         "best_epoch": best["epoch"] if best else None,
         "selection": selection.removeprefix("val/").replace("_", " "),
-    }
-
-
-def val_section(val: Outputs | None, rows: pd.DataFrame, temperature: float, codes: Sequence[str]) -> dict[str, Any]:
-    if val is None:
-        return {"reason": "the splits have no val images"}
-    probs = softmax(val.logits / temperature)
-    return score_split(probs, val.labels, codes, bootstrap_lesions(rows["lesion_id"].to_numpy()))
-
-
-def by_lesion_section(
-    probs: np.ndarray, labels: np.ndarray, rows: pd.DataFrame, codes: Sequence[str]
-) -> dict[str, Any]:
-    lesion_probs, lesion_labels, lesions = by_lesion(probs, labels, rows["lesion_id"].to_numpy())
-    return score_split(lesion_probs, lesion_labels, codes, bootstrap_lesions(lesions))
-
-
-def calibration_section(
-    val: Outputs | None,
-    test: Outputs,
-    chosen: Mapping[str, pd.DataFrame],
-    temperature: float,
-    codes: Sequence[str],
-) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "method": "temperature scaling, fitted on val (arXiv:1706.04599)",
-        "temperature": temperature,
-    }
-    for name, outputs in (("val", val), ("test", test)):
-        if outputs is None:
-            result[name] = {"reason": "the splits have no val images"}
-            continue
-        bootstrap = bootstrap_lesions(chosen[name]["lesion_id"].to_numpy())
-        result[name] = {
-            "before": score_calibration(outputs.logits, outputs.labels, codes, bootstrap),
-            "after": score_calibration(outputs.logits / temperature, outputs.labels, codes, bootstrap),
-        }
-    result["reliability"] = {
-        name: reliability_table(probs.max(axis=1), probs.argmax(axis=1) == test.labels)
-        for name, probs in (("before", softmax(test.logits)), ("after", softmax(test.logits / temperature)))
-    }
-    return result
-
-
-def operating_points_section(
-    classifier: LesionClassifier, probs: np.ndarray, labels: np.ndarray, bootstrap: Bootstrap
-) -> list[dict[str, Any]]:
-    points = {point.name: point for point in classifier.operating_points}
-    result: list[dict[str, Any]] = []
-    for target in operating_targets(classifier.codes):
-        for wanted in TARGET_SENSITIVITIES:
-            name = f"{target}@{round(100 * wanted)}"
-            if name not in points:
-                result.append({"name": name, "reason": "not fitted: val lacks images on one of its two sides"})
-                continue
-            point = points[name]
-            result.append(
-                {
-                    "name": name,
-                    "codes": list(point.codes),
-                    "target_sensitivity": point.target_sensitivity,
-                    "threshold": point.threshold,
-                    "val": {
-                        "sensitivity": point.sensitivity,
-                        "specificity": point.specificity,
-                        "n_positive": point.n_positive,
-                        "n_negative": point.n_negative,
-                    },
-                    "test": score_operating_point(point, probs, labels, classifier.codes, bootstrap),
-                }
-            )
-    return result
-
-
-def abstention_section(
-    classifier: LesionClassifier,
-    table: pd.DataFrame,
-    images: TestImages,
-    logits: np.ndarray,
-    features: np.ndarray,
-    labels: np.ndarray,
-    bootstrap: Bootstrap,
-    n_each: int,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Measure the abstention rule on test, on diagnoses left out, and on pictures of something else."""
-    rule = classifier.abstention
-    if rule is None:
-        return {"reason": "this model has no abstention rule"}, {}
-    inside = rule.score(logits, features)
-    abstained, predicted = rule.abstains(logits, features), logits.argmax(axis=1)
-    everywhere = np.ones(len(labels), dtype=bool)
-    result: dict[str, Any] = {
-        "method": rule.method,
-        "threshold": rule.threshold,
-        "false_alarm_rate": rule.false_alarm_rate,
-        "test": {
-            "abstained": estimate_rate(abstained, everywhere, bootstrap, reason="no image"),
-            "answered": {
-                "n_images": int((~abstained).sum()),
-                "accuracy": estimate_rate(
-                    predicted == labels, ~abstained, bootstrap, reason="the model abstained on every image"
-                ),
-                "balanced_accuracy": not_estimable("the model abstained on every image")
-                if abstained.all()
-                else score_balanced(
-                    predicted[~abstained], labels[~abstained], classifier.codes, bootstrap.of(~abstained)
-                )[0],
-            },
-        },
-        "near": {},
-        "far": {},
-    }
-    by_kind = {"test": inside}
-
-    def measure(outside: np.ndarray, lesions: np.ndarray) -> dict[str, Any]:
-        own = bootstrap_lesions(lesions)
-        point = score_detection(inside, outside)
-        together = bootstrap_lesions(
-            np.concatenate([[f"in {lesion}" for lesion in bootstrap.lesion_index], [f"out {name}" for name in lesions]])
-        )
-        aurocs, _ = replicated_ranking(
-            np.concatenate([inside, outside]), np.arange(len(inside) + len(outside)) >= len(inside), together
-        )
-        return {
-            "n_images": len(outside),
-            "n_lesions": own.n_lesions,
-            "auroc": estimate(point["auroc"], aurocs, own.n_lesions),
-            "fpr_at_95_tpr": point["fpr_at_95_tpr"],
-            "abstained": estimate_rate(outside > rule.threshold, outside > -np.inf, own, reason="no image"),
-        }
-
-    for code in sorted(set(table["label"]) - set(classifier.codes)):
-        rows = table[table["label"] == code]
-        rows = rows.iloc[np.sort(np.random.default_rng(SEED).permutation(len(rows))[:n_each])]
-        near_logits, near_features = classify_images(classifier, images.load(rows["image_id"]))
-        near_probs = softmax(near_logits)
-        counts = np.bincount(near_probs.argmax(axis=1), minlength=len(classifier.codes))
-        by_kind[code] = rule.score(near_logits, near_features)
-        lesions = rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy()
-        own = bootstrap_lesions(lesions)
-        result["near"][code] = {
-            "malignant": diagnosis_of(code).malignant,
-            **measure(by_kind[code], lesions),
-            "predicted": dict(zip(classifier.codes, counts.tolist(), strict=True)),
-            "above": {
-                point.name: estimate_rate(
-                    point.reached(near_probs, classifier.codes), near_probs[:, 0] >= 0, own, reason="no image"
-                )
-                for point in classifier.operating_points
-            },
-        }
-    n_far = max(n_each // 5, 12)
-    for kind in FAR_KINDS:
-        by_kind[kind] = rule.score(*classify_images(classifier, far_images(kind, n_far)))
-        result["far"][kind] = measure(by_kind[kind], np.arange(n_far))
-        del result["far"][kind]["n_lesions"]
-    return result, by_kind
-
-
-def baselines_section(
-    splits: pd.DataFrame,
-    table: pd.DataFrame,
-    rows: pd.DataFrame,
-    predicted: np.ndarray,
-    codes: Sequence[str],
-    bootstrap: Bootstrap,
-) -> dict[str, Any]:
-    train = table.loc[splits["image_id"][splits["split"] == "train"]]
-    if train["label"].nunique() < 2:
-        return {"reason": "the splits have no train images of two diagnoses to fit a baseline on"}
-    return score_baselines(train, rows, predicted, codes, bootstrap)
-
-
-def robustness_section(
-    classifier: LesionClassifier,
-    images: Sequence[Image.Image],
-    plain: tuple[np.ndarray, np.ndarray],
-    labels: np.ndarray,
-    bootstrap: Bootstrap,
-) -> dict[str, Any]:
-    plain_called = plain[0].argmax(axis=1)
-    return {
-        "n_images": len(images),
-        "n_lesions": bootstrap.n_lesions,
-        "sample": SAMPLE_WORDS,
-        "balanced_accuracy": score_balanced(plain_called, labels, classifier.codes, bootstrap)[0],
-        "changes": {
-            name: score_change(
-                plain_called,
-                classify_images(classifier, change_images(name, images))[0].argmax(axis=1),
-                labels,
-                classifier.codes,
-                bootstrap,
-            )
-            for name in CHANGES
-        },
-    }
-
-
-def tta_section(
-    classifier: LesionClassifier,
-    images: TestImages,
-    rows: pd.DataFrame,
-    labels: np.ndarray,
-    sample: np.ndarray,
-    *,
-    everything: bool,
-) -> dict[str, Any]:
-    """Compare the mean over the eight flips and quarter turns with the plain answer."""
-    measured = np.arange(len(labels)) if everything else sample
-    plain, augmented = [], []
-    for start in range(0, len(measured), BATCH_SIZE):
-        pictures = images.load(rows["image_id"].iloc[measured[start : start + BATCH_SIZE]])
-        pixel_values = np.stack([classifier.transform(picture) for picture in pictures])
-        plain.append(classifier.forward(pixel_values).logits.argmax(axis=1))
-        augmented.append(classifier.tta_probs(pixel_values).argmax(axis=1))
-    bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy()[measured])
-    return {
-        "views": 8,
-        "n_images": len(measured),
-        "n_lesions": bootstrap.n_lesions,
-        "sample": "all of test" if everything else SAMPLE_WORDS,
-        **score_change(np.concatenate(plain), np.concatenate(augmented), labels[measured], classifier.codes, bootstrap),
-    }
-
-
-def heat_maps_section(
-    classifier: LesionClassifier,
-    images: Sequence[Image.Image],
-    rows: pd.DataFrame,
-    bootstrap: Bootstrap,
-    masks_dir: Path | None,
-) -> dict[str, Any]:
-    """Score the heat maps of the sample: against masks where there are any, and by ROAD on a tenth of it."""
-    few = list(range(0, len(images), max(len(images) // max(len(images) // 10, 6), 1)))
-    road = score_road(
-        classifier, [images[place] for place in few], bootstrap_lesions(rows["lesion_id"].to_numpy()[few])
-    )
-    if masks_dir is None:
-        return {"masks": {"reason": "no lesion masks were given (--masks DIR)"}, "road": road}
-    has_mask = np.array([(masks_dir / MASK_NAME.format(image_id=name)).is_file() for name in rows["image_id"]])
-    if not has_mask.any():
-        raise ValueError(
-            f"{masks_dir} holds no mask of the test images; wanted {MASK_NAME.format(image_id='<image_id>')}"
-        )
-    masked = np.flatnonzero(has_mask).tolist()
-    masks = [
-        read_mask(masks_dir, rows["image_id"].iloc[place], (images[place].height, images[place].width))
-        for place in masked
-    ]
-    scores = score_heat_maps(classifier, [images[place] for place in masked], masks, bootstrap.of(has_mask))
-    return {"masks": {**scores, "n_without_mask": int((~has_mask).sum())}, "road": road}
-
-
-def failures_section(
-    classifier: LesionClassifier, probs: np.ndarray, labels: np.ndarray, image_ids: Sequence[str]
-) -> dict[str, Any]:
-    """Name the most confident wrong answers, and the images that each operating point misses."""
-    codes, predicted, confidence = classifier.codes, probs.argmax(axis=1), probs.max(axis=1).round(6)
-    wrong = np.flatnonzero(predicted != labels).tolist()
-    worst = sorted(wrong, key=lambda place: (-confidence[place], image_ids[place]))[:N_FAILURES]
-    missed = {}
-    for point in classifier.operating_points:
-        is_positive = np.isin(labels, [codes.index(code) for code in point.codes])
-        places = np.flatnonzero(is_positive & ~point.reached(probs, codes)).tolist()
-        missed[point.name] = {"n_images": len(places), "image_ids": sorted(image_ids[place] for place in places)}
-    return {
-        "most_confident": [
-            {
-                "image_id": image_ids[place],
-                "label": codes[labels[place]],
-                "predicted": codes[predicted[place]],
-                "probability": float(confidence[place]),
-            }
-            for place in worst
-        ],
-        "missed": missed,
     }

@@ -8,7 +8,8 @@ import pandas as pd
 
 from modeling.calibration import OperatingPoint
 from modeling.evaluation.baselines import UNKNOWN
-from modeling.evaluation.bootstrap import Bootstrap, estimate_rate, not_estimable
+from modeling.evaluation.bootstrap import estimate_rate, not_estimable
+from modeling.evaluation.context import Split
 from modeling.evaluation.metrics import score_balanced
 
 MIN_LESIONS = 30
@@ -24,65 +25,57 @@ def group_columns(table: pd.DataFrame) -> dict[str, pd.Series]:
     return {name: column.where(column.notna(), UNKNOWN).astype(str) for name, column in columns.items()}
 
 
-def score_groups(
-    table: pd.DataFrame,
-    probs: np.ndarray,
-    labels: np.ndarray,
-    codes: Sequence[str],
-    points: Sequence[OperatingPoint],
-    bootstrap: Bootstrap,
-) -> dict[str, Any]:
+def score_groups(test: Split, codes: Sequence[str], points: Sequence[OperatingPoint]) -> dict[str, Any]:
     """Return scores by source, sex, age band and site; a number on fewer than 30 lesions is suppressed.
 
     Args:
-        table: Columns `source`, `sex`, `age_approx`, `anatom_site_general` of the images, in their order.
-        probs: Calibrated probabilities, shape (N, C).
-        labels: True labels, shape (N,).
+        test: The split, with metadata.
         codes: Diagnoses of the model.
         points: Operating points, whose sensitivity and specificity are given for each group.
-        bootstrap: Of the lesions of these N images.
     """
-    result: dict[str, Any] = {}
-    for name, groups in group_columns(table).items():
-        result[name] = {
-            group: _score_group(groups.to_numpy() == group, probs, labels, codes, points, bootstrap)
-            for group in sorted(groups.unique())
+    return {
+        name: {
+            group: _score_group(test, groups.to_numpy() == group, codes, points) for group in sorted(groups.unique())
         }
-    return result
+        for name, groups in group_columns(test.rows).items()
+    }
 
 
 def _score_group(
-    chosen: np.ndarray,
-    probs: np.ndarray,
-    labels: np.ndarray,
-    codes: Sequence[str],
-    points: Sequence[OperatingPoint],
-    bootstrap: Bootstrap,
+    test: Split, chosen: np.ndarray, codes: Sequence[str], points: Sequence[OperatingPoint]
 ) -> dict[str, Any]:
-    inside = bootstrap.of(chosen)
+    inside = test.bootstrap.of(chosen)
     scores: dict[str, Any] = {"n_images": int(chosen.sum()), "n_lesions": inside.n_lesions}
     if inside.n_lesions < MIN_LESIONS:
         return {**scores, "suppressed": f"fewer than {MIN_LESIONS} lesions"}
-    probs, labels = probs[chosen], labels[chosen]
-    predicted = probs.argmax(axis=1)
+    probs, labels, predicted = test.probs[chosen], test.labels[chosen], test.predicted[chosen]
 
-    def share(hits: np.ndarray, counted: np.ndarray, what: str) -> dict[str, Any]:
-        if len(np.unique(inside.lesion_index[counted])) < MIN_LESIONS:
+    def n_lesions(counted: np.ndarray) -> int:
+        return len(np.unique(inside.lesion_index[counted]))
+
+    def rate(hits: np.ndarray, counted: np.ndarray, what: str) -> dict[str, Any]:
+        if n_lesions(counted) < MIN_LESIONS:
             return not_estimable(f"suppressed: fewer than {MIN_LESIONS} lesions {what}")
         return estimate_rate(hits, counted, inside, reason="no image")
 
-    balanced, present = score_balanced(predicted, labels, codes, inside)
+    # The guard holds for each diagnosis that the mean is made of: one lesion of BKL would weigh as much as 300 of NV.
+    enough = [index for index in range(len(codes)) if n_lesions(labels == index) >= MIN_LESIONS]
+    counted = np.isin(labels, enough)
+    if len(enough) < 2:
+        balanced = not_estimable(f"suppressed: fewer than two diagnoses with {MIN_LESIONS} lesions")
+    else:
+        balanced, _ = score_balanced(predicted[counted], labels[counted], codes, inside.of(counted))
     scores |= {
-        "accuracy": share(predicted == labels, labels >= 0, "in the group"),
+        "accuracy": rate(predicted == labels, labels >= 0, "in the group"),
         "balanced_accuracy": balanced,
-        "diagnoses": present,
-        "recall": {code: share(predicted == index, labels == index, code) for index, code in enumerate(codes)},
+        "diagnoses": [codes[index] for index in enough],
+        "recall": {code: rate(predicted == index, labels == index, code) for index, code in enumerate(codes)},
     }
     for point in points:
         is_positive = np.isin(labels, [list(codes).index(code) for code in point.codes])
         reached = point.reached(probs, codes)
         scores[point.name] = {
-            "sensitivity": share(reached, is_positive, "to be caught"),
-            "specificity": share(~reached, ~is_positive, "to be cleared"),
+            "sensitivity": rate(reached, is_positive, "to be caught"),
+            "specificity": rate(~reached, ~is_positive, "to be cleared"),
         }
     return scores

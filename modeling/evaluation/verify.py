@@ -15,7 +15,7 @@ def verify(classifier: LesionClassifier) -> str:
 
     Loading has compared the weights with `lesion.weights_sha256` already. Compared here: every value of config.json with
     its own hash, splits.csv with its hash, whether metrics.json and train_config.json are of this model, and the answer for
-    a drawn picture. The numbers of metrics.json have no hash; scoring again shows whether they hold.
+    a drawn image. The numbers of metrics.json have no hash; scoring again shows whether they hold.
 
     Raises:
         ModelFolderError: If there is no stored answer, or something differs.
@@ -75,11 +75,11 @@ def _check_beside(classifier: LesionClassifier, name: str) -> str | None:
 
 
 def _check_golden(classifier: LesionClassifier) -> tuple[float, str, float]:
-    """Compare the answer for the drawn picture with the stored one; return the difference, diagnosis and probability."""
+    """Compare the answer for the drawn image with the stored one; return the difference, diagnosis and probability."""
     stored, now = classifier.lesion["golden"], golden_prediction(classifier)
     if now["mean_rgb"] != stored["mean_rgb"]:
         raise ModelFolderError(
-            f"the drawn picture itself differs (mean colour {now['mean_rgb']}, stored {shortened(stored['mean_rgb'])}): this "
+            f"the drawn image itself differs (mean colour {now['mean_rgb']}, stored {shortened(stored['mean_rgb'])}): this "
             "version of the package or of Pillow draws differently, so the model cannot be verified with it."
         )
     if list(stored["probabilities"]) != list(now["probabilities"]):
@@ -90,7 +90,7 @@ def _check_golden(classifier: LesionClassifier) -> tuple[float, str, float]:
     gap = max(abs(now["probabilities"][code] - value) for code, value in stored["probabilities"].items())
     if not gap <= GOLDEN_TOLERANCE:
         raise ModelFolderError(
-            f"the answer for the drawn picture differs by {gap:.4f} (now {now['probabilities']}, stored "
+            f"the answer for the drawn image differs by {gap:.4f} (now {now['probabilities']}, stored "
             f"{shortened(stored['probabilities'])}): the weights, the preprocessing or a library is not what it was."
         )
     return gap, now["diagnosis"], now["probabilities"][now["diagnosis"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from modeling.estimates import format_estimate, format_number
 from modeling.files import METRICS_NAME, ROOT, ModelFolderError
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.metrics_file import read_metrics
@@ -86,7 +87,7 @@ def _template(root: Path, name: str) -> Any:
     environment = Environment(
         loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": format_number, "estimate": format_estimate, "count": "{:,}".format, "cell": _cell}
+    environment.filters |= {"number": format_number, "estimate": _estimate, "count": "{:,}".format, "cell": _cell}
     return environment.get_template(name)
 
 
@@ -147,23 +148,10 @@ def _license(lesion: Mapping[str, Any]) -> str | None:
     return str(license) if license else None
 
 
-def format_number(value: float | None, digits: int = 3) -> str:
-    """Write a number of metrics.json as the card shows it."""
-    return "not estimable" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # no minus zero
-
-
-def format_estimate(estimate: Mapping[str, Any]) -> str:
-    """Write a value with its interval, or say why there is none."""
-    reason = estimate.get("reason", "")
-    if estimate["value"] is None:
-        return "suppressed" if reason.startswith("suppressed") else f"not estimable: {_cell(reason)}"
-    value = format_number(estimate["value"])
-    if "low" not in estimate:
-        return value
-    if estimate["low"] is None:
-        return f"{value} (no interval)"
-    # No-break spaces, or narrow columns would tear intervals apart.
-    return f"{value} ({format_number(estimate['low'])} to {format_number(estimate['high'])})".replace(" ", "\u00a0")
+def _estimate(value: Mapping[str, Any]) -> str:
+    """Write a number with its interval for a table: no-break spaces, or narrow columns would tear intervals apart."""
+    text = format_estimate(value)
+    return _cell(text) if value["value"] is None else text.replace(" ", "\u00a0")
 
 
 def _cell(value: Any) -> str:

@@ -66,16 +66,15 @@ def rehearse(
             accelerator,
         )
         step = "the scoring of val"
-        val = run_model(
-            model, DataLoader(lesion_dataset(rows, options, model.pretrained_cfg, training=False), len(rows))
-        )
+        images = lesion_dataset(rows, options, model.pretrained_cfg, training=False)
+        val = run_model(model, DataLoader(images, len(rows)), image_ids=rows["image_id"])
         step = "calibration and the writing of the model folder"
-        temperature = write_model_folder(folder, model=model, val=val, options=options, config=config)
+        calibration = write_model_folder(folder, model=model, val=val, options=options, config=config)
         step = "the ONNX export"
         export(folder)
         step = "the reading of the model folder"
         answer = LesionClassifier.from_pretrained(folder).explain(rows[0]["image"])
-        written, read = softmax(val.logits / temperature)[0], list(answer.prediction.probabilities.values())
+        written, read = softmax(calibration.apply(val.logits))[0], list(answer.prediction.probabilities.values())
         if not np.allclose(read, written, atol=TOLERANCE):
             raise ValueError(f"the network answered {written.round(3)} before and {np.round(read, 3)} after")
         step = "the heat maps"

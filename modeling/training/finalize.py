@@ -8,13 +8,15 @@ import numpy as np
 
 from modeling import __version__
 from modeling.abstention import AbstentionRule
-from modeling.calibration import fit_operating_points, fit_temperature, softmax
+from modeling.calibration import Calibration, fit_calibration, fit_operating_points, softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import HASHES_NAME
+from modeling.data.splits import lesions_of, load_splits
+from modeling.decision import fit_decision
 from modeling.files import RUN_NAME, SPLITS_NAME, write_json
 from modeling.labels import CODES, WEIGHTS_LICENSE
-from modeling.network import TimmModel, fold_temperature, save_config, save_weights
+from modeling.network import TimmModel, fold_calibration, save_config, save_weights
 from modeling.training.options import TrainOptions
 from modeling.training.outputs import Outputs
 from modeling.training.run_folder import dataset_name
@@ -27,22 +29,22 @@ SAME_PROBABILITY = 1e-4
 
 def write_model_folder(
     folder: Path, *, model: TimmModel, val: Outputs, options: TrainOptions, config: dict[str, Any]
-) -> float:
-    """Calibrate the network on val and write it with its operating points and abstention rule; return the temperature.
+) -> Calibration:
+    """Calibrate the network on val and write it with its operating points and abstention rule; return the calibration.
 
     Args:
         folder: Replaced if it is there.
-        model: The network with the best weights; its classifier is divided by the temperature.
+        model: The network with the best weights; the calibration is folded into its classifier.
         val: What it said of val before that.
         options: Of the run.
         config: Content of train_config.json.
     """
     codes = config["codes"]
     shutil.rmtree(folder, ignore_errors=True)
-    # The temperature goes into the classifier, so that every loader is calibrated.
-    temperature = fit_temperature(val.logits, val.labels)
-    fold_temperature(model, temperature)
-    logits = val.logits / temperature
+    lesion_ids = lesions_of(load_splits(folder.parent / SPLITS_NAME), val.image_ids)
+    calibration = fit_calibration(val.logits, val.labels, lesion_ids)
+    fold_calibration(model, calibration)
+    val = val.calibrated(calibration)
     lesion = {
         "package_version": __version__,
         "run_id": config["run_id"],
@@ -53,9 +55,10 @@ def write_model_folder(
         "license": WEIGHTS_LICENSE if options.dataset == "isic2019" else None,
         "data_fingerprint": config["data_fingerprint"],
         "splits_sha256": config["splits_sha256"],
-        "temperature": temperature,
-        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), val.labels, codes)],
-        "abstention": AbstentionRule.fit(logits, val.features, val.labels).to_dict(),
+        "calibration": calibration.to_dict(),
+        "decision": fit_decision(softmax(val.logits), val.labels, codes).to_dict(),
+        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(val.logits), val.labels, codes)],
+        "abstention": AbstentionRule.fit(val.logits, val.features, lesion_ids).to_dict(),
     }
     save_weights(model, folder)
     save_config(model, folder, codes=codes, lesion=lesion)
@@ -64,7 +67,7 @@ def write_model_folder(
     write_json(folder / RUN_NAME, config)
     for name in (SPLITS_NAME, HASHES_NAME):
         shutil.copyfile(folder.parent / name, folder / name)
-    return temperature
+    return calibration
 
 
 def check_learned(val: Outputs) -> None:

@@ -1,13 +1,13 @@
 """What a network says about every image of a split, gathered from all processes exactly once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from modeling.calibration import check_logits
+from modeling.calibration import Calibration, check_logits
 from modeling.network import normalise
 
 if TYPE_CHECKING:
@@ -20,9 +20,14 @@ class Outputs:
 
     index: np.ndarray  # (N,) position in the dataset
     labels: np.ndarray  # (N,)
-    logits: np.ndarray  # (N, C) float32
+    logits: np.ndarray  # (N, C) float32, as the network gives them: calibrated once the calibration is folded in
     features: np.ndarray  # (N, D) float32, penultimate: what the classifier layer sees
     image_ids: list[str] = field(default_factory=list)
+    raw_logits: np.ndarray | None = None  # (N, C) float32 before the calibration, where `logits` are calibrated
+
+    def calibrated(self, calibration: Calibration) -> "Outputs":
+        """Return what the network says once the calibration is folded into it."""
+        return replace(self, logits=calibration.apply(self.logits), raw_logits=self.logits)
 
 
 @torch.inference_mode()
@@ -68,10 +73,10 @@ def run_model(
     gathered = {name: torch.cat(values).numpy() for name, values in parts.items()}
     order = np.argsort(gathered["index"], kind="stable")
     index = gathered["index"][order]
-    n_wanted = len(loader.dataset)
-    if len(np.unique(index)) != len(index) or len(index) != n_wanted:
+    n_images = len(loader.dataset)
+    if len(np.unique(index)) != len(index) or len(index) != n_images:
         raise ValueError(
-            f"wanted each of {n_wanted} images once, got {len(index)} predictions of {len(np.unique(index))} images"
+            f"wanted each of {n_images} images once, got {len(index)} predictions of {len(np.unique(index))} images"
         )
     check_logits(gathered["logits"])
     return Outputs(

@@ -18,13 +18,13 @@ def test_totals_count_each_lesion_as_often_as_it_was_drawn() -> None:
     assert np.allclose(bootstrap.totals(values), a * 10 + b * 101 + c * 1000)
 
 
-def test_the_same_lesions_give_the_same_resamples() -> None:
+def test_the_same_lesions_give_the_same_replicates() -> None:
     lesions = np.repeat(np.arange(20), 2)
     assert np.array_equal(bootstrap_lesions(lesions).draws, bootstrap_lesions(lesions).draws)
 
 
 @pytest.mark.parametrize("decimals", [1, 8])  # with ties and without
-def test_ranking_scores_of_each_resample_agree_with_scikit_learn(decimals: int) -> None:
+def test_ranking_scores_of_each_replicate_agree_with_scikit_learn(decimals: int) -> None:
     rng = np.random.default_rng(0)
     lesions = rng.integers(0, 60, 150)
     positive = lesions % 3 == 0
@@ -87,7 +87,7 @@ def test_what_cannot_be_estimated_says_why() -> None:
         bootstrap_lesions([])
 
 
-def test_2000_resamples_of_4000_images_take_less_than_10_seconds() -> None:
+def test_2000_replicates_of_4000_images_take_less_than_10_seconds() -> None:
     rng = np.random.default_rng(0)
     lesions = rng.integers(0, 2000, 4000)
     labels, logits = lesions % 8, rng.normal(size=(4000, 8))

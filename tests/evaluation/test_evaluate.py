@@ -13,25 +13,27 @@ from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, roc
 from torch.utils.data import DataLoader
 
 from modeling.abstention import AbstentionRule
-from modeling.calibration import fit_operating_points, fit_temperature, softmax
+from modeling.calibration import Calibration, fit_calibration, fit_operating_points, softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
 from modeling.data.demo import draw_lesion
 from modeling.data.isic2019 import FEATURES
 from modeling.data.loading import LesionDataset
-from modeling.data.splits import make_splits, write_splits
+from modeling.data.splits import lesions_of, make_splits, write_splits
+from modeling.decision import Decision
 from modeling.evaluation import __main__ as command
 from modeling.evaluation import evaluate as evaluation
 from modeling.evaluation import figures
 from modeling.evaluation.__main__ import EvaluationOptions, check_diagnoses, evaluate_folder, main
+from modeling.evaluation.context import Context, classify_images, sample_evenly
 from modeling.evaluation.evaluate import evaluate_model, rounded, summary
 from modeling.evaluation.robustness import change_images
-from modeling.evaluation.sections import classify_images, sample_evenly, training_section
+from modeling.evaluation.sections import training_section
 from modeling.evaluation.verify import golden_prediction, verify
 from modeling.files import ModelFolderError
 from modeling.labels import REFERENCE_CODES
 from modeling.model_folder import config_sha256
-from modeling.network import build_model, fold_temperature, save_model_folder
+from modeling.network import build_model, fold_calibration, save_model_folder
 from modeling.training.outputs import Outputs, run_model
 
 CODES = REFERENCE_CODES
@@ -74,40 +76,38 @@ def evaluated(small_data, tmp_path_factory) -> dict:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("evaluated")
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False).eval()
-    torch.nn.init.normal_(model.get_classifier().weight, std=0.5)  # untrained, it would call every picture the same
+    torch.nn.init.normal_(model.get_classifier().weight, std=0.5)  # untrained, it would predict every image the same
     splits = make_splits(small_data, diagnoses=CODES)
     val, test = (outputs_of(model, small_data, splits, split) for split in ("val", "test"))
-    temperature = fit_temperature(val.logits, val.labels)
-    fold_temperature(model, temperature)
-    logits = val.logits / temperature
+    lesion_ids = lesions_of(splits, val.image_ids)
+    calibration = fit_calibration(val.logits, val.labels, lesion_ids)
+    fold_calibration(model, calibration)
+    val, test = val.calibrated(calibration), test.calibrated(calibration)
     lesion = {
         "dataset": "demo",
         "synthetic": True,
         "package_version": "0",
         "run_id": "x",
-        "temperature": temperature,
-        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), val.labels, CODES)],
-        "abstention": AbstentionRule.fit(logits, val.features, val.labels).to_dict(),
+        "calibration": calibration.to_dict(),
+        "decision": Decision(1.0, 2.0, (0.1, 0.2, 0.3, 0.4)).to_dict(),  # far from the plain argmax
+        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(val.logits), val.labels, CODES)],
+        "abstention": AbstentionRule.fit(val.logits, val.features, lesion_ids).to_dict(),
     }
     save_model_folder(model, folder / "model", codes=CODES, lesion=lesion)
     lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder / "model", device="cpu"))
     save_model_folder(model, folder / "model", codes=CODES, lesion=lesion)
     write_splits(splits, folder / "model" / "splits.csv")
-    arguments = {
-        "classifier": LesionClassifier.from_pretrained(folder / "model", device="cpu"),
-        "dataset": small_data,
-        "splits": splits,
-        "val": val,
-        "test": test,
-        "temperature": temperature,
-        "output_dir": folder / "model",
-        "predictions_csv": folder / "predictions.csv",
-        "run": {"options": {"epochs": 1, "output_dir": "/a/path", "config": "a.yaml"}},
-        "history": [
-            {"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "val/balanced_accuracy": 0.3, "val/accuracy": 0.3}
-        ],
-    }
-    return {"folder": folder, "arguments": arguments, "metrics": evaluate_model(**arguments)}
+    context = Context(
+        classifier=LesionClassifier.from_pretrained(folder / "model", device="cpu"),
+        dataset=small_data,
+        splits=splits,
+        val_outputs=val,
+        test_outputs=test,
+        run={"options": {"epochs": 1, "output_dir": "/a/path", "config": "a.yaml"}},
+        history=[{"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "val/balanced_accuracy": 0.3, "val/accuracy": 0.3}],
+    )
+    metrics = evaluate_model(context, output_dir=folder / "model", predictions_csv=folder / "predictions.csv")
+    return {"folder": folder, "context": context, "metrics": metrics}
 
 
 def read(folder) -> dict:
@@ -142,8 +142,7 @@ def test_documented_keys_are_those_that_are_written(evaluated) -> None:
 
 
 def test_repeating_the_evaluation_gives_the_same_bytes(evaluated, tmp_path) -> None:
-    arguments = {**evaluated["arguments"], "output_dir": tmp_path, "predictions_csv": tmp_path / "predictions.csv"}
-    evaluate_model(**arguments)
+    evaluate_model(replace(evaluated["context"]), output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
     for ours, theirs in (("metrics.json", "model/metrics.json"), ("predictions.csv", "predictions.csv")):
         assert (tmp_path / ours).read_bytes() == (evaluated["folder"] / theirs).read_bytes()
     for name in evaluated["metrics"]["figures"]:
@@ -152,12 +151,19 @@ def test_repeating_the_evaluation_gives_the_same_bytes(evaluated, tmp_path) -> N
 
 def test_predictions_csv_gives_the_reported_scores(evaluated) -> None:
     table = pd.read_csv(evaluated["folder"] / "predictions.csv")
-    assert list(table.columns) == ["image_id", "lesion_id", "split", "label", *CODES, "abstained"]
+    assert list(table.columns) == ["image_id", "lesion_id", "split", "label", *CODES, "predicted", "abstained"]
     for split in ("val", "test"):
         rows = table[table["split"] == split]
-        predicted = rows[list(CODES)].idxmax(axis=1)
         with np.errstate(all="ignore"):
-            score = balanced_accuracy_score(rows["label"], predicted)
+            score = balanced_accuracy_score(rows["label"], rows["predicted"])
+        weighted = rows[list(CODES)] / np.array([0.1, 0.2, 0.3, 0.4]) * [1, 1, 2, 1]
+        assert (weighted.idxmax(axis=1) == rows["predicted"]).all()
+        plain = evaluated["metrics"]["decision"][split]["most_probable"]["recall"]
+        for code in CODES:
+            is_code = rows["label"] == code
+            assert plain[code]["value"] == pytest.approx(
+                (rows[list(CODES)].idxmax(axis=1)[is_code] == code).mean(), abs=1e-6
+            )
         assert evaluated["metrics"][split]["balanced_accuracy"]["value"] == pytest.approx(score, abs=1e-6)
         assert evaluated["metrics"][split]["n_images"] == len(rows)
     test_rows = table[table["split"] == "test"]
@@ -170,29 +176,31 @@ def test_predict_gives_the_probabilities_that_were_evaluated(evaluated, small_da
     table = pd.read_csv(evaluated["folder"] / "predictions.csv").head(6)
     position = {name: place for place, name in enumerate(small_data["image_id"])}
     images = [small_data[position[name]]["image"] for name in table["image_id"]]
-    predictions = evaluated["arguments"]["classifier"].predict(images)
+    predictions = evaluated["context"].classifier.predict(images)
     for prediction, row in zip(predictions, table.itertuples(), strict=True):
         assert prediction.abstained == row.abstained
+        assert prediction.diagnosis == row.predicted
+        assert prediction.probability == prediction.probabilities[row.predicted]
         for code in CODES:
             assert prediction.probabilities[code] == pytest.approx(getattr(row, code), abs=1e-5)
 
 
-def test_left_out_diagnoses_are_named_with_what_they_are_called(evaluated) -> None:
+def test_left_out_diagnoses_are_named_with_what_they_are_predicted(evaluated) -> None:
     near = evaluated["metrics"]["abstention"]["near"]
     assert set(near) == {"AK", "SCC"}
     assert near["SCC"]["malignant"] is True
     assert sum(near["SCC"]["predicted"].values()) == near["SCC"]["n_images"] == 4
 
 
-def test_scores_on_left_out_diagnoses_are_those_of_their_pictures(evaluated, small_data) -> None:
-    classifier, test = evaluated["arguments"]["classifier"], evaluated["arguments"]["test"]
-    rule, inside = classifier.abstention, (test.logits / evaluated["arguments"]["temperature"], test.features)
+def test_scores_on_left_out_diagnoses_are_those_of_their_images(evaluated, small_data) -> None:
+    classifier, test = evaluated["context"].classifier, evaluated["context"].test_outputs
+    rule, inside = classifier.abstention, (test.logits, test.features)
     for code, near in evaluated["metrics"]["abstention"]["near"].items():
         places = np.flatnonzero(np.array(small_data["label"]) == small_data.features["label"].str2int(code))
         outside = classify_images(classifier, [small_data[int(place)]["image"] for place in places])
         probs = softmax(outside[0])
         assert near["predicted"] == {
-            name: int((probs.argmax(axis=1) == label).sum()) for label, name in enumerate(CODES)
+            name: int((classifier.decision.choose(probs, CODES) == label).sum()) for label, name in enumerate(CODES)
         }
         scores = np.concatenate([rule.score(*inside), rule.score(*outside)])
         is_outside = np.arange(len(scores)) >= len(test.labels)
@@ -204,8 +212,8 @@ def test_scores_on_left_out_diagnoses_are_those_of_their_pictures(evaluated, sma
 
 def test_changes_and_test_time_augmentation_are_scored_on_the_answers_to_them(evaluated, small_data) -> None:
     """The sample of so small a test split is all of it, so each number can be had from the predictor."""
-    classifier, metrics = evaluated["arguments"]["classifier"], evaluated["metrics"]
-    test = evaluated["arguments"]["test"]
+    classifier, metrics = evaluated["context"].classifier, evaluated["metrics"]
+    test = evaluated["context"].test_outputs
     position = {name: place for place, name in enumerate(small_data["image_id"])}
     images = [small_data[position[name]]["image"] for name in test.image_ids]
 
@@ -223,7 +231,8 @@ def test_changes_and_test_time_augmentation_are_scored_on_the_answers_to_them(ev
     assert plain != augmented
     check(metrics["test_time_augmentation"], augmented)
     for name, found in metrics["robustness"]["changes"].items():
-        check(found, classify_images(classifier, change_images(name, images))[0].argmax(axis=1))
+        probs = softmax(classify_images(classifier, change_images(name, images))[0])
+        check(found, classifier.decision.choose(probs, CODES))
 
 
 def test_training_is_reported_without_paths_and_with_the_epoch_that_was_chosen() -> None:
@@ -260,7 +269,7 @@ def test_command_line_gives_the_numbers_of_training(evaluated, small_data, tmp_p
 
 
 def test_batch_size_does_not_change_the_outputs(evaluated, small_data) -> None:
-    model, splits = evaluated["arguments"]["classifier"].engine.network, evaluated["arguments"]["splits"]
+    model, splits = evaluated["context"].classifier.engine.network, evaluated["context"].splits
     one, many = (outputs_of(model, small_data, splits, "val", batch_size=size) for size in (1, 50))
     assert one.image_ids == many.image_ids
     assert one.logits == pytest.approx(many.logits, abs=1e-5)
@@ -313,10 +322,14 @@ def test_broken_weights_are_an_error_and_not_a_score(tiny_model_folder) -> None:
 
 
 def test_outputs_of_other_images_than_the_splits_are_refused(evaluated, tmp_path) -> None:
-    test = evaluated["arguments"]["test"]
+    test = evaluated["context"].test_outputs
     wrong = replace(test, image_ids=["?", *test.image_ids[1:]])
     with pytest.raises(ValueError, match="splits"):
-        evaluate_model(**{**evaluated["arguments"], "test": wrong, "output_dir": tmp_path})
+        evaluate_model(
+            replace(evaluated["context"], test_outputs=wrong),
+            output_dir=tmp_path,
+            predictions_csv=tmp_path / "predictions.csv",
+        )
 
 
 def test_a_model_with_other_diagnoses_than_the_data_is_refused(evaluated, small_data) -> None:
@@ -324,22 +337,17 @@ def test_a_model_with_other_diagnoses_than_the_data_is_refused(evaluated, small_
         "label", datasets.ClassLabel(names=["cat", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC"])
     )
     with pytest.raises(ValueError, match="MEL is missing"):
-        check_diagnoses(evaluated["arguments"]["classifier"], renamed)
+        check_diagnoses(evaluated["context"].classifier, renamed)
 
 
 def test_all_images_abstained_and_no_val_are_said_and_not_scored(evaluated, tmp_path) -> None:
     classifier = LesionClassifier.from_pretrained(evaluated["folder"] / "model", device="cpu")
     classifier.abstention = replace(classifier.abstention, threshold=-1e9)
-    splits = evaluated["arguments"]["splits"]
-    arguments = {
-        **evaluated["arguments"],
-        "classifier": classifier,
-        "splits": splits[splits["split"] != "val"],
-        "val": None,
-        "output_dir": tmp_path,
-        "predictions_csv": tmp_path / "predictions.csv",
-    }
-    metrics = evaluate_model(**arguments)
+    splits = evaluated["context"].splits
+    context = replace(
+        evaluated["context"], classifier=classifier, splits=splits[splits["split"] != "val"], val_outputs=None
+    )
+    metrics = evaluate_model(context, output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
     answered = metrics["abstention"]["test"]["answered"]
     assert answered["n_images"] == 0
     for name in ("accuracy", "balanced_accuracy"):
@@ -356,7 +364,8 @@ def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluate
     assert "every entry of config.json, metrics.json, splits.csv, golden prediction" in said
     assert "Not covered: the numbers of metrics.json" in said
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
-    fold_temperature(classifier.engine.network, 0.2)
+    calibration = Calibration("temperature scaling", (5.0,) * 4, (0.0,) * 4, {})
+    fold_calibration(classifier.engine.network, calibration)
     with pytest.raises(ModelFolderError, match="differs by"):
         verify(classifier)
 
@@ -377,7 +386,7 @@ def seal(config) -> None:
         ("config.json", lambda c: c["label_descriptions"].update(MEL="freckle"), "config.json is not as it was saved"),
         ("config.json", lambda c: c["pretrained_cfg"].update(mean=[0.5, 0.5, 0.5]), "is not as it was saved"),
         ("config.json", lambda c: c["pretrained_cfg"].update(interpolation="bilinear"), "is not as it was saved"),
-        ("config.json", lambda c: c["lesion"].update(temperature=9.0), "config.json is not as it was saved"),
+        ("config.json", lambda c: c["lesion"]["calibration"]["bias"].append(9.0), "config.json is not as it was saved"),
         ("config.json", lambda c: c["lesion"]["operating_points"][0].update(threshold=0.9), "is not as it was saved"),
         ("config.json", lambda c: (swap(c["label_names"], 0, 1), seal(c)), "the stored answer is of|other diagnoses"),
         ("config.json", lambda c: (c["lesion"]["golden"].pop("mean_rgb"), seal(c)), "cannot be compared"),
@@ -430,7 +439,7 @@ def test_a_damaged_metrics_json_beside_the_model_is_named(evaluated, tmp_path, c
     assert "metrics.json" in capsys.readouterr().err
 
 
-def test_a_model_without_splits_or_data_set_says_what_to_give(evaluated, tmp_path, tiny_model_folder, capsys) -> None:
+def test_a_model_without_splits_or_dataset_says_what_to_give(evaluated, tmp_path, tiny_model_folder, capsys) -> None:
     assert main([str(tiny_model_folder), "--output", str(tmp_path / "out")]) == 1
     assert "has no splits.csv: give --splits" in capsys.readouterr().err
 
@@ -465,7 +474,7 @@ def test_rounding_refuses_what_json_cannot_hold() -> None:
 
 def test_evaluation_of_splits_without_test_is_refused(evaluated, small_data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(command, "load_data", lambda name, data_dir=None: small_data)
-    splits = evaluated["arguments"]["splits"].replace({"split": {"test": "train"}})
+    splits = evaluated["context"].splits.replace({"split": {"test": "train"}})
     write_splits(splits, tmp_path / "splits.csv")
     options = EvaluationOptions(splits=str(tmp_path / "splits.csv"))
     with pytest.raises(ValueError, match="nothing to report"):
@@ -484,8 +493,8 @@ def test_figures_show_each_number_in_its_place() -> None:
         across, up = (first, second) if kind == "roc" else (second, first)
         assert line.get_label() == "MEL"
         assert np.array_equal(line.get_xydata(), np.stack([across, up], axis=1))
-    shares = {name: {"value": value, "low": None, "high": None} for name, value in (("blur", 0.1), ("noise", 0.4))}
-    bars = figures._robustness({name: {"flip_rate": share} for name, share in shares.items()}).axes[0]
+    rates = {name: {"value": value, "low": None, "high": None} for name, value in (("blur", 0.1), ("noise", 0.4))}
+    bars = figures._robustness({name: {"flip_rate": rate} for name, rate in rates.items()}).axes[0]
     names = [text.get_text() for text in bars.get_yticklabels()]
     assert {name: bar.get_width() for name, bar in zip(names, bars.patches, strict=True)} == {"blur": 0.1, "noise": 0.4}
     boxes = figures._ood({"test": np.array([1.0, 1.0]), "far": np.array([5.0, 5.0])}, 2.0).axes[0]

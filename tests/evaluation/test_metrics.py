@@ -11,6 +11,7 @@ from modeling.evaluation.metrics import (
     LesionMetrics,
     _from_confusion,
     by_lesion,
+    calibrated_labels,
     equal_mass_bins,
     expected_calibration_error,
     point_metrics,
@@ -90,9 +91,9 @@ def test_a_diagnosis_that_is_missing_is_not_estimable_and_never_zero() -> None:
     }
     assert scores["per_class"]["MEL"]["recall"]["value"] is None
     assert scores["accuracy"]["value"] is not None
-    never_called = np.eye(4)[np.zeros(len(probs), int)]
-    assert point_metrics(never_called, labels[keep], CODES)["NV/precision"] is None
-    precision = score_split(never_called, labels[keep], CODES, bootstrap_lesions(lesions[keep]))["per_class"]["NV"][
+    never_predicted = np.eye(4)[np.zeros(len(probs), int)]
+    assert point_metrics(never_predicted, labels[keep], CODES)["NV/precision"] is None
+    precision = score_split(never_predicted, labels[keep], CODES, bootstrap_lesions(lesions[keep]))["per_class"]["NV"][
         "precision"
     ]
     assert precision["reason"] == "no image was predicted NV"
@@ -105,7 +106,7 @@ def test_no_images_or_broken_probabilities_are_refused() -> None:
         point_metrics(np.full((3, 4), np.nan), np.zeros(3, int), CODES)
 
 
-def test_each_resample_s_metrics_agree_with_scikit_learn_on_repeated_images() -> None:
+def test_each_replicate_s_metrics_agree_with_scikit_learn_on_repeated_images() -> None:
     logits, labels, lesions = drawn(120)
     predicted = logits.argmax(axis=1)
     bootstrap = bootstrap_lesions(lesions, n_replicates=6)
@@ -168,6 +169,29 @@ def test_calibration_scores_agree_with_scikit_learn() -> None:
     assert got["ece"]["value"] == pytest.approx(np.abs(correct - confidence).mean(), abs=1e-9)
     correct, confidence = calibration_curve(labels == 2, probs[:, 2], n_bins=15, strategy="quantile")
     assert got["ece_per_class"]["MEL"]["value"] == pytest.approx(np.abs(correct - confidence).mean(), abs=1e-9)
+
+
+def test_labels_of_a_calibrated_model_follow_its_probabilities_and_its_lesions() -> None:
+    probs = softmax(drawn(60)[0])
+    probs[1] = probs[0]
+    labels = calibrated_labels(probs, bootstrap_lesions(np.repeat(np.arange(30), 2), n_replicates=4000))
+    for index in range(4):
+        assert (labels == index).mean(axis=0) == pytest.approx(probs[:, index], abs=0.04)
+    assert np.array_equal(labels[:, 0], labels[:, 1])  # photos of one lesion with the same probabilities
+    assert not np.array_equal(labels[:, 0], labels[:, 2])
+
+
+def test_the_band_beside_an_ece_is_that_of_the_scikit_learn_errors_of_drawn_labels() -> None:
+    logits, labels, _ = drawn(600)
+    probs, rng = softmax(logits), np.random.default_rng(5)
+    got = score_calibration(logits, labels, CODES, bootstrap_lesions(np.arange(600)))["ece_per_class"]["MEL"]
+    errors = []
+    for _ in range(600):
+        shown = rng.random(600) < probs[:, 2]
+        correct, confidence = calibration_curve(shown, probs[:, 2], n_bins=15, strategy="quantile")
+        errors.append(np.abs(correct - confidence).mean())
+    assert got["if_calibrated"]["low"] == pytest.approx(np.percentile(errors, 2.5), abs=0.003)
+    assert got["if_calibrated"]["high"] == pytest.approx(np.percentile(errors, 97.5), abs=0.004)
 
 
 def test_ece_of_a_case_worked_by_hand() -> None:

@@ -9,7 +9,7 @@ CODES = ("BCC", "BKL", "MEL", "NV")
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_change_changes_the_picture_the_same_way_each_time_and_keeps_its_size(name, lesion_image) -> None:
+def test_every_change_changes_the_image_the_same_way_each_time_and_keeps_its_size(name, lesion_image) -> None:
     first, second = (change_images(name, [lesion_image])[0] for _ in range(2))
     assert np.array_equal(first, second)
     assert first.mode == "RGB"
@@ -33,11 +33,11 @@ def test_score_of_a_change_is_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", FAR_KINDS)
-def test_pictures_of_something_else_are_repeatable_and_all_different(kind) -> None:
-    pictures = [np.asarray(image) for image in far_images(kind, 6)]
-    assert all(picture.shape == (SIDE_PX, SIDE_PX, 3) for picture in pictures)
-    assert all(np.array_equal(a, b) for a, b in zip(pictures, far_images(kind, 6), strict=True))
-    # More pictures do not change the first ones.
-    assert np.array_equal(pictures[0], far_images(kind, 12)[0])
+def test_images_of_something_else_are_repeatable_and_all_different(kind) -> None:
+    images = [np.asarray(image) for image in far_images(kind, 6)]
+    assert all(image.shape == (SIDE_PX, SIDE_PX, 3) for image in images)
+    assert all(np.array_equal(a, b) for a, b in zip(images, far_images(kind, 6), strict=True))
+    # More images do not change the first ones.
+    assert np.array_equal(images[0], far_images(kind, 12)[0])
     if kind != "blank":
-        assert len({picture.tobytes() for picture in pictures}) == 6
+        assert len({image.tobytes() for image in images}) == 6

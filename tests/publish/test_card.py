@@ -14,13 +14,14 @@ from huggingface_hub import ModelCard
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from modeling.data.splits import make_splits
+from modeling.estimates import format_estimate, format_number
 from modeling.evaluation.baselines import metadata_only_predictions
 from modeling.evaluation.bootstrap import bootstrap_lesions, estimate_rate
-from modeling.evaluation.sections import metadata_table
+from modeling.evaluation.context import metadata_table
 from modeling.labels import ATTRIBUTION, CODES, NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.publish import card as card_module
 from modeling.publish.__main__ import main as publish_main
-from modeling.publish.card import format_estimate, format_number, render_card, write_card
+from modeling.publish.card import render_card, write_card
 from modeling.publish.hub import PublishError
 from modeling.publish.push import push_model
 from stress import fuzz_config
@@ -85,11 +86,12 @@ def test_each_score_follows_from_predictions_csv(scored_folder):
     """Computed anew, by other means, from what is published beside the model: no score is of another split or unit."""
     metrics = json.loads((scored_folder / "metrics.json").read_text())
     table, codes = pd.read_csv(scored_folder.parent / "predictions.csv"), list(REFERENCE_CODES)
-    temperature = metrics["calibration"]["temperature"]
+    fitted = metrics["calibration"]["fitted"]
     for split in ("val", "test"):
         rows = table[table["split"] == split]
         probs, labels = rows[codes].to_numpy(), rows["label"].map(codes.index).to_numpy()
-        raw = probs**temperature / (probs**temperature).sum(axis=1, keepdims=True)
+        raw = np.exp((np.log(probs) - fitted["bias"]) / fitted["scale"])
+        raw /= raw.sum(axis=1, keepdims=True)
         for name, values in (("before", raw), ("after", probs)):
             nll = -np.log(values[np.arange(len(values)), labels]).mean()
             assert value_of(metrics["calibration"][split][name]["nll"]) == pytest.approx(nll, abs=1e-4)
@@ -97,7 +99,10 @@ def test_each_score_follows_from_predictions_csv(scored_folder):
         assert value_of(metrics[split]["macro_auroc"]) == pytest.approx(auroc, abs=1e-5)
         assert metrics[split]["n_lesions"] == rows["lesion_id"].nunique() < len(rows)
         hits = estimate_rate(
-            probs.argmax(axis=1) == labels, labels >= 0, bootstrap_lesions(rows["lesion_id"].to_numpy()), reason=""
+            rows["predicted"].map(codes.index).to_numpy() == labels,
+            labels >= 0,
+            bootstrap_lesions(rows["lesion_id"].to_numpy()),
+            reason="",
         )
         assert metrics[split]["accuracy"] == pytest.approx(hits, abs=1e-6)
         for point in metrics["operating_points"]:

@@ -308,7 +308,7 @@ def make_model_folder(folder: Path) -> Path:
         "run_id": "x",
         "dataset": "demo",
         "synthetic": True,
-        "temperature": 1.5,
+        "calibration": {"method": "temperature scaling", "scale": [0.7] * 4, "bias": [0.0] * 4, "nll": {"none": 1.0}},
         "data_fingerprint": "f" * 64,
         "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), labels, codes)],
         "abstention": AbstentionRule.fit(logits, features, labels).to_dict(),

@@ -8,10 +8,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modeling.abstention import AbstentionRule
-from modeling.calibration import fit_operating_points, softmax
+from modeling.calibration import fit_calibration, fit_operating_points, softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.isic2019 import FEATURES
-from modeling.data.splits import make_splits
+from modeling.data.splits import lesions_of, make_splits
+from modeling.decision import fit_decision
+from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model
 from modeling.labels import CODES, REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
@@ -65,10 +67,11 @@ def make_scored_folder(base: Path) -> Path:
         logits = (2.5 * np.eye(len(codes))[labels] + rng.normal(0, 1.5, size=(len(ids), len(codes)))).astype(np.float32)
         features = rng.normal(size=(len(ids), model.num_features)).astype(np.float32)
         outputs[split] = Outputs(np.arange(len(ids)), labels, logits, features, ids)
-    temperature = 1.3
-    val_logits = outputs["val"].logits / temperature
-    points = fit_operating_points(softmax(val_logits), outputs["val"].labels, codes)
-    rule = AbstentionRule.fit(val_logits, outputs["val"].features, outputs["val"].labels)
+    val, lesion_ids = outputs["val"], lesions_of(splits, outputs["val"].image_ids)
+    calibration = fit_calibration(val.logits, val.labels, lesion_ids)
+    val, test = (outputs[split].calibrated(calibration) for split in ("val", "test"))
+    points = fit_operating_points(softmax(val.logits), val.labels, codes)
+    rule = AbstentionRule.fit(val.logits, val.features, lesion_ids)
     lesion = {
         "package_version": "0.1.0",
         "run_id": "card-run",
@@ -77,23 +80,23 @@ def make_scored_folder(base: Path) -> Path:
         "license": None,
         "base_model": "timm/efficientnet_b0.ra_in1k",
         "data_fingerprint": "f" * 64,
+        "calibration": calibration.to_dict(),
+        "decision": fit_decision(softmax(val.logits), val.labels, codes).to_dict(),
         "operating_points": [point.to_dict() for point in points],
         "abstention": rule.to_dict(),
     }
     save_model_folder(model, folder, codes=codes, lesion=lesion)
     record = {"train/loss": 1.2, "val/loss": 1.1, "val/balanced_accuracy": 0.5, "val/accuracy": 0.5}
-    evaluate_model(
+    context = Context(
         classifier=LesionClassifier.from_pretrained(folder),
         dataset=dataset,
         splits=splits,
-        val=outputs["val"],
-        test=outputs["test"],
-        temperature=temperature,
-        output_dir=folder,
-        predictions_csv=base / "predictions.csv",
+        val_outputs=val,
+        test_outputs=test,
         n_skipped=3,
         run={"options": {"dataset": "demo", "pretrained": True, "epochs": 2, "diagnoses": list(codes)}},
         history=[{"epoch": epoch, **record} for epoch in (1, 2)],
         masks_dir=base / "masks",
     )
+    evaluate_model(context, output_dir=folder, predictions_csv=base / "predictions.csv")
     return folder

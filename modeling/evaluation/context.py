@@ -1,0 +1,238 @@
+"""What an evaluation knows before it measures: the model, its answers for val and test, the images, a sample of them."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from modeling.calibration import softmax
+from modeling.classifier import BATCH_SIZE, LesionClassifier
+from modeling.data.splits import lesions_of
+from modeling.evaluation.bootstrap import SEED, Bootstrap, bootstrap_lesions
+from modeling.evaluation.ood import FAR_KINDS, far_images
+from modeling.images import decode_image
+from modeling.training.outputs import Outputs
+
+# What needs many passes of the network is measured on a sample of test: a third of it within these bounds.
+MIN_SAMPLE, MAX_SAMPLE = 40, 500
+SAMPLE_WORDS = "an even sample of test: as many images of each diagnosis as possible"
+METADATA = ("age_approx", "sex", "anatom_site_general", "source")
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split as the model answers it.
+
+    Attributes:
+        outputs: Calibrated, with image ids.
+        rows: METADATA, `image_id`, `lesion_id` and `label` (code) of each image, in the order of the outputs.
+        probs: Calibrated probabilities, float64 (N, C).
+        predicted: The first answer, a label for each image, shape (N,).
+        bootstrap: Of the lesions of these images.
+    """
+
+    outputs: Outputs
+    rows: pd.DataFrame
+    probs: np.ndarray
+    predicted: np.ndarray
+    bootstrap: Bootstrap
+
+    @property
+    def labels(self) -> np.ndarray:
+        """True labels, shape (N,)."""
+        return self.outputs.labels
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that the sections of metrics.json are computed from; each section is a function of it.
+
+    Attributes:
+        classifier: The finished model: calibrated, with operating points and abstention rule in its config.
+        dataset: All images in the columns of the contract, those of other diagnoses included.
+        splits: Rows of `splits.make_splits` or `read_splits`.
+        val_outputs: Calibrated outputs of val, with image ids; None if the splits have no val.
+        test_outputs: The same of test.
+        protocol: How the splits were made, "lesion" or "original".
+        n_skipped: Images left out because they could not be read.
+        run: Content of train_config.json, if known.
+        history: One record an epoch, as in log.jsonl.
+        masks_dir: Holds `<image_id>_segmentation.png`; without it heat maps are not scored against masks.
+        tta_on_all: Measure test-time augmentation on all of test, not on the sample.
+    """
+
+    classifier: LesionClassifier
+    dataset: datasets.Dataset
+    splits: pd.DataFrame
+    val_outputs: Outputs | None
+    test_outputs: Outputs
+    protocol: str = "lesion"
+    n_skipped: int = 0
+    run: Mapping[str, Any] | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+    masks_dir: Path | None = None
+    tta_on_all: bool = False
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        return self.classifier.codes
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Every column of the dataset but the pixels, with the label as a code, indexed by image id."""
+        return metadata_table(self.dataset)
+
+    @cached_property
+    def val(self) -> Split | None:
+        return None if self.val_outputs is None else self._split("val", self.val_outputs)
+
+    @cached_property
+    def test(self) -> Split:
+        return self._split("test", self.test_outputs)
+
+    @cached_property
+    def images(self) -> "StoredImages":
+        return StoredImages(self.dataset, self.table)
+
+    @cached_property
+    def sample(self) -> "Sample":
+        """The images of test for costly measurements, decoded and answered."""
+        places = sample_evenly(self.test.labels)
+        rows = self.test.rows.iloc[places]
+        images = self.images.load(rows["image_id"])
+        probs = softmax(classify_images(self.classifier, images)[0])
+        bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy())
+        return Sample(places, rows, images, self.test.labels[places], self.decide(probs), bootstrap)
+
+    @cached_property
+    def outside(self) -> dict[str, "Outside"]:
+        """What the model says of images that it should refuse, by kind: diagnoses left out, then other things."""
+        found = {}
+        left_out = sorted(set(self.table["label"]) - set(self.codes))
+        for kind in track([*left_out, *FAR_KINDS], "out-of-distribution images"):
+            if kind in FAR_KINDS:
+                images = far_images(kind, max(len(self.sample.places) // 5, 12))
+                lesions = np.arange(len(images)).astype(str)
+            else:
+                rows = self.table[self.table["label"] == kind]
+                rows = rows.iloc[np.sort(np.random.default_rng(SEED).permutation(len(rows))[: len(self.sample.places)])]
+                images = self.images.load(rows["image_id"])
+                lesions = rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy(dtype=str)
+            found[kind] = Outside(*classify_images(self.classifier, images), lesions)
+        return found
+
+    def decide(self, probs: np.ndarray) -> np.ndarray:
+        """Return the model's first answer for probabilities (N, C): labels (N,)."""
+        return self.classifier.decision.choose(probs, self.codes)
+
+    def _split(self, name: str, outputs: Outputs) -> Split:
+        """Put outputs and metadata of one split together.
+
+        Raises:
+            ValueError: If outputs and splits are not about the same images.
+        """
+        of_split = self.splits[self.splits["split"] == name]
+        if sorted(outputs.image_ids) != sorted(of_split["image_id"]):
+            raise ValueError(
+                f"the outputs of {name} are of {len(outputs.image_ids)} images and the splits name {len(of_split)}; "
+                "run the model on the images of splits.csv"
+            )
+        rows = self.table.loc[outputs.image_ids, list(METADATA)].assign(
+            image_id=outputs.image_ids,
+            # Near-duplicates share a lesion id since the splits were made.
+            lesion_id=lesions_of(of_split, outputs.image_ids),
+            label=of_split.set_index("image_id")["label"].loc[outputs.image_ids].to_numpy(),
+        )
+        probs = softmax(outputs.logits)
+        return Split(outputs, rows, probs, self.decide(probs), bootstrap_lesions(rows["lesion_id"].to_numpy()))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images of test that are looked at many times.
+
+    Attributes:
+        places: Position of each in test, shape (n,).
+        rows: As in `Split`.
+        images: Upright RGB images.
+        labels: True labels, shape (n,).
+        predicted: The first answer to each image as it is, shape (n,).
+        bootstrap: Of the lesions of these images.
+    """
+
+    places: np.ndarray
+    rows: pd.DataFrame
+    images: list[Image.Image]
+    labels: np.ndarray
+    predicted: np.ndarray
+    bootstrap: Bootstrap
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Images that the model should refuse: calibrated logits (n, C), features (n, D) and lesions (n,)."""
+
+    logits: np.ndarray
+    features: np.ndarray
+    lesions: np.ndarray
+
+
+class StoredImages:
+    """The images of a dataset by image id, decoded as prediction decodes them."""
+
+    def __init__(self, dataset: datasets.Dataset, table: pd.DataFrame) -> None:
+        self.stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        self.position = table["position"]
+
+    def load(self, image_ids: Sequence[str] | pd.Series) -> list[Image.Image]:
+        stored = (self.stored[int(self.position[image_id])]["image"] for image_id in image_ids)
+        return [decode_image(image["bytes"] or image["path"]) for image in stored]
+
+
+def metadata_table(dataset: datasets.Dataset) -> pd.DataFrame:
+    """Return every column but the pixels, with the label as a code, indexed by image id."""
+    table = dataset.remove_columns("image").with_format("pandas")[:]
+    names = dataset.features["label"].names
+    table = table.assign(label=[names[label] for label in table["label"]], position=np.arange(len(table)))
+    return table.set_index("image_id", drop=False)
+
+
+def classify_images(classifier: LesionClassifier, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """Return calibrated logits (N, C) and features (N, D) of upright RGB images."""
+    logits, features = [], []
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = np.stack([classifier.transform(image) for image in images[start : start + BATCH_SIZE]])
+        outputs = classifier.forward(batch)
+        logits.append(outputs.logits)
+        features.append(outputs.features)
+    return np.concatenate(logits), np.concatenate(features)
+
+
+def sample_evenly(labels: np.ndarray) -> np.ndarray:
+    """Choose positions for costly measurements: as many of each diagnosis as there are, the same ones each time."""
+    size = int(np.clip(len(labels) // 3, MIN_SAMPLE, MAX_SAMPLE))
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    place_in_class = np.empty(len(labels), dtype=int)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place_in_class[members] = np.arange(len(members))
+    return np.sort(np.lexsort((labels, place_in_class))[:size])
+
+
+def track(items: Iterable[_Item], stage: str) -> Iterator[_Item]:
+    """Yield the items behind a progress bar with the name of the stage; where no terminal shows bars, say how long it took."""
+    started = time.monotonic()
+    yield from tqdm(items, desc=stage, leave=True, disable=None, mininterval=0.5)
+    if not sys.stderr.isatty():
+        print(f"{stage}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
