@@ -116,7 +116,7 @@ def evaluate_model(
         temperature: What is folded into the classifier.
         output_dir: The model folder.
         predictions_csv: Where the probabilities of val and test go.
-        protocol: How the splits were made, "lesion" or "original".
+        protocol: How the splits were made, "lesion", "original" or "given".
         n_skipped: Images left out because they could not be read.
         run: Content of train_config.json, if known.
         history: One record an epoch, as in log.jsonl.
@@ -266,7 +266,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
                 f"  {point['name']}: sensitivity {_in_words(point['test']['sensitivity'])}, "
                 f"specificity {_in_words(point['test']['specificity'])}"
             )
-    if metrics["data"]["protocol"] == "original":
+    if metrics["data"]["protocol"] != "lesion":
         lines.append(
             f"  {metrics['data']['leakage']['overall']:.1%} of the test images show a lesion that is also in train"
         )
