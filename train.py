@@ -174,7 +174,15 @@ def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str], loaded:
         splits = read_splits(options.splits, dataset, test_source=options.test_source)
     else:
         protocol: Any = options.protocol
-        splits = make_splits(dataset, protocol=protocol, diagnoses=codes, seed=options.seed, hashes=loaded.hashes)
+        given = loaded.given_splits
+        splits = make_splits(
+            dataset, protocol=protocol, diagnoses=codes, seed=options.seed, hashes=loaded.hashes, given=given
+        )
+        if given and protocol != "given":
+            print(
+                f"the dataset's own splits ({', '.join(sorted(set(given.values())))}) are not used: they may part the images of "
+                "one lesion, and scores would be too high; --protocol given uses them and reports how far they leak"
+            )
     if options.test_source:
         splits = leave_one_source_out(splits, options.test_source)
     counts = pd.crosstab(splits["label"], splits["split"]).reindex(index=codes, columns=list(SPLITS), fill_value=0)

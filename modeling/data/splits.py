@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -17,12 +17,15 @@ from modeling.data.duplicates import DUPLICATE_PREFIX, hash_images, near_duplica
 from modeling.data.problems import DataError
 
 SPLITS = ("train", "val", "test")
-SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
+FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
 COLUMNS = ("image_id", "lesion_id", "label", "source", "split")
 MAX_CELL = 200  # characters
 MAX_LINE = 10_000  # characters; pandas makes a column of every comma, so that one long line fills the memory
 
-Protocol = Literal["lesion", "original"]
+# What datasets call their own splits.
+GIVEN_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+
+Protocol = Literal["lesion", "original", "given"]
 Table: TypeAlias = datasets.Dataset | pd.DataFrame
 
 
@@ -37,6 +40,7 @@ def make_splits(
     diagnoses: Sequence[str],
     seed: int = 42,
     hashes: pd.DataFrame | None = None,
+    given: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Return one row per image of these diagnoses: image_id, lesion_id, label (code), source, split.
 
@@ -44,10 +48,12 @@ def make_splits(
         dataset: A dataset in the columns of the contract, or a table of image_id, lesion_id, label (code) and
             source without pixels; in the latter each image without lesion_id counts as a lesion of its own.
         protocol: "lesion" keeps lesions together, stratified by diagnosis and source, 70/15/15; "original" is the
-            original system's random split of images, kept only for comparison: it leaks, see `leakage`.
+            original system's random split of images, kept only for comparison: it leaks, see `leakage`; "given" is the
+            dataset's own, as it is: near-duplicates get one lesion id, so that `leakage` counts them too.
         diagnoses: Codes to keep.
         seed: Other seeds give other splits; the order of the rows does not matter.
         hashes: Perceptual hashes of the images (`load_images`); made here where they are needed and not given.
+        given: The dataset's own split of each image, by image id (`load_images`).
     """
     table = to_table(dataset)
     table = table[table["label"].isin(list(diagnoses))].sort_values("image_id", ignore_index=True)
@@ -58,10 +64,23 @@ def make_splits(
     if hashes is None and table["lesion_id"].isna().any() and isinstance(dataset, datasets.Dataset):
         hashes = hash_images(dataset)
     table, group = group_lesions(table, hashes)
+    if protocol == "given":
+        return table.assign(split=_given_splits(table["image_id"], given or {}))[list(COLUMNS)]
     table["split"] = _assign(table, group, seed)
     splits = table[list(COLUMNS)]
     check_no_leakage(splits)
     return splits
+
+
+def _given_splits(image_ids: pd.Series, given: Mapping[str, str]) -> list[str]:
+    own = sorted(set(given.values()))
+    named = {GIVEN_NAMES.get(name.lower()) for name in own}
+    if named != set(SPLITS):
+        raise DataError(
+            f"--protocol given needs a dataset with train, validation and test; this one has {', '.join(own) or 'no splits'}. "
+            "Use --protocol lesion, which makes them."
+        )
+    return [GIVEN_NAMES[given[image_id].lower()] for image_id in image_ids]
 
 
 def check_no_leakage(splits: pd.DataFrame) -> None:
@@ -88,15 +107,15 @@ def check_no_leakage(splits: pd.DataFrame) -> None:
 
 
 def leakage(splits: pd.DataFrame) -> dict[str, float]:
-    """Return the share of test images whose lesion is also in train: {"overall": …, and each diagnosis}.
+    """Return the fraction of test images whose lesion is also in train: {"overall": …, and each diagnosis}.
 
-    Images without a lesion id count as not leaking, so the share is a lower bound.
+    Images without a lesion id count as not leaking, so the fraction is a lower bound.
     """
     in_train = set(splits["lesion_id"][splits["split"] == "train"].dropna())
     test = splits[splits["split"] == "test"]
     leaks = test["lesion_id"].isin(in_train)
     per_diagnosis = leaks.groupby(test["label"]).mean()
-    return {"overall": float(leaks.mean()), **{str(code): float(share) for code, share in per_diagnosis.items()}}
+    return {"overall": float(leaks.mean()), **{str(code): float(rate) for code, rate in per_diagnosis.items()}}
 
 
 def leave_one_source_out(splits: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -243,9 +262,9 @@ def group_lesions(table: pd.DataFrame, hashes: pd.DataFrame | None) -> tuple[pd.
 
 
 def _assign(table: pd.DataFrame, group: np.ndarray, seed: int) -> np.ndarray:
-    """Give each group a split: in each stratum, the largest group first, to the split that is emptiest for its share.
+    """Give each group a split: in each stratum, the largest group first, to the split that is emptiest for its size.
 
-    So each split also has its share of lesions with many photographs. On the full CSV, each stratum (diagnosis ×
+    So each split also has its part of the lesions with many photographs. On the full CSV, each stratum (diagnosis ×
     source) of 100 images or more is within 0.8 points of 70/15/15, against 5.1 for scikit-learn's
     StratifiedGroupKFold in 20 folds, which moreover depends on the order of the rows.
     """
@@ -255,12 +274,12 @@ def _assign(table: pd.DataFrame, group: np.ndarray, seed: int) -> np.ndarray:
     # A hash of seed and name orders groups of one size: no generator's stream, which may change with its library.
     groups["order"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in groups["name"]]
     groups = groups.sort_values(["size", "order"], ascending=[False, True])
-    shares = np.array([SHARES[split] for split in SPLITS])
+    fractions = np.array([FRACTIONS[split] for split in SPLITS])
     chosen: dict[Any, int] = {}
     for _, stratum in groups.groupby(["label", "source"], sort=True):
         filled = np.zeros(len(SPLITS))
         for number, size in zip(stratum.index, stratum["size"], strict=True):
-            best = int(np.argmin(filled / shares))
+            best = int(np.argmin(filled / fractions))
             filled[best] += size
             chosen[number] = best
     return np.array(SPLITS, dtype=object)[[chosen[number] for number in group]]

@@ -160,7 +160,9 @@ def known_before(source: ModelFolder) -> dict[str, Any]:
         numbers = [record[key] for record in training["history"] for key in ("epoch", *HISTORY_KEYS)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFolderError(f"{path} is damaged or of another version ({type(error).__name__}: {error}).") from error
-    if protocol not in ("lesion", "original") or not all(isinstance(number, int | float) for number in numbers):
+    if protocol not in ("lesion", "original", "given") or not all(
+        isinstance(number, int | float) for number in numbers
+    ):
         raise ModelFolderError(f"{path} is damaged: protocol {shortened(protocol)}, or an epoch without its numbers.")
     return {"protocol": protocol, "run": training, "history": training["history"]}
 

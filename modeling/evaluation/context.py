@@ -64,7 +64,7 @@ class Context:
         splits: Rows of `splits.make_splits` or `read_splits`.
         val_outputs: Calibrated outputs of val, with image ids; None if the splits have no val.
         test_outputs: The same of test.
-        protocol: How the splits were made, "lesion" or "original".
+        protocol: How the splits were made, "lesion", "original" or "given".
         n_skipped: Images left out because they could not be read.
         run: Content of train_config.json, if known.
         history: One record an epoch, as in log.jsonl.

@@ -55,8 +55,9 @@ class TrainOptions:
     protocol: str = option(
         "lesion",
         "lesion: no lesion is in two splits, so scores can be trusted. original: the original's image split, "
-        "which leaks; for comparison only.",
-        "lesion | original",
+        "which leaks; for comparison only. given: the train, validation and test of the dataset itself, as they are; how "
+        "far they leak is reported.",
+        "lesion | original | given",
     )
     splits: str | None = option(None, "Reuse this splits.csv. Default: make new ones from --seed.")
     test_source: str | None = option(

@@ -67,7 +67,11 @@ def test_all_splits_of_a_hub_data_set_are_taken(tmp_path: Path) -> None:
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder = save(tmp_path / "data", {"image": pictures(2), "label": [0, 1]}, features)
     save(tmp_path / "data", {"image": pictures(3, 50), "label": [1, 1, 0]}, features, split="test")
-    dataset = load_data(folder)
+    loaded = load_images(folder)
+    assert loaded.given_splits == {
+        "train-000000": "train", "train-000001": "train", "test-000000": "test", "test-000001": "test", "test-000002": "test",
+    }  # fmt: skip
+    dataset = loaded.dataset
     found = dict(zip(dataset["image_id"], dataset["label"], strict=True))
     assert found == {"train-000000": 0, "train-000001": 1, "test-000000": 1, "test-000001": 1, "test-000002": 0}
 

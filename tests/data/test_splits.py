@@ -362,3 +362,33 @@ def test_a_line_of_a_million_commas_is_refused_before_it_becomes_columns(tmp_pat
     path.write_text("image_id,lesion_id,label,source,split\n" + "i,l,MEL,HAM,test," * 1_000_000)
     with pytest.raises(DataError, match="a line of 10000 characters"):
         load_splits(path)
+
+
+def given_data() -> tuple[datasets.Dataset, dict[str, str]]:
+    """Ten images in the dataset's own splits: two of test show what is in train, by lesion id and by near-duplicate."""
+    rows: list[tuple[bytes, str | None, str]] = [(jpeg(drawn(seed)), None, CODES[seed % 2]) for seed in range(8)]
+    rows += [(jpeg(drawn(0), 60), None, CODES[0]), (jpeg(drawn(50)), "L1", CODES[1])]
+    rows[1] = (rows[1][0], "L1", CODES[1])
+    names = ["train"] * 4 + ["validation"] * 2 + ["test"] * 4
+    return dataset_of(rows), {f"image_{index:03d}": name for index, name in enumerate(names)}
+
+
+def test_a_datasets_own_splits_are_used_as_they_are_and_their_leakage_is_told() -> None:
+    data, given = given_data()
+    splits = make_splits(data, protocol="given", diagnoses=CODES[:2], given=given)
+    assert dict(zip(splits["image_id"], splits["split"], strict=True)) == {
+        name: split.replace("validation", "val") for name, split in given.items()
+    }
+    assert leakage(splits) == {"overall": 0.5, CODES[0]: 0.5, CODES[1]: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("renamed", "has"), [({"validation": "train"}, "test, train"), ({"test": "extra"}, "extra, train, validation")]
+)
+def test_splits_that_are_not_train_validation_and_test_are_refused_with_what_there_is(renamed, has) -> None:
+    data, given = given_data()
+    own = {name: renamed.get(split, split) for name, split in given.items()}
+    with pytest.raises(DataError, match=f"needs a dataset with train, validation and test; this one has {has}"):
+        make_splits(data, protocol="given", diagnoses=CODES[:2], given=own)
+    with pytest.raises(DataError, match="this one has no splits"):
+        make_splits(data, protocol="given", diagnoses=CODES[:2])
