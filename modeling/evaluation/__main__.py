@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pandas as pd
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
 from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
+from modeling.data import isic2019
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
 from modeling.data.sources import load_data
 from modeling.data.splits import load_splits, read_splits
-from modeling.evaluation.context import Context
+from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
+from modeling.evaluation.external import open_external
 from modeling.evaluation.sections import HISTORY_KEYS, training_section
 from modeling.evaluation.verify import verify
 from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError, shortened
@@ -53,6 +56,16 @@ class EvaluationOptions:
     tta: bool = field(
         default=False, metadata={"help": "Measure test-time augmentation on all of test; by default on a sample of it."}
     )
+    external: bool = field(
+        default=False,
+        metadata={
+            "help": "External validation: score data that are not the model's own. All images that it has not seen are test."
+        },
+    )
+    official_test: bool = field(
+        default=False,
+        metadata={"help": "Score on the official test of ISIC 2019, as the challenge did and with the usual numbers."},
+    )
     output: str = field(
         default="evaluation", metadata={"help": "Folder for metrics.json, figures/ and predictions.csv."}
     )
@@ -74,17 +87,14 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
 
     accelerator = Accelerator()
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision, device=accelerator.device)
-    name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
-    splits_csv = options.splits or file_beside(classifier.source, SPLITS_NAME)
-    if name is None or splits_csv is None:
-        missing = "dataset in config.json: give --dataset" if name is None else f"{SPLITS_NAME}: give --splits"
-        raise ValueError(f"{classifier.model_id} has no {missing}.")
     before = known_before(classifier.source)
-    dataset = load_data(name, data_dir=options.data_dir)
-    check_diagnoses(classifier, dataset)
-    # A run that leaves a source out has no row for the other sources' test images.
-    named = np.isin(dataset["image_id"], load_splits(splits_csv)["image_id"])
-    splits = read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
+    external: External | None = None
+    if options.external or options.official_test:
+        dataset, name = open_data(classifier, options)
+        with accelerator.main_process_first():
+            dataset, splits, external = open_external(classifier, dataset, name=name, challenge=options.official_test)
+    else:
+        dataset, splits = open_own_data(classifier, options)
     outputs: dict[str, Outputs | None] = {}
     for split in ("val", "test"):
         ids = splits.loc[splits["split"] == split, "image_id"].tolist()
@@ -101,13 +111,48 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
         splits=splits,
         val_outputs=outputs["val"],
         test_outputs=outputs["test"],
-        protocol=before["protocol"],
+        protocol="external" if external else before["protocol"],
         run=before["run"],
         history=before["history"],
         masks_dir=Path(options.masks) if options.masks else None,
         tta_on_all=options.tta,
+        external=external,
     )
     return evaluate_model(context, output_dir=output, predictions_csv=output / "predictions.csv")
+
+
+def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[datasets.Dataset, str]:
+    """Return the dataset that the options name, and what it is called in files that others see."""
+    if options.official_test:
+        return isic2019.load_official_test(options.data_dir), "isic2019 official test"
+    name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
+    if name is None:
+        raise ValueError(f"{classifier.model_id} has no dataset in config.json: give --dataset.")
+    return load_data(name, data_dir=options.data_dir), Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[datasets.Dataset, pd.DataFrame]:
+    """Return the model's own data and splits.
+
+    Raises:
+        ValueError: If the data are others, or lack a diagnosis of the model.
+    """
+    splits_csv = options.splits or file_beside(classifier.source, SPLITS_NAME)
+    if splits_csv is None:
+        raise ValueError(
+            f"{classifier.model_id} has no {SPLITS_NAME}: give --splits, or --external if the model was trained on other data."
+        )
+    dataset, name = open_data(classifier, options)
+    check_diagnoses(classifier, dataset)
+    # A run that leaves a source out has no row for the other sources' test images.
+    rows = load_splits(splits_csv)
+    named = np.isin(dataset["image_id"], rows["image_id"])
+    if options.splits is None and named.sum() < len(rows):
+        raise ValueError(
+            f"{name} is not what the model was trained on: it has {named.sum()} of the {len(rows)} images of its {SPLITS_NAME}. "
+            "Add --external to score the model on other data than its own, or give the data that it was trained on."
+        )
+    return dataset, read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
 
 
 def check_diagnoses(classifier: LesionClassifier, dataset: datasets.Dataset) -> None:

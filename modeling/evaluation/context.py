@@ -55,6 +55,27 @@ class Split:
 
 
 @dataclass(frozen=True)
+class External:
+    """Where the images of an external evaluation come from, and what they are compared with.
+
+    Attributes:
+        name: Of the dataset, as others see it.
+        fingerprint: Of all its images.
+        internal: Content of the model's own metrics.json; None if it was published without.
+        left_out: Images that the model has seen: image_id, known_id and reason (`data.duplicates.find_known`).
+        compared_by: What they were found by, in words.
+        challenge: True for the official test of ISIC 2019, which is also scored as the challenge did.
+    """
+
+    name: str
+    fingerprint: str
+    internal: Mapping[str, Any] | None
+    left_out: pd.DataFrame
+    compared_by: str
+    challenge: bool = False
+
+
+@dataclass(frozen=True)
 class Context:
     """Everything that the sections of metrics.json are computed from; each section is a function of it.
 
@@ -70,6 +91,7 @@ class Context:
         history: One record an epoch, as in log.jsonl.
         masks_dir: Holds `<image_id>_segmentation.png`; without it heat maps are not scored against masks.
         tta_on_all: Measure test-time augmentation on all of test, not on the sample.
+        external: Given where the images are not the model's own data.
     """
 
     classifier: LesionClassifier
@@ -83,6 +105,7 @@ class Context:
     history: Sequence[Mapping[str, Any]] = ()
     masks_dir: Path | None = None
     tta_on_all: bool = False
+    external: External | None = None
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -196,8 +219,12 @@ class StoredImages:
         self.position = table["position"]
 
     def load(self, image_ids: Sequence[str] | pd.Series) -> list[Image.Image]:
+        return [decode_image(file) for file in self.files(image_ids)]
+
+    def files(self, image_ids: Sequence[str] | pd.Series) -> list[bytes | str]:
+        """Return the bytes of images as they are stored, or their paths."""
         stored = (self.stored[int(self.position[image_id])]["image"] for image_id in image_ids)
-        return [decode_image(image["bytes"] or image["path"]) for image in stored]
+        return [image["bytes"] or image["path"] for image in stored]
 
 
 def metadata_table(dataset: datasets.Dataset) -> pd.DataFrame:

@@ -45,6 +45,11 @@ heat_maps        masks {n_images, n_lesions, n_without_mask, mean_lesion_fractio
                  road {n_images, n_lesions, model, centred_blob}
 failures         most_confident: rows of image_id, label, predicted, probability; missed {operating point: n_images, image_ids}
 reference        rows of system, protocol, measured_on, leakage_rate, scores {name}; or system, protocol and reason
+image_properties long_side_px, sharpness, jpeg_quality and brightness {lower_quartile, median, upper_quartile} of a sample of test
+external         only where the images are not the model's own: compared_by, left_out {reason: n}, headline {name: internal,
+                 external, difference}, calibration {code: excess_probability, slope}, thresholds {operating point: stored,
+                 needed}, mix {what {group: internal, external}}, image_properties {property {internal, external}},
+                 accuracy_at_internal_mix, challenge {n_images, mean_recall, recall {code}, note}; or reason in place of any
 training         options, history (one record an epoch), best_epoch, selection
 figures          file names in figures/
 """
@@ -58,7 +63,7 @@ import numpy as np
 import pandas as pd
 
 from modeling.estimates import format_estimate
-from modeling.evaluation import sections
+from modeling.evaluation import external, sections
 from modeling.evaluation.context import Context, track
 from modeling.evaluation.figures import draw_figures
 from modeling.files import METRICS_NAME, METRICS_SCHEMA
@@ -81,6 +86,7 @@ SECTIONS: dict[str, Callable[[Context], Any]] = {
     "heat_maps": sections.heat_maps_section,
     "failures": sections.failures_section,
     "reference": sections.reference_section,
+    "image_properties": external.image_properties_section,
     "training": lambda context: sections.training_section(context.run, context.history),
 }
 
@@ -97,6 +103,8 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
     metrics: dict[str, Any] = {"schema_version": METRICS_SCHEMA}
     for name, section in track(SECTIONS.items(), "evaluation"):
         metrics[name] = section(context)
+    if context.external:
+        metrics["external"] = external.external_section(context, metrics)
     metrics["figures"] = draw_figures(output_dir / "figures", metrics, context)
     metrics = rounded(metrics)
     text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False)
@@ -168,6 +176,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         lines.append(
             f"  {metrics['data']['leakage']['overall']:.1%} of the test images show a lesion that is also in train"
         )
+    if "external" in metrics:
+        lines += external.summary_lines(metrics["external"])
     model, data = metrics["model"], metrics["data"]
     lines.append(
         f"model of run {model['run_id']}, revision {model['revision'] or 'local'}, weights sha256 {model['weights_sha256']}, "

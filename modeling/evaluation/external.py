@@ -7,16 +7,30 @@ first. A change of quality is told from a change of mix by re-weighting the exte
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
+import datasets
 import numpy as np
+import pandas as pd
 from PIL import Image
 
-from modeling.calibration import OperatingPoint, choose_threshold, target_probability
-from modeling.evaluation.bootstrap import Bootstrap, Estimate, estimate, not_estimable
-from modeling.evaluation.metrics import replicated_confusion
+from modeling.calibration import OperatingPoint, choose_threshold, softmax, target_probability
+from modeling.classifier import BATCH_SIZE, LesionClassifier
+from modeling.data.duplicates import HASHES_NAME, find_known, hash_images, read_hashes
+from modeling.data.isic2019 import UNKNOWN_CLASS
+from modeling.data.sources import fingerprint
+from modeling.data.splits import COLUMNS, group_lesions, to_table
+from modeling.estimates import format_estimate
+from modeling.evaluation.bootstrap import Bootstrap, Estimate, bootstrap_lesions, estimate, estimate_rate, not_estimable
+from modeling.evaluation.context import Context, External, classify_images
+from modeling.evaluation.metrics import replicated_balanced_accuracy, replicated_confusion
+from modeling.files import METRICS_NAME, read_metrics
+from modeling.labels import CODES
+from modeling.model_folder import file_beside
 
+CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
 HEADLINE = ("balanced_accuracy", "accuracy", "macro_auroc", "macro_f1")
 SHARPNESS_SIDE_PX = 224
 N_NEWTON_STEPS = 25
@@ -40,7 +54,7 @@ def compare_estimates(internal: Estimate, external: Estimate) -> Estimate:
         side = "internal" if internal["value"] is None else "external"
         return not_estimable(f"the {side} value is not estimable")
     value = external["value"] - internal["value"]
-    if None in (internal["low"], internal["high"], external["low"], external["high"]):
+    if any(one.get(bound) is None for one in (internal, external) for bound in ("low", "high")):
         return {"value": value, "low": None, "high": None, "reason": "one of the two values has no interval"}
     low = value - np.hypot(external["value"] - external["low"], internal["high"] - internal["value"])
     high = value + np.hypot(external["high"] - external["value"], internal["value"] - internal["low"])
@@ -216,3 +230,191 @@ def mix_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[s
             for group in sorted({*counts[0], *counts[1]})
         }
     return result
+
+
+# ---- opening an external dataset -------------------------------------------------------------------------------------
+
+
+def open_external(
+    classifier: LesionClassifier, dataset: datasets.Dataset, *, name: str, challenge: bool = False
+) -> tuple[datasets.Dataset, pd.DataFrame, External]:
+    """Leave out what the model has seen and make every other image of a known diagnosis test.
+
+    Returns:
+        The dataset without the images that the model has seen; splits that say test for those of its diagnoses, with lesions
+        from the data or from near-duplicates; and what was left out.
+
+    Raises:
+        ValueError: If no image of the model's diagnoses is left, with what was there instead.
+    """
+    metrics_json = file_beside(classifier.source, METRICS_NAME)
+    internal = read_metrics(metrics_json) if metrics_json else None
+    known, compared_by = _seen_images(classifier)
+    left_out = find_known(hash_images(dataset), known) if known is not None else pd.DataFrame(columns=_LEFT_OUT)
+    seen = np.isin(dataset["image_id"], left_out["image_id"])
+    if seen.all():
+        raise ValueError(
+            f"all {len(seen)} images of {name} are among those that the model was trained, chosen or tested on: nothing "
+            "external is left. Leave --external out to score the model on its own test split."
+        )
+    whole, dataset = dataset, dataset.select(np.flatnonzero(~seen))
+    table, _ = group_lesions(to_table(dataset), dataset)
+    splits = table[table["label"].isin(classifier.codes)].assign(split="test")[list(COLUMNS)]
+    if splits.empty:
+        found = ", ".join(sorted(set(table["label"])))
+        raise ValueError(
+            f"the model answers {', '.join(classifier.codes)}, and {name} has none of these, but {found}. Rename its labels to "
+            "the codes or full names of the diagnoses."
+        )
+    return (
+        dataset,
+        splits.sort_values("image_id", ignore_index=True),
+        External(name, fingerprint(whole), internal, left_out, compared_by, challenge),
+    )
+
+
+_LEFT_OUT = ("image_id", "known_id", "reason")
+
+
+def _seen_images(classifier: LesionClassifier) -> tuple[pd.DataFrame | None, str]:
+    """Return the images that a model has seen, as `find_known` takes them, and what they can be found by."""
+    hashes = file_beside(classifier.source, HASHES_NAME)
+    if hashes is not None:
+        return read_hashes(hashes), "image id, lesion id and perceptual hash"
+    return (
+        None,
+        f"nothing: the model was published without {HASHES_NAME}, so images that it was trained on may be among these",
+    )
+
+
+def image_properties_section(context: Context) -> dict[str, Any]:
+    files = context.images.files(context.sample.rows["image_id"])
+    return image_properties(
+        [file if isinstance(file, bytes) else Path(file).read_bytes() for file in files], context.sample.images
+    )
+
+
+def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare the other sections of an external evaluation with the model's own metrics.json."""
+    external, test, codes = context.external, context.test, context.codes
+    assert external is not None
+    own = external.internal
+    missing = {"reason": "the model was published without a metrics.json to compare with"}
+    points = context.classifier.operating_points
+    return {
+        "compared_by": external.compared_by,
+        "left_out": {str(reason): int(n) for reason, n in external.left_out["reason"].value_counts().items()},
+        "headline": headline_rows(own, metrics) if own else missing,
+        "calibration": calibration_in_the_large(test.probs, test.labels, codes, test.bootstrap),
+        "thresholds": {
+            point.name: {"stored": point.threshold, "needed": needed_threshold(point, test.probs, test.labels, codes)}
+            for point in points
+        },
+        "mix": mix_rows(own, metrics) if own else missing,
+        "image_properties": {
+            name: {"internal": own["image_properties"][name], "external": values}
+            for name, values in metrics["image_properties"].items()
+        }
+        if own
+        else missing,
+        "accuracy_at_internal_mix": accuracy_at_mix(test.predicted, test.labels, _mix(own, codes), test.bootstrap)
+        if own
+        else not_estimable(missing["reason"]),
+        "challenge": score_challenge(context)
+        if external.challenge
+        else {"reason": "not the official test of ISIC 2019"},
+    }
+
+
+def _mix(metrics: Mapping[str, Any], codes: Sequence[str]) -> np.ndarray:
+    per_class = metrics["data"]["flow"]["splits"]["test"]["per_class"]
+    return np.array([per_class[code] for code in codes], dtype=float)
+
+
+def score_challenge(context: Context) -> dict[str, Any]:
+    """Score the official test as the ISIC 2019 challenge did: mean recall over its nine classes, UNK among them.
+
+    The answer to an image is UNK where the model abstains. Source: Combalia et al. (2022), doi:10.1016/S2589-7500(22)00021-8.
+    """
+    test, table = context.test, context.table
+    answers = [_challenge_answers(context, test.outputs.logits, test.outputs.features)]
+    truths, lesions = [test.rows["label"].to_numpy()], [test.rows["lesion_id"].to_numpy()]
+    others = table[table["label"].isin(CHALLENGE_CLASSES) & ~table["label"].isin(context.codes)]
+    for start in range(0, len(others), BATCH_SIZE):
+        rows = others.iloc[start : start + BATCH_SIZE]
+        answers.append(
+            _challenge_answers(context, *classify_images(context.classifier, context.images.load(rows["image_id"])))
+        )
+        truths.append(rows["label"].to_numpy())
+        lesions.append(rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy())
+    return challenge_score(np.concatenate(answers), np.concatenate(truths), np.concatenate(lesions), context.codes)
+
+
+def _challenge_answers(context: Context, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return the class that is answered to each image, (N,) of str."""
+    answers = np.array(context.codes, dtype=object)[context.decide(softmax(logits))]
+    if context.classifier.abstention is not None:
+        answers[context.classifier.abstention.abstains(logits, features)] = UNKNOWN_CLASS
+    return answers
+
+
+def challenge_score(
+    answers: np.ndarray, truths: np.ndarray, lesions: np.ndarray, codes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the mean recall over the nine classes of the challenge, and each of them.
+
+    Args:
+        answers: Class that was answered to each image, shape (N,).
+        truths: Class of each image, shape (N,).
+        lesions: Lesion that each shows, shape (N,).
+        codes: Diagnoses that the model tells apart.
+    """
+    place = {name: index for index, name in enumerate(CHALLENGE_CLASSES)}
+    predicted, labels = (np.array([place[name] for name in names]) for names in (answers, truths))
+    bootstrap = bootstrap_lesions(lesions)
+    recall = {
+        name: estimate_rate(predicted == index, labels == index, bootstrap, reason=f"no image of {name}")
+        for name, index in place.items()
+    }
+    absent = [name for name, value in recall.items() if value["value"] is None]
+    mean = (
+        not_estimable(f"no image of {', '.join(absent)}")
+        if absent
+        else estimate(
+            float(np.mean([value["value"] for value in recall.values()])),
+            replicated_balanced_accuracy(predicted, labels, len(place), bootstrap),
+            bootstrap.n_lesions,
+        )
+    )
+    known = [name for name in place if name in codes]
+    note = f"{UNKNOWN_CLASS} is answered where the model abstains"
+    if len(known) < len(CODES):
+        note += (
+            f"; the model tells {len(known)} of the {len(CODES)} diagnoses apart, so it can reach "
+            f"{(len(known) + 1) / len(place):.3f} at most and does not compare with the challenge's entries"
+        )
+    return {"n_images": len(labels), "mean_recall": mean, "recall": recall, "note": note}
+
+
+def summary_lines(external: Mapping[str, Any]) -> list[str]:
+    """Return the comparison in a few lines for the console."""
+    n_left_out = sum(external["left_out"].values())
+    lines = [f"images that the model has seen were looked for by {external['compared_by']}: {n_left_out} left out"]
+    if "reason" in external["headline"]:
+        lines.append(f"not compared: {external['headline']['reason']}")
+    else:
+        lines.append("internal test → this dataset, difference:")
+        lines += [
+            f"  {name}: {format_estimate(row['internal'])} → {format_estimate(row['external'])}, "
+            f"{format_estimate(row['difference'])}"
+            for name, row in external["headline"].items()
+        ]
+        lines.append(
+            f"  accuracy at the internal mix of diagnoses: {format_estimate(external['accuracy_at_internal_mix'])}"
+        )
+    if "mean_recall" in external["challenge"]:
+        challenge = external["challenge"]
+        lines.append(
+            f"ISIC 2019 challenge, mean recall: {format_estimate(challenge['mean_recall'])} ({challenge['note']})"
+        )
+    return lines

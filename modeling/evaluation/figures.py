@@ -35,6 +35,8 @@ def draw_figures(folder: Path, metrics: dict[str, Any], context: Context) -> lis
         figures["training"] = _training(metrics["training"]["history"])
     if scores := ood_scores(context):
         figures["ood"] = _ood(scores, metrics["abstention"]["threshold"])
+    if "headline" in metrics.get("external", {}) and "reason" not in metrics["external"]["headline"]:
+        figures["external"] = _external(metrics["external"]["headline"])
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI)
     return [f"{name}.png" for name in figures]
@@ -149,4 +151,24 @@ def _ood(scores: dict[str, np.ndarray], threshold: float) -> Figure:
         axes.set_xscale("log")
     axes.set(xlabel="OOD score", title="Abstention: 5th to 95th percentile by kind of image")
     axes.legend()
+    return figure
+
+
+def _external(rows: dict[str, dict[str, Any]]) -> Figure:
+    """Each headline number of the model's own test above that of the external dataset, with their intervals."""
+    shown = {
+        name: row for name, row in rows.items() if None not in (row["internal"]["value"], row["external"]["value"])
+    }
+    figure, axes = _new(width=6.4, height=1 + 0.34 * len(shown))
+    for offset, colour, side in ((-0.12, "tab:blue", "internal"), (0.12, "tab:orange", "external")):
+        for place, row in enumerate(shown.values()):
+            value, low, high = (row[side].get(bound) for bound in ("value", "low", "high"))
+            if low is not None and high is not None:
+                axes.plot([low, high], [place + offset] * 2, color=colour)
+            axes.plot([value], [place + offset], "o", color=colour, label=f"{side} test" if place == 0 else None)
+    axes.set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown])
+    axes.invert_yaxis()
+    axes.set(title="Own test and external dataset, 95 % intervals")
+    if shown:
+        axes.legend(loc="best")
     return figure

@@ -62,13 +62,14 @@ def data_section(context: Context) -> dict[str, Any]:
     other = table["label"][~table["label"].isin(codes)].value_counts()
     rates = {code: rate if np.isfinite(rate) else None for code, rate in leakage(splits).items()}
     parts = {name: splits[splits["split"] == name] for name in ("train", "val", "test")}
+    external = context.external
     return {
-        "dataset": lesion.get("dataset"),
+        "dataset": external.name if external else lesion.get("dataset"),
         "synthetic": bool(lesion.get("synthetic")),
-        "fingerprint": lesion.get("data_fingerprint"),
+        "fingerprint": external.fingerprint if external else lesion.get("data_fingerprint"),
         "splits_sha256": splits_hash(splits),
         "protocol": context.protocol,
-        "split_unit": "lesion" if context.protocol == "lesion" else "image",
+        "split_unit": "image" if context.protocol == "original" else "lesion",
         "leakage": rates,
         "flow": {
             "in_dataset": len(table),

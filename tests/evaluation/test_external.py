@@ -1,23 +1,40 @@
 """modeling/evaluation/external.py: each number against an independent computation, the interval of a difference by simulation."""
 
+import contextlib
 import io
+import json
+import shutil
+from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from modeling.calibration import OperatingPoint
+from modeling.classifier import LesionClassifier
+from modeling.data.duplicates import HASHES_NAME, hash_images, write_hashes
+from modeling.data.isic2019 import FEATURES
+from modeling.data.splits import write_splits
+from modeling.evaluation.__main__ import main
 from modeling.evaluation.bootstrap import bootstrap_lesions, estimate, estimate_rate
 from modeling.evaluation.external import (
     accuracy_at_mix,
     calibration_in_the_large,
+    challenge_score,
     compare_estimates,
     image_properties,
     jpeg_quality,
     logistic_slopes,
     needed_threshold,
 )
+from modeling.files import SPLITS_NAME
+from modeling.labels import CODES as CODES_8
+from modeling.labels import REFERENCE_CODES
+from support.scored import make_scored_folder
 
 CODES = ("BKL", "MEL", "NV")
 
@@ -148,3 +165,175 @@ def test_image_properties_tell_blurred_dark_and_small_images():
     assert poor["sharpness"]["median"] < clear["sharpness"]["median"] / 4
     assert poor["brightness"]["median"] == pytest.approx(clear["brightness"]["median"] / 4, rel=0.05)
     assert clear["jpeg_quality"]["median"] == pytest.approx(80, abs=2)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+N_EXTERNAL, N_PLANTED = 160, 10
+
+
+def cloudy(rng: np.random.Generator) -> Image.Image:
+    """Coloured clouds, no two alike by their perceptual hash, which sees 16 frequencies each way."""
+    grain = rng.integers(0, 256, size=(20, 20, 3), dtype=np.uint8)
+    return Image.fromarray(grain).resize((96, 80), Image.Resampling.BICUBIC)
+
+
+def seen_images() -> list[Image.Image]:
+    """Photographs that the model was trained on."""
+    rng = np.random.default_rng(8)
+    return [cloudy(rng) for _ in range(N_PLANTED)]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> Path:
+    """A scored model folder that says which images it has seen."""
+    folder = make_scored_folder(tmp_path_factory.mktemp("scored"))
+    rows = [
+        {"image": image, "image_id": f"seen_{number}", "lesion_id": f"{number}"}
+        for number, image in enumerate(seen_images())
+    ]
+    features = datasets.Features({name: FEATURES[name] for name in ("image", "image_id", "lesion_id")})
+    write_hashes(hash_images(datasets.Dataset.from_list(rows, features=features)), folder / HASHES_NAME)
+    splits = [{**row, "label": "NV", "source": "HAM", "split": "train"} for row in rows]
+    write_splits(pd.DataFrame(splits), folder / SPLITS_NAME)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> Path:
+    """A folder of labelled photographs, two a lesion, some copied from the model's training data and some saved again."""
+    folder, rng = tmp_path_factory.mktemp("elsewhere"), np.random.default_rng(7)
+    rows = []
+    for number in range(N_EXTERNAL):
+        cloudy(rng).save(folder / f"photo_{number:03d}.jpg", quality=90)
+        label = (*REFERENCE_CODES, "DF")[number // 2 % 5]
+        rows.append((f"photo_{number:03d}.jpg", label, f"photo_{number:03d}", f"lesion_{number // 2}"))
+    for number, image in enumerate(seen_images()):
+        name = f"planted_{number:03d}"
+        image.resize((48, 40) if number % 2 else image.size).save(
+            folder / f"{name}.jpg", quality=98 if number % 2 else 40
+        )
+        rows.append((f"{name}.jpg", "NV", name, ""))
+    lines = ["file_name,label,image_id,lesion_id", *(",".join(row) for row in rows)]
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def external_metrics(scored, elsewhere, tmp_path_factory) -> tuple[dict, pd.DataFrame, str]:
+    """Content of metrics.json, predictions.csv and what the command printed."""
+    output = tmp_path_factory.mktemp("output")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([str(scored), "--dataset", str(elsewhere), "--external", "--output", str(output)]) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    return metrics, pd.read_csv(output / "predictions.csv"), printed.getvalue()
+
+
+def test_planted_images_are_left_out_and_all_others_are_test(external_metrics):
+    metrics, predictions, printed = external_metrics
+    assert sum(metrics["external"]["left_out"].values()) == N_PLANTED
+    assert f"{N_PLANTED} left out" in printed
+    assert set(predictions["split"]) == {"test"}
+    assert not predictions["image_id"].str.startswith("planted").any()
+    assert len(predictions) == sum(number // 2 % 5 < 4 for number in range(N_EXTERNAL))
+    assert metrics["abstention"]["near"]["DF"]["n_images"] == sum(number // 2 % 5 == 4 for number in range(N_EXTERNAL))
+    assert metrics["data"]["protocol"] == "external"
+    assert "reason" in metrics["val"]
+
+
+def test_external_answers_are_those_of_the_predictor(external_metrics, scored, elsewhere):
+    _, predictions, _ = external_metrics
+    classifier = LesionClassifier.from_pretrained(scored)
+    answers = classifier.predict([elsewhere / f"{image_id}.jpg" for image_id in predictions["image_id"]])
+    for answer, (_, row) in zip(answers, predictions.iterrows(), strict=True):
+        for code in REFERENCE_CODES:
+            assert answer.probabilities[code] == pytest.approx(row[code], abs=2e-5)
+
+
+def test_internal_stands_beside_external_with_the_difference(external_metrics, scored):
+    metrics, predictions, printed = external_metrics
+    own = json.loads((scored / "metrics.json").read_text())
+    rows = metrics["external"]["headline"]
+    for name in ("balanced_accuracy", "accuracy", "macro_auroc"):
+        assert rows[name]["internal"] == own["test"][name]
+        assert rows[name]["external"] == metrics["test"][name]
+        difference = rows[name]["difference"]
+        assert difference["value"] == pytest.approx(
+            metrics["test"][name]["value"] - own["test"][name]["value"], abs=2e-6
+        )
+        if name == "accuracy" or "reason" not in difference:
+            assert difference["low"] < difference["value"] < difference["high"]
+    assert f"balanced_accuracy: {own['test']['balanced_accuracy']['value']:.3f}" in printed
+    # Independently, from predictions.csv.
+    probs = predictions[list(REFERENCE_CODES)].to_numpy()
+    auroc = roc_auc_score(predictions["label"], probs, multi_class="ovr", labels=list(REFERENCE_CODES))
+    assert rows["macro_auroc"]["external"]["value"] == pytest.approx(auroc, abs=1e-4)
+    mel = predictions["label"] == "MEL"
+    excess = metrics["external"]["calibration"]["MEL"]["excess_probability"]["value"]
+    assert excess == pytest.approx((predictions["MEL"] - mel).mean(), abs=1e-5)
+    mix = metrics["external"]["mix"]["diagnosis"]
+    assert mix["MEL"]["external"] == pytest.approx(mel.mean(), abs=1e-6)
+    assert sum(row["internal"] for row in mix.values()) == pytest.approx(1, abs=1e-5)
+    assert metrics["external"]["image_properties"]["long_side_px"]["external"]["median"] == 96
+    assert "external.png" in metrics["figures"]
+
+
+def test_data_that_are_not_the_models_own_need_the_option(scored, elsewhere, tmp_path, capsys):
+    assert main([str(scored), "--dataset", str(elsewhere), "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "is not what the model was trained on" in error
+    assert "--external" in error
+
+
+def test_data_without_any_diagnosis_of_the_model_are_refused_with_what_they_have(scored, elsewhere, tmp_path, capsys):
+    folder = tmp_path / "others"
+    shutil.copytree(elsewhere, folder)
+    table = pd.read_csv(folder / "metadata.csv").assign(label=["wart", "mole"] * ((N_EXTERNAL + N_PLANTED) // 2))
+    table.to_csv(folder / "metadata.csv", index=False)
+    assert main([str(scored), "--dataset", str(folder), "--external", "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "has none of these, but mole, wart" in error
+
+
+def test_data_that_the_model_has_seen_are_not_external(scored, elsewhere, tmp_path, capsys):
+    folder = tmp_path / "seen"
+    shutil.copytree(elsewhere, folder)
+    for file in folder.glob("photo_*.jpg"):
+        file.unlink()
+    table = pd.read_csv(folder / "metadata.csv")
+    table[table["image_id"].str.startswith("planted")].to_csv(folder / "metadata.csv", index=False)
+    assert main([str(scored), "--dataset", str(folder), "--external", "--output", str(tmp_path / "out")]) == 1
+    assert f"all {N_PLANTED} images of seen are among those" in capsys.readouterr().err
+
+
+def test_a_missing_diagnosis_is_not_estimable_and_nothing_is_dropped(scored, elsewhere, tmp_path):
+    folder = tmp_path / "two"
+    shutil.copytree(elsewhere, folder)
+    table = pd.read_csv(folder / "metadata.csv")
+    table["label"] = table["label"].replace({"BCC": "NV"})
+    table.to_csv(folder / "metadata.csv", index=False)
+    assert main([str(scored), "--dataset", str(folder), "--external", "--output", str(tmp_path / "out")]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["test"]["per_class"]["BCC"]["recall"]["value"] is None
+    assert "not estimable" in metrics["external"]["headline"]["BCC/recall"]["difference"]["reason"]
+    assert "no image here" in metrics["external"]["accuracy_at_internal_mix"]["reason"]
+    assert metrics["test"]["n_images"] == sum(number // 2 % 5 < 4 for number in range(N_EXTERNAL))
+
+
+# ---- the challenge ---------------------------------------------------------------------------------------------------
+
+
+def test_the_challenge_is_the_mean_recall_of_nine_classes_by_hand():
+    truths = np.array([*CODES_8, "UNK"] * 4)
+    answers = truths.copy()
+    answers[:9] = "NV"  # of each class one of four is answered NV: recall 3/4 but for NV, 1
+    answers[9 + 8] = "MEL"  # and one more of UNK: 2/4
+    found = challenge_score(answers, truths, np.arange(36), CODES_8)
+    assert found["mean_recall"]["value"] == pytest.approx((7 * 0.75 + 1 + 0.5) / 9)
+    assert found["recall"]["UNK"]["value"] == pytest.approx(0.5)
+    assert "at most" not in found["note"]
+    four = challenge_score(answers, truths, np.arange(36), REFERENCE_CODES)
+    assert "4 of the 8 diagnoses apart, so it can reach 0.556 at most" in four["note"]
+    absent = challenge_score(answers[truths != "DF"], truths[truths != "DF"], np.arange(32), CODES_8)
+    assert absent["mean_recall"]["reason"] == "no image of DF"
