@@ -81,6 +81,20 @@ CHANGE = {"flip_rate": RATE, "balanced_accuracy": RATE, "balanced_accuracy_gain"
 BASELINE = _section(sees=TEXT, balanced_accuracy=RATE, accuracy=RATE, model_minus_baseline=NUMBER)
 MAP = _section(**_all("heat_inside pointing_game iou", RATE))
 
+QUARTILES = _section(**_all("lower_quartile median upper_quartile", float | None))
+COMPARED = _section(**_all("internal external difference", NUMBER))
+EXTERNAL = _section(
+    compared_by=TEXT,
+    left_out=_by_name(COUNT),
+    headline=_or_reason(_by_name(COMPARED)),
+    calibration=_by_name(_section(**_all("excess_probability slope", NUMBER))),
+    thresholds=_by_name(_section(stored=FRACTION, needed=_section(threshold=FRACTION | None))),
+    mix=_or_reason(_by_name(_by_name(_section(**_all("internal external", FRACTION | None))))),
+    image_properties=_or_reason(_by_name(_section(**_all("internal external", QUARTILES)))),
+    accuracy_at_internal_mix=RATE,
+    challenge=_or_reason(_section(n_images=COUNT, mean_recall=RATE, recall=_by_name(RATE), note=TEXT)),
+)
+
 METRICS: type[_Section] = _section(
     schema_version=Literal[METRICS_SCHEMA],
     model=_section(
@@ -171,6 +185,8 @@ METRICS: type[_Section] = _section(
         missed=_by_name(_section(n_images=COUNT, image_ids=_rows(NAME))),
     ),
     reference=_rows(_by_name(Any)) | _section(reason=TEXT),
+    image_properties=_by_name(QUARTILES),
+    external=(EXTERNAL | None, None),  # only of an external evaluation
     training=_section(options=_by_name(Any), history=_rows(_by_name(Any)), best_epoch=COUNT | None, selection=NAME),
     figures=_rows(Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}\.png$")]),
 )

@@ -14,7 +14,6 @@ from transformers import HfArgumentParser
 
 from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
-from modeling.data import isic2019
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
 from modeling.data.sources import load_data
@@ -124,7 +123,7 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
 def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[datasets.Dataset, str]:
     """Return the dataset that the options name, and what it is called in files that others see."""
     if options.official_test:
-        return isic2019.load_official_test(options.data_dir), "isic2019 official test"
+        return load_data("isic2019", data_dir=options.data_dir, official_test=True), "ISIC 2019 official test"
     name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
     if name is None:
         raise ValueError(f"{classifier.model_id} has no dataset in config.json: give --dataset.")

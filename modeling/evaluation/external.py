@@ -26,8 +26,9 @@ from modeling.estimates import format_estimate
 from modeling.evaluation.bootstrap import Bootstrap, Estimate, bootstrap_lesions, estimate, estimate_rate, not_estimable
 from modeling.evaluation.context import Context, External, classify_images
 from modeling.evaluation.metrics import replicated_balanced_accuracy, replicated_confusion
-from modeling.files import METRICS_NAME, read_metrics
+from modeling.files import METRICS_NAME
 from modeling.labels import CODES
+from modeling.metrics_file import read_metrics
 from modeling.model_folder import file_beside
 
 CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
