@@ -121,13 +121,16 @@ def test_each_score_follows_from_predictions_csv(scored_folder):
             else:
                 assert (found["n_positive"], found["n_negative"]) == (positive.sum(), (~positive).sum())
     # What follows is of test, the last of the two.
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
+    answers = rows["predicted"].map(codes.index).to_numpy()
+    confidence, right = probs[np.arange(len(probs)), answers], answers == labels
     for name, values in (("before", raw), ("after", probs)):
         bins = pd.DataFrame(metrics["calibration"]["reliability"][name])
         assert np.average(bins["confidence"], weights=bins["n_images"]) == pytest.approx(
             values.max(axis=1).mean(), abs=1e-5
         )
-        assert np.average(bins["correct"], weights=bins["n_images"]) == pytest.approx(right.mean(), abs=1e-5)
+        assert np.average(bins["correct"], weights=bins["n_images"]) == pytest.approx(
+            (values.argmax(axis=1) == labels).mean(), abs=1e-5
+        )
     lesions = rows.groupby(["lesion_id", "label"])[codes].mean()  # near-duplicates may have two labels
     lesion_labels = lesions.index.get_level_values("label").map(codes.index)
     auroc = roc_auc_score(lesion_labels, lesions.div(lesions.sum(axis=1), axis=0), multi_class="ovr")
@@ -137,7 +140,7 @@ def test_each_score_follows_from_predictions_csv(scored_folder):
     assert metrics["risk_coverage"]["risk_at_coverage"] == pytest.approx(
         {f"{share:.2f}": risk[round(share * len(rows)) - 1] for share in (1.0, 0.9, 0.8, 0.5)}, abs=1e-5
     )
-    worst = rows[~right].assign(predicted=np.array(codes)[probs.argmax(axis=1)][~right], probability=confidence[~right])
+    worst = rows[~right].assign(probability=confidence[~right])
     worst = worst.sort_values(["probability", "image_id"], ascending=[False, True]).head(10)
     assert metrics["failures"]["most_confident"] == worst[["image_id", "label", "predicted", "probability"]].to_dict(
         "records"
@@ -411,6 +414,9 @@ def as_real_model_of_eight_diagnoses(folder: Path) -> None:
     for part in metrics["data"]["flow"]["splits"].values():
         part["per_class"] = dict.fromkeys(CODES, 1)
     metrics["data"]["leakage"] |= dict.fromkeys(CODES, 0.0)
+    for split in ("val", "test"):
+        for answers in metrics["decision"][split].values():
+            answers["recall"] = dict.fromkeys(CODES, answers["recall"]["NV"])
     for near in metrics["abstention"]["near"].values():
         near["predicted"] = dict.fromkeys(CODES, 0)
     for name, groups in metrics["groups"].items():
