@@ -26,6 +26,8 @@ HOMEPAGE = "https://challenge.isic-archive.com/landing/2019/"
 IMAGES = "ISIC_2019_Training_Input"
 LABELS_CSV = "ISIC_2019_Training_GroundTruth.csv"
 METADATA_CSV = "ISIC_2019_Training_Metadata.csv"
+TRAINING = (IMAGES, LABELS_CSV, METADATA_CSV)
+TEST = ("ISIC_2019_Test_Input", "ISIC_2019_Test_GroundTruth.csv", "ISIC_2019_Test_Metadata.csv")
 
 # The ninth column of the official CSV: none of the eight diagnoses. It counts in the label sum and has no label.
 UNKNOWN_CLASS = "UNK"
@@ -57,13 +59,32 @@ def load_isic2019(data_dir: str | Path | None = None) -> tuple[datasets.Dataset,
     Raises:
         DataError: If a file or a column is missing or broken.
     """
-    images, labels_csv, metadata_csv = official_files(data_dir, (IMAGES, LABELS_CSV, METADATA_CSV))
-    rows, problems = read_rows(labels_csv, metadata_csv, images)
+    return _load(data_dir, TRAINING, CODES)
+
+
+def load_official_test(data_dir: str | Path | None = None) -> tuple[datasets.Dataset, list[Problem]]:
+    """Return the 8,238 official test images like `load_isic2019`, with a ninth label, UNK; no lesion id is known of them.
+
+    Args:
+        data_dir: Holds ISIC_2019_Test_Input (or its zip) and the two CSVs of the test; None downloads them.
+
+    Raises:
+        DataError: If a file or a column is missing or broken.
+    """
+    return _load(data_dir, TEST, (*CODES, UNKNOWN_CLASS))
+
+
+def _load(
+    data_dir: str | Path | None, names: tuple[str, str, str], codes: tuple[str, ...]
+) -> tuple[datasets.Dataset, list[Problem]]:
+    images, labels_csv, metadata_csv = official_files(data_dir, names)
+    rows, problems = read_rows(labels_csv, metadata_csv, images, names=names, codes=codes)
     if not rows:
         raise DataError(f"{labels_csv} and {images} have no image with a whole row in common.")
     # What of a row may change: the cache is keyed by what is handed over.
     times = [os.stat(row["image"]).st_mtime_ns for row in rows]
-    dataset = datasets.Dataset.from_generator(_rows, features=FEATURES, gen_kwargs={"rows": rows, "times": times})
+    features = datasets.Features({**FEATURES, "label": datasets.ClassLabel(names=list(codes))})
+    dataset = datasets.Dataset.from_generator(_rows, features=features, gen_kwargs={"rows": rows, "times": times})
     return dataset, problems
 
 
@@ -152,10 +173,23 @@ def _leaves_folder(member: zipfile.ZipInfo) -> bool:
     return path.is_absolute() or ".." in path.parts or ":" in member.filename or link
 
 
-def read_rows(labels_csv: Path, metadata_csv: Path, images: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Join both CSVs with the image files; return the rows of the contract that are whole, and what is wrong."""
-    labels = _read_csv(labels_csv, ("image", *CODES))
-    metadata = _read_csv(metadata_csv, ("image", "age_approx", "anatom_site_general", "lesion_id", "sex"))
+def read_rows(
+    labels_csv: Path, metadata_csv: Path, images: Path, *, names: tuple[str, str, str], codes: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Join both CSVs with the image files; return the rows of the contract that are whole, and what is wrong.
+
+    Args:
+        labels_csv: One column a diagnosis, exactly one of them 1.
+        metadata_csv: Age, site, sex and, in the training data, lesion.
+        images: Folder of the image files.
+        names: Official names of images, labels and metadata, for messages: a download has others.
+        codes: Diagnoses to keep.
+    """
+    _, labels_name, metadata_name = names
+    labels = _read_csv(labels_csv, ("image", *codes))
+    lesion = () if names == TEST else ("lesion_id",)  # the official test does not tell lesions
+    metadata = _read_csv(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))
+    metadata["lesion_id"] = metadata["lesion_id"] if lesion else ""
     paths: dict[str, Path] = {}
     problems: list[Problem] = []
     for path in images_in(images):
@@ -166,11 +200,11 @@ def read_rows(labels_csv: Path, metadata_csv: Path, images: Path) -> tuple[list[
     def note(ids: Iterable[str], kind: str) -> None:
         problems.extend(Problem(image_id, str(paths.get(image_id, "")), kind) for image_id in sorted(set(ids)))
 
-    note(labels["image"][labels["image"].duplicated()], f"row twice in {LABELS_CSV}")
-    note(metadata["image"][metadata["image"].duplicated()], f"row twice in {METADATA_CSV}")
+    note(labels["image"][labels["image"].duplicated()], f"row twice in {labels_name}")
+    note(metadata["image"][metadata["image"].duplicated()], f"row twice in {metadata_name}")
     labels, metadata = labels.drop_duplicates("image"), metadata.drop_duplicates("image")
-    note(set(metadata["image"]) - set(labels["image"]), f"row in {METADATA_CSV} without a row in {LABELS_CSV}")
-    note(set(labels["image"]) - set(metadata["image"]), f"row in {LABELS_CSV} without a row in {METADATA_CSV}")
+    note(set(metadata["image"]) - set(labels["image"]), f"row in {metadata_name} without a row in {labels_name}")
+    note(set(labels["image"]) - set(metadata["image"]), f"row in {labels_name} without a row in {metadata_name}")
     broken = {image_id for image_id, path in paths.items() if not path.is_file()}
     note(broken, "image is a link to nothing, or no ordinary file")
     note(set(labels["image"]) - set(paths), "row without an image file")
@@ -180,7 +214,7 @@ def read_rows(labels_csv: Path, metadata_csv: Path, images: Path) -> tuple[list[
     one_hot = labels[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)  # (N, 8 or 9)
     whole = ((one_hot == 1).sum(axis=1) == 1) & (one_hot.sum(axis=1) == 1)
     note(labels["image"][~whole], f"labels do not sum to one (exactly one of {' '.join(columns)} must be 1)")
-    unknown = whole & (np.nan_to_num(one_hot).argmax(axis=1) >= len(CODES))
+    unknown = whole & (np.nan_to_num(one_hot).argmax(axis=1) >= len(codes))
     note(labels["image"][unknown], f"labelled {UNKNOWN_CLASS}, which is none of the eight diagnoses")
 
     labels = labels.assign(label=np.nan_to_num(one_hot).argmax(axis=1))[whole & ~unknown]
@@ -193,7 +227,7 @@ def read_rows(labels_csv: Path, metadata_csv: Path, images: Path) -> tuple[list[
         {
             "image": str(paths[row.image]),
             "image_id": row.image,
-            "label": CODES[row.label],
+            "label": codes[row.label],
             "lesion_id": row.lesion_id or None,
             "source": source_of(row.lesion_id),
             "age_approx": age,

@@ -15,7 +15,7 @@ import pandas as pd
 
 from modeling.data.demo import load_demo
 from modeling.data.duplicates import HASH_SIDE, perceptual_hash
-from modeling.data.isic2019 import FEATURES, IMAGE_SUFFIXES, load_isic2019
+from modeling.data.isic2019 import FEATURES, IMAGE_SUFFIXES, load_isic2019, load_official_test
 from modeling.data.problems import DataError, Problem, counts, describe, read_ages, write_skipped
 from modeling.files import is_name, shortened
 from modeling.images import ImageError, decode_image
@@ -81,6 +81,7 @@ def load_images(
     data_dir: str | Path | None = None,
     skip_bad_images: bool = False,
     skipped_csv: Path | None = None,
+    official_test: bool = False,
 ) -> LoadedImages:
     """Read a dataset; on first use each image is decoded once, to check that it is whole and to hash it.
 
@@ -89,13 +90,16 @@ def load_images(
         data_dir: A local copy of ISIC 2019 in the official layout; for other datasets, `load_dataset`'s data_dir.
         skip_bad_images: Leave out images that cannot be used and list them, instead of raising.
         skipped_csv: Where to list them; `skipped.csv` in the working directory if None.
+        official_test: Of isic2019, the test of the challenge (with the ninth label UNK) instead of its training data.
 
     Raises:
         DataError: If images cannot be used, or a Hub dataset has no image or no label column.
     """
     given = None
+    if official_test and dataset != "isic2019":
+        raise DataError(f"only isic2019 has an official test, not {dataset}; leave --official_test out.")
     if dataset == "isic2019":
-        whole, problems = load_isic2019(data_dir)
+        whole, problems = (load_official_test if official_test else load_isic2019)(data_dir)
     elif dataset == "demo":
         if data_dir is not None:
             raise DataError("the demo data are drawn, not read: leave --data_dir out, or pass --dataset isic2019.")

@@ -20,7 +20,7 @@ from PIL import Image
 from modeling.data import isic2019, sources
 from modeling.data.isic2019 import IMAGES, LABELS_CSV, METADATA_CSV
 from modeling.data.problems import DataError
-from modeling.data.sources import fingerprint, load_data
+from modeling.data.sources import fingerprint, load_data, load_images
 from modeling.labels import CODES
 
 IDS = [f"ISIC_000000{number}" for number in range(9)] + ["ISIC_0000009_downsampled"]
@@ -363,6 +363,54 @@ def test_images_are_checked_once_and_not_at_every_load(copy: Path, monkeypatch: 
     assert len(decoded) == 10
     load_data("isic2019", data_dir=copy)
     assert len(decoded) == 10
+
+
+@pytest.fixture
+def official_test(tmp_path: Path) -> Path:
+    """The official test's layout: nine labels, weights of the challenge, no lesion ids; three images, one of them UNK."""
+    folder = tmp_path / "test"
+    images, labels_csv, metadata_csv = isic2019.TEST
+    (folder / images).mkdir(parents=True)
+    for index in range(3):
+        noise = np.random.default_rng(index).integers(0, 255, size=(24, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / images / f"ISIC_005{index}.jpg")
+    (folder / labels_csv).write_text(
+        "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK,score_weight,validation_weight\n"
+        "ISIC_0050,0,1,0,0,0,0,0,0,0,1,0\nISIC_0051,0,0,0,0,0,0,0,0,1,1,0\nISIC_0052,0,0,0,0,0,0,0,1,0,1,0\n"
+    )
+    (folder / metadata_csv).write_text(
+        "image,age_approx,anatom_site_general,sex\nISIC_0050,45,head/neck,male\nISIC_0051,,,\nISIC_0052,70,,female\n"
+    )
+    return folder
+
+
+def test_the_official_test_has_the_columns_of_the_contract_and_a_ninth_label(official_test: Path) -> None:
+    loaded = load_images("isic2019", data_dir=official_test, official_test=True)
+    assert loaded.dataset.features["label"].names == [*CODES, "UNK"]
+    assert loaded.dataset.remove_columns("image")[:] == {
+        "image_id": ["ISIC_0050", "ISIC_0051", "ISIC_0052"],
+        "label": [1, 8, 7],
+        "lesion_id": [None] * 3,
+        "source": ["unknown"] * 3,
+        "age_approx": [45.0, None, 70.0],
+        "sex": ["male", None, "female"],
+        "anatom_site_general": ["head/neck", None, None],
+    }
+    assert loaded.hashes["hash"].str.len().eq(64).all()
+    with pytest.raises(DataError, match="it must hold a folder ISIC_2019_Training_Input/"):
+        load_images("isic2019", data_dir=official_test)
+    with pytest.raises(DataError, match="only isic2019 has an official test"):
+        load_images("demo", official_test=True)
+
+
+def test_the_official_test_is_downloaded_too(official_test: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = official_test / isic2019.TEST[0]
+    with zipfile.ZipFile(images.with_suffix(".zip"), "w") as archive:
+        for path in images.iterdir():
+            archive.write(path, f"{images.name}/{path.name}")
+    with served(official_test) as url:
+        monkeypatch.setattr(isic2019, "URL", url)
+        assert load_images("isic2019", official_test=True).dataset["label"][:] == [1, 8, 7]
 
 
 @contextlib.contextmanager
