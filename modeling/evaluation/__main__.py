@@ -16,7 +16,7 @@ from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
-from modeling.data.sources import load_data
+from modeling.data.sources import LoadedImages, load_images
 from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
@@ -89,9 +89,8 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     before = known_before(classifier.source)
     external: External | None = None
     if options.external or options.official_test:
-        dataset, name = open_data(classifier, options)
-        with accelerator.main_process_first():
-            dataset, splits, external = open_external(classifier, dataset, name=name, challenge=options.official_test)
+        loaded, name = open_data(classifier, options)
+        dataset, splits, external = open_external(classifier, loaded, name=name, challenge=options.official_test)
     else:
         dataset, splits = open_own_data(classifier, options)
     outputs: dict[str, Outputs | None] = {}
@@ -120,14 +119,14 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     return evaluate_model(context, output_dir=output, predictions_csv=output / "predictions.csv")
 
 
-def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[datasets.Dataset, str]:
-    """Return the dataset that the options name, and what it is called in files that others see."""
+def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str]:
+    """Return the images that the options name, and what it is called in files that others see."""
     if options.official_test:
-        return load_data("isic2019", data_dir=options.data_dir, official_test=True), "ISIC 2019 official test"
+        return load_images("isic2019", data_dir=options.data_dir, official_test=True), "ISIC 2019 official test"
     name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
     if name is None:
         raise ValueError(f"{classifier.model_id} has no dataset in config.json: give --dataset.")
-    return load_data(name, data_dir=options.data_dir), Path(name).resolve().name if Path(name).is_dir() else name
+    return load_images(name, data_dir=options.data_dir), Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[datasets.Dataset, pd.DataFrame]:
@@ -141,7 +140,8 @@ def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> t
         raise ValueError(
             f"{classifier.model_id} has no {SPLITS_NAME}: give --splits, or --external if the model was trained on other data."
         )
-    dataset, name = open_data(classifier, options)
+    loaded, name = open_data(classifier, options)
+    dataset = loaded.dataset
     check_diagnoses(classifier, dataset)
     # A run that leaves a source out has no row for the other sources' test images.
     rows = load_splits(splits_csv)

@@ -45,7 +45,8 @@ heat_maps        masks {n_images, n_lesions, n_without_mask, mean_lesion_fractio
                  road {n_images, n_lesions, model, centred_blob}
 failures         most_confident: rows of image_id, label, predicted, probability; missed {operating point: n_images, image_ids}
 reference        rows of system, protocol, measured_on, leakage_rate, scores {name}; or system, protocol and reason
-image_properties  long_side_px, sharpness, jpeg_quality and brightness {lower_quartile, median, upper_quartile} of a sample of test
+image_properties  long_side_px, sharpness, jpeg_quality and brightness {lower_quartile, median, upper_quartile} of a
+                 sample of test
 external         only where the images are not the model's own: compared_by, left_out {reason: n}, headline {name: internal,
                  external, difference}, calibration {code: excess_probability, slope}, thresholds {operating point: stored,
                  needed}, mix {what {group: internal, external}}, image_properties {property {internal, external}},

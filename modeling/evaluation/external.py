@@ -18,9 +18,9 @@ from PIL import Image
 
 from modeling.calibration import OperatingPoint, choose_threshold, softmax, target_probability
 from modeling.classifier import BATCH_SIZE, LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, find_known, hash_images, read_hashes
+from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
 from modeling.data.isic2019 import UNKNOWN_CLASS
-from modeling.data.sources import fingerprint
+from modeling.data.sources import LoadedImages, fingerprint
 from modeling.data.splits import COLUMNS, group_lesions, to_table
 from modeling.estimates import format_estimate
 from modeling.evaluation.bootstrap import Bootstrap, Estimate, bootstrap_lesions, estimate, estimate_rate, not_estimable
@@ -237,7 +237,7 @@ def mix_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[s
 
 
 def open_external(
-    classifier: LesionClassifier, dataset: datasets.Dataset, *, name: str, challenge: bool = False
+    classifier: LesionClassifier, loaded: LoadedImages, *, name: str, challenge: bool = False
 ) -> tuple[datasets.Dataset, pd.DataFrame, External]:
     """Leave out what the model has seen and make every other image of a known diagnosis test.
 
@@ -251,15 +251,15 @@ def open_external(
     metrics_json = file_beside(classifier.source, METRICS_NAME)
     internal = read_metrics(metrics_json) if metrics_json else None
     known, compared_by = _seen_images(classifier)
-    left_out = find_known(hash_images(dataset), known) if known is not None else pd.DataFrame(columns=_LEFT_OUT)
-    seen = np.isin(dataset["image_id"], left_out["image_id"])
+    left_out = find_known(loaded.hashes, known) if known is not None else pd.DataFrame(columns=_LEFT_OUT)
+    seen = np.isin(loaded.dataset["image_id"], left_out["image_id"])
     if seen.all():
         raise ValueError(
             f"all {len(seen)} images of {name} are among those that the model was trained, chosen or tested on: nothing "
             "external is left. Leave --external out to score the model on its own test split."
         )
-    whole, dataset = dataset, dataset.select(np.flatnonzero(~seen))
-    table, _ = group_lesions(to_table(dataset), dataset)
+    dataset = loaded.dataset.select(np.flatnonzero(~seen))
+    table, _ = group_lesions(to_table(dataset), loaded.hashes)
     splits = table[table["label"].isin(classifier.codes)].assign(split="test")[list(COLUMNS)]
     if splits.empty:
         found = ", ".join(sorted(set(table["label"])))
@@ -270,7 +270,7 @@ def open_external(
     return (
         dataset,
         splits.sort_values("image_id", ignore_index=True),
-        External(name, fingerprint(whole), internal, left_out, compared_by, challenge),
+        External(name, fingerprint(loaded.dataset), internal, left_out, compared_by, challenge),
     )
 
 

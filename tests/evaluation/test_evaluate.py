@@ -19,6 +19,7 @@ from modeling.data.cache import resized_images
 from modeling.data.demo import draw_lesion
 from modeling.data.isic2019 import FEATURES
 from modeling.data.loading import LesionDataset
+from modeling.data.sources import LoadedImages
 from modeling.data.splits import lesions_of, make_splits, write_splits
 from modeling.decision import Decision
 from modeling.evaluation import __main__ as command
@@ -255,7 +256,7 @@ def test_training_is_reported_without_paths_and_with_the_epoch_that_was_chosen()
 
 
 def test_command_line_gives_the_numbers_of_training(evaluated, small_data, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(command, "load_data", lambda name, data_dir=None: small_data)
+    monkeypatch.setattr(command, "load_images", lambda name, data_dir=None: LoadedImages(small_data, None))
     output, folder = tmp_path / "out", Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
     text = (folder / "metrics.json").read_text()
     (folder / "metrics.json").write_text(text.replace('"protocol": "lesion"', '"protocol": "original"'))
@@ -479,7 +480,7 @@ def test_rounding_refuses_what_json_cannot_hold() -> None:
 
 
 def test_evaluation_of_splits_without_test_is_refused(evaluated, small_data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(command, "load_data", lambda name, data_dir=None: small_data)
+    monkeypatch.setattr(command, "load_images", lambda name, data_dir=None: LoadedImages(small_data, None))
     splits = evaluated["context"].splits.replace({"split": {"test": "train"}})
     write_splits(splits, tmp_path / "splits.csv")
     options = EvaluationOptions(splits=str(tmp_path / "splits.csv"))

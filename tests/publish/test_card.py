@@ -151,7 +151,7 @@ def test_each_score_follows_from_predictions_csv(scored_folder):
     assert abstention["answered"]["n_images"] == answered.sum()
     assert value_of(abstention["answered"]["accuracy"]) == pytest.approx(right[answered].mean(), abs=1e-6)
     assert value_of(abstention["answered"]["balanced_accuracy"]) == pytest.approx(
-        balanced_accuracy_score(labels[answered], probs.argmax(axis=1)[answered]), abs=1e-6
+        balanced_accuracy_score(labels[answered], answers[answered]), abs=1e-6
     )
 
 
