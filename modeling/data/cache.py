@@ -1,19 +1,17 @@
-"""From a dataset to batches: images decoded and resized once into a cache, and augmented the same way each time.
+"""Images decoded and resized once into a cache.
 
 The cache is one flat file of uint8 pixels, memory-mapped, so memory stays flat however many images there are and
-workers share its pages. After the pixels stands a checksum of each image: at every start, images that are damaged or were
-never finished are decoded again. The file's key covers the data, the size and this file's version. Several processes may
-ask for the same cache: one builds it under a file lock while the others wait; a killed build goes on where it stopped.
+workers share its pages. Its key covers the data, the size and this file's version; it is built under another name, so
+that it is whole or not there, and one of another size is made again. Several processes may ask for the same cache: one
+builds it under a file lock while the others wait.
 """
 
 import hashlib
 import logging
 import os
 import shutil
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import datasets
 import numpy as np
@@ -27,8 +25,7 @@ from modeling.images import ImageError, decode_image
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 2
-CHECKSUM_BYTES = 4
+CACHE_VERSION = 3
 # Training images are kept this much larger than the network's input: random crops then need not enlarge them.
 TRAIN_MARGIN = 1.15
 DEFAULT_CACHE_DIR = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
@@ -78,7 +75,7 @@ def resized_images(
             if not _is_whole(path, shape):
                 _build(source, path, shape, exact=exact, bound=int(cache_gb * 1e9), show_progress=show_progress)
             os.utime(path)
-            pixels = _mapped(path, shape, mode="r")[0]
+            pixels = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
     except OSError as error:
         raise CacheError(
             f"the image cache {path} cannot be used: {error}. Delete it, or do without it with --image_cache_gb 0."
@@ -99,48 +96,38 @@ def _make_room(cache_dir: Path, *, needed: int, bound: int) -> None:
         raise CacheError(f"the image cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB; {hint}.")
 
 
-def _file_bytes(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape)) + CHECKSUM_BYTES * shape[0]
-
-
-def _mapped(path: Path, shape: tuple[int, ...], *, mode: Literal["r", "r+"]) -> tuple[np.memmap, np.memmap]:
-    """Return the pixels (N, S, S, 3) and the checksums (N,) of a cache file."""
-    pixels = np.memmap(path, dtype=np.uint8, mode=mode, shape=shape)
-    return pixels, np.memmap(path, dtype="<u4", mode=mode, shape=shape[:1], offset=pixels.nbytes)
-
-
-def _unfinished(pixels: np.ndarray, checksums: np.ndarray) -> list[int]:
-    """Return the indices of the images that do not agree with their checksum; never-written ones do not either."""
-    return [index for index, image in enumerate(pixels) if zlib.crc32(image) != checksums[index]]
-
-
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """True if there is a cache and nothing in it is damaged; says so if something is. 4 GB are checked in a second."""
+    """True if there is a cache of the right size; says so if there is one of another."""
     if not path.exists():
         return False
-    if path.stat().st_size != _file_bytes(shape):
-        logger.warning(
-            f"the image cache {path} has {path.stat().st_size} bytes, not {_file_bytes(shape)}; it is made again."
-        )
-        return False
-    damaged = _unfinished(*_mapped(path, shape, mode="r"))
-    if damaged:
-        logger.warning(f"the image cache {path} has {len(damaged)} damaged images; they are decoded again.")
-    return not damaged
+    found, expected = path.stat().st_size, int(np.prod(shape))
+    if found != expected:
+        logger.warning(f"the image cache {path} has {found} bytes, not {expected}; it is made again.")
+    return found == expected
 
 
 def _build(
     source: Dataset, path: Path, shape: tuple[int, ...], *, exact: bool, bound: int, show_progress: bool
 ) -> None:
-    """Make the file, or go on with what is there of it, under another name until it is whole."""
+    """Decode every image into a file under another name, and give it its own when it is whole."""
     partial = path.with_suffix(".partial")
-    if path.exists():
-        path.replace(partial)
-    if not partial.exists() or partial.stat().st_size != _file_bytes(shape):
-        partial.unlink(missing_ok=True)
-        _make_room(path.parent, needed=_file_bytes(shape), bound=bound)
-        _reserve(partial, _file_bytes(shape))
-    _fill(source, partial, shape, exact=exact, show_progress=show_progress)
+    n_bytes = int(np.prod(shape))
+    path.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)  # of a build that was killed
+    _make_room(path.parent, needed=n_bytes, bound=bound)
+    _reserve(partial, n_bytes)
+    pixels = np.memmap(partial, dtype=np.uint8, mode="r+", shape=shape)
+
+    def fill(index: int) -> None:
+        pixels[index] = _read(source, index, shape[1], exact=exact)
+
+    with (
+        ThreadPoolExecutor(max_workers=max(torch.get_num_threads(), 1)) as pool,
+        tqdm(total=shape[0], desc="resizing", unit="image", disable=not show_progress) as bar,
+    ):
+        for _ in pool.map(fill, range(shape[0])):
+            bar.update()
+    pixels.flush()
     partial.rename(path)
 
 
@@ -157,27 +144,6 @@ def _reserve(path: Path, size: int) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
-
-
-def _fill(source: Dataset, partial: Path, shape: tuple[int, ...], *, exact: bool, show_progress: bool) -> None:
-    """Decode what is not finished into the partial file, row by row in any order."""
-    pixels, checksums = _mapped(partial, shape, mode="r+")
-
-    def fill(index: int) -> None:
-        pixels[index] = _read(source, index, shape[1], exact=exact)
-        checksums[index] = zlib.crc32(pixels[index])
-
-    todo = _unfinished(pixels, checksums)
-    with (
-        ThreadPoolExecutor(max_workers=max(torch.get_num_threads(), 1)) as pool,
-        tqdm(
-            total=shape[0], initial=shape[0] - len(todo), desc="resizing", unit="image", disable=not show_progress
-        ) as bar,
-    ):
-        for _ in pool.map(fill, todo):
-            bar.update()
-    pixels.flush()
-    checksums.flush()
 
 
 def _read(source: Dataset, index: int, size_px: int, *, exact: bool) -> np.ndarray:

@@ -82,37 +82,18 @@ def test_the_oldest_cache_makes_room_for_a_new_one(photographs, tmp_path):
     assert len(list((tmp_path / "c").glob("*.pixels"))) == 2
 
 
-def damage(path, offset, content):
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
-
-
 IMAGE_BYTES = 32 * 32 * 3
 
 
-@pytest.mark.parametrize(
-    ("harm", "words", "decoded"),
-    [
-        (lambda path: os.truncate(path, 5 * IMAGE_BYTES), "15360 bytes, not 36912", 12),
-        (lambda path: os.truncate(path, 0), "0 bytes", 12),
-        (lambda path: os.truncate(path, 14 * IMAGE_BYTES), "43008 bytes", 12),
-        (lambda path: damage(path, 3 * IMAGE_BYTES + 7, b"\x00\xff" * 1000), "1 damaged", 1),
-        (lambda path: damage(path, 12 * IMAGE_BYTES, bytes(8)), "2 damaged", 2),  # the checksums of the first two
-    ],
-)
+@pytest.mark.parametrize("n_bytes", [5 * IMAGE_BYTES, 0, 14 * IMAGE_BYTES])
 @pytest.mark.parametrize("suffix", [".pixels", ".partial"])
-def test_a_damaged_cache_is_mended(photographs, tmp_path, monkeypatch, caplog, harm, words, decoded, suffix):
-    from modeling.data import cache as loading
-
+def test_a_cache_of_another_size_is_made_again(photographs, tmp_path, caplog, n_bytes, suffix):
     expected = np.stack(list(load(photographs, tmp_path / "c")))
     (path,) = (tmp_path / "c").glob("*.pixels")
-    harm(path.rename(path.with_suffix(suffix)))
-    calls, read = [], loading._read
-    monkeypatch.setattr(loading, "_read", lambda *args, **kwargs: (calls.append(0), read(*args, **kwargs))[1])
+    os.truncate(path.rename(path.with_suffix(suffix)), n_bytes)
     np.testing.assert_array_equal(np.stack(list(load(photographs, tmp_path / "c"))), expected)
-    assert len(calls) == decoded
-    assert (words in caplog.text) == (suffix == ".pixels")  # a build that did not end is nothing to worry about
+    # A build that did not end is nothing to worry about.
+    assert (f"{n_bytes} bytes, not 36864" in caplog.text) == (suffix == ".pixels")
     assert sorted(file.suffix for file in (tmp_path / "c").iterdir()) == [".lock", ".pixels"]
 
 
@@ -167,7 +148,7 @@ def build_and_die(data, cache_dir):
     load(data, cache_dir)
 
 
-def test_a_killed_build_goes_on_where_it_stopped(photographs, tmp_path, monkeypatch):
+def test_a_killed_build_leaves_no_cache_and_the_next_start_makes_it(photographs, tmp_path):
     process = multiprocessing.get_context("fork").Process(target=build_and_die, args=(photographs, tmp_path / "c"))
     process.start()
     process.join()
@@ -175,13 +156,8 @@ def test_a_killed_build_goes_on_where_it_stopped(photographs, tmp_path, monkeypa
     assert not list((tmp_path / "c").glob("*.pixels"))
     (partial,) = (tmp_path / "c").glob("*.partial")
     assert partial.stat().st_blocks * 512 >= partial.stat().st_size  # its room on the disk was reserved at the start
-    from modeling.data import cache as loading
-
-    calls = []
-    read = loading._read
-    monkeypatch.setattr(loading, "_read", lambda *args, **kwargs: (calls.append(0), read(*args, **kwargs))[1])
     finished = load(photographs, tmp_path / "c")
-    assert 0 < len(calls) <= 12 - 5 + torch.get_num_threads()
+    assert not list((tmp_path / "c").glob("*.partial"))
     np.testing.assert_array_equal(np.stack(list(finished)), np.stack(list(load(photographs, tmp_path / "d"))))
 
 
