@@ -124,21 +124,13 @@ class AbstentionRule:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AbstentionRule":
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote, as `schema.py` has checked it.
 
         Raises:
-            ValueError: If it is of another method, or an array is damaged.
+            ValueError: If an array is damaged.
         """
-        if values.get("method") != cls.method:
-            raise ValueError(
-                f"the abstention rule is of method {values.get('method')!r}, and this version knows {cls.method}; "
-                "update skin-lesion-classifier or take an older revision of the model."
-            )
-        n_features = int(values["n_features"])
-        centre, directions = (_from_base64(values[name], n_features) for name in ("centre", "directions"))
+        centre, directions = (_from_base64(values[name], values["n_features"]) for name in ("centre", "directions"))
         numbers = {name: float(values[name]) for name in ("threshold", "false_alarm_rate", "residual_weight")}
-        if not all(map(math.isfinite, numbers.values())) or not 0 <= numbers["false_alarm_rate"] <= 1:
-            raise ValueError("a number of the abstention rule cannot be; download the model again.")
         return cls(**numbers, centre=centre[0], directions=directions)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from modeling.calibration import softmax
-from modeling.files import WEIGHTS_NAME, ModelFolderError
+from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, shortened
 from modeling.model_folder import ONNX_NAME, ModelFolder, checked_file, fetch
 from modeling.process import own_cores
 
@@ -125,12 +125,22 @@ class OnnxEngine:
 
         self._source, self._config = source, config
         self._lock = threading.Lock()
-        content = checked_file(fetch(source, ONNX_NAME), config["lesion"].get("onnx_sha256")).read_bytes()
-        options = onnxruntime.SessionOptions()
-        # Named, so that ONNX Runtime keeps to the cores of this process and pins its threads to none of them.
-        options.intra_op_num_threads = own_cores()
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.classifier_weight = classifier_weight(read_onnx(content))  # (C, K), or None
+        path = checked_file(fetch(source, ONNX_NAME), config["lesion"].get("onnx_sha256"))
+        content = path.read_bytes()
+        try:
+            model = read_onnx(content)
+            self.classifier_weight = classifier_weight(model)  # (C, K), or None
+            self._session = _open_session(onnxruntime, content)
+        except ModelFolderError as error:
+            raise ModelFolderError(f"{path}: {error}") from None
+        size = config["pretrained_cfg"]["input_size"][1]
+        shapes = [(one.name, one.type, one.shape[1:]) for one in self._session.get_inputs()]
+        if shapes != [("pixel_values", "tensor(float)", [3, size, size])] or not {*OUTPUT_NAMES} <= {
+            one.name for one in self._session.get_outputs()
+        }:
+            raise ModelFolderError(
+                f"{path} takes {shortened(shapes)} and is not the network of {CONFIG_NAME}; download the folder again."
+            )
 
     def forward(self, pixel_values: np.ndarray) -> ModelOutputs:
         logits, features, feature_maps = self._session.run(
@@ -164,6 +174,24 @@ class OnnxEngine:
     def _torch(self) -> "TorchEngine":
         with self._lock:
             return open_torch(self._source, self._config, "cpu")
+
+
+def _open_session(onnxruntime: Any, content: bytes) -> Any:
+    """Give a checked file to ONNX Runtime.
+
+    Raises:
+        ModelFolderError: If it refuses the file.
+    """
+    options = onnxruntime.SessionOptions()
+    # Named, so that ONNX Runtime keeps to the cores of this process and pins its threads to none of them.
+    options.intra_op_num_threads = own_cores()
+    options.log_severity_level = 4  # what it would print about a stranger's file is in the error
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes, which derive from Exception alone
+        raise ModelFolderError(
+            f"ONNX Runtime cannot read it ({str(error)[:300]}); download the folder again, or update onnxruntime."
+        ) from error
 
 
 def open_torch(source: ModelFolder, config: Mapping[str, Any], device: str) -> "TorchEngine":

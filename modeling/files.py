@@ -15,6 +15,7 @@ WEIGHTS_NAME = "model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 METRICS_SCHEMA = 2
 MAX_JSON_BYTES = 16 * 1024**2  # config.json of B0 has 0.2 MB, most of it the abstention rule
+MAX_JSON_DEPTH = 20  # metrics.json of a run has 8
 MAX_TEXT = 200  # characters of a name
 
 _SHORT = reprlib.Repr()
@@ -47,6 +48,16 @@ def read_json(path: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFolderError(f"{path} is not valid JSON ({str(error)[:300]}).") from error
+    level = [content]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            part
+            for item in level
+            if isinstance(item, dict | list)
+            for part in (item.values() if isinstance(item, dict) else item)
+        ]
+    if level:
+        raise ModelFolderError(f"{path} is nested more than {MAX_JSON_DEPTH} levels deep; refused.")
     if not isinstance(content, dict):
         raise ModelFolderError(f"{path}: a JSON object was expected, got {shortened(content)}.")
     return content

@@ -7,7 +7,6 @@ is executable.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,44 +14,17 @@ from typing import Any
 
 from modeling.files import (
     CONFIG_NAME,
-    MAX_TEXT,
     PICKLE_SUFFIXES,
+    WEIGHTS_NAME,
     ModelFolderError,
     file_sha256,
-    is_name,
     read_json,
     shortened,
 )
+from modeling.schema import CONFIG_SCHEMA, ConfigFile, check
 
-CONFIG_SCHEMA = 2  # 1 said wanted_sensitivity
-MAX_CLASSES = 1000
-MAX_SIZE_PX = 1024
-MAX_WEIGHTS_BYTES = 4 * 1024**3
-MAX_OPERATING_POINTS = 100
 ONNX_NAME = "onnx/model.onnx"  # where the Hub's tools look for it
-# What `save_model_folder` writes. All else would be for somebody else to obey: model_args, auto_map, url, file, …
-CONFIG_KEYS = {
-    "architecture",
-    "num_classes",
-    "num_features",
-    "label_names",
-    "label_descriptions",
-    "pretrained_cfg",
-    "lesion",
-}
-PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-NETWORK_KEYS = ("fixed_input_size", "pool_size", "first_conv", "classifier")
-# Entries of `lesion` that are shown, compared or computed with; each may be missing or null.
-LESION_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("package_version", "run_id", "dataset", "protocol", "base_model", "license"), str),
-    **dict.fromkeys(("data_fingerprint", "splits_sha256", "weights_sha256", "onnx_sha256", "config_sha256"), str),
-    "synthetic": bool,
-    "calibration": dict,  # folded into the weights
-    "decision": dict,
-    "operating_points": list,
-    "abstention": dict,
-    "golden": dict,
-}
+MAX_GIB = {WEIGHTS_NAME: 4, ONNX_NAME: 2}  # protobuf's own limit for the second
 
 
 @dataclass(frozen=True)
@@ -150,82 +122,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {CONFIG_NAME}; give the folder `model` of a run or a Hub repository.")
     config = read_json(path)
-    problem = _config_problem(config)
-    if problem:
-        raise ModelFolderError(f"{path}: {problem}")
-    return config
-
-
-def _config_problem(config: dict[str, Any]) -> str | None:
-    """Return what is wrong with a configuration, in words, or None."""
     lesion = config.get("lesion")
     if not isinstance(lesion, dict):
-        return "no entry 'lesion', so this package did not write it; load such a model with timm or transformers."
+        raise ModelFolderError(
+            f"{path}: no entry 'lesion', so this package did not write it; load such a model with timm or transformers."
+        )
     if lesion.get("schema") != CONFIG_SCHEMA:
-        return (
-            f"its schema is {shortened(lesion.get('schema'))} and this version reads {CONFIG_SCHEMA}; "
+        raise ModelFolderError(
+            f"{path}: its schema is {shortened(lesion.get('schema'))} and this version reads {CONFIG_SCHEMA}; "
             "update skin-lesion-classifier or take an older revision of the model."
         )
-    for key, wanted in LESION_TYPES.items():
-        value = lesion.get(key)
-        if value is not None and (not isinstance(value, wanted) or (isinstance(value, str) and not is_name(value))):
-            return f"{key} of the entry 'lesion' is {shortened(value)}, which cannot be."
-    if len(lesion.get("operating_points") or []) > MAX_OPERATING_POINTS:
-        return f"it has more than {MAX_OPERATING_POINTS} operating points."
-    pretrained_cfg = config.get("pretrained_cfg")
-    if not isinstance(pretrained_cfg, dict):
-        return "no entry 'pretrained_cfg', which holds the preprocessing."
-    foreign = [key for key in config if key not in CONFIG_KEYS]
-    foreign += [key for key in pretrained_cfg if key not in (*PREPROCESSING_KEYS, *NETWORK_KEYS, "custom_load")]
-    foreign += ["custom_load"] if pretrained_cfg.get("custom_load") else []
-    if foreign:
-        return (
-            f"it has {', '.join(map(shortened, foreign[:5]))}, which this package never writes; refused, since other "
-            "programs take from such entries what to build, download or run."
+    check(ConfigFile, config, str(path))
+    if lesion.get("config_sha256") not in (None, config_sha256(config)):
+        raise ModelFolderError(
+            f"{path} was changed after it was written (its config_sha256 differs); download the folder again, or make the model "
+            "anew: thresholds belong to their weights."
         )
-    architecture = config.get("architecture")
-    if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9_]+", architecture):
-        return f"architecture {shortened(architecture)} is no timm network's name."
-    names = config.get("label_names")
-    if (
-        not isinstance(names, list)
-        or not all(isinstance(name, str) and is_name(name) for name in names)
-        or len(set(names)) != len(names)
-        or not 2 <= len(names) <= MAX_CLASSES
-    ):
-        return f"label_names must be 2 to {MAX_CLASSES} different names, each of 1 to {MAX_TEXT} printable characters."
-    if config.get("num_classes") != len(names):
-        return f"num_classes is {shortened(config.get('num_classes'))}, but there are {len(names)} label_names."
-    descriptions = config.get("label_descriptions")
-    if not isinstance(descriptions, dict) or not all(
-        isinstance(text, str) and is_name(text) for text in descriptions.values()
-    ):
-        return "label_descriptions must give a name for each label."
-    size = pretrained_cfg.get("input_size")
-    if not (
-        isinstance(size, list)
-        and len(size) == 3
-        and all(type(side) is int for side in size)
-        and size[0] == 3
-        and size[1] == size[2]
-        and 16 <= size[1] <= MAX_SIZE_PX
-    ):
-        return f"input_size must be [3, S, S] with S from 16 to {MAX_SIZE_PX}, got {shortened(size)}."
-    for key in ("mean", "std"):
-        value = pretrained_cfg.get(key)
-        if not (
-            isinstance(value, list)
-            and len(value) == 3
-            and all(isinstance(v, int | float) and 0 <= v < 10 for v in value)
-        ):
-            return f"{key} must be three numbers, got {shortened(value)}."
-    if any(value < 0.001 for value in pretrained_cfg["std"]):
-        return "std must not be zero or close to it."
-    if pretrained_cfg.get("crop_mode") != "squash" or pretrained_cfg.get("crop_pct") != 1.0:
-        return "crop_mode must be 'squash' and crop_pct 1.0, as this package trains."
-    if pretrained_cfg.get("interpolation") not in ("bicubic", "bilinear"):
-        return f"interpolation {shortened(pretrained_cfg.get('interpolation'))} is not bicubic or bilinear."
-    return None
+    return config
 
 
 def fetch(source: ModelFolder, name: str) -> Path:
@@ -252,8 +165,8 @@ def fetch(source: ModelFolder, name: str) -> Path:
         pickles = sorted(file.name for file in source.path.iterdir() if file.suffix in PICKLE_SUFFIXES)
         hint = f"; {pickles[0]} is a pickle, which can run code when it is opened, and is refused" if pickles else ""
         raise ModelFolderError(f"{source.path} has no {name}{hint}.")
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise ModelFolderError(f"{path} is larger than {MAX_WEIGHTS_BYTES // 1024**3} GiB; refused.")
+    if path.stat().st_size > MAX_GIB[name] * 1024**3:
+        raise ModelFolderError(f"{path} is larger than {MAX_GIB[name]} GiB; refused.")
     return path
 
 

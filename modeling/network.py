@@ -16,8 +16,6 @@ from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, file_sha
 from modeling.labels import diagnosis_of
 from modeling.model_folder import (
     CONFIG_SCHEMA,
-    NETWORK_KEYS,
-    PREPROCESSING_KEYS,
     checked_file,
     config_sha256,
     fetch,
@@ -25,6 +23,8 @@ from modeling.model_folder import (
     resolve_model_folder,
 )
 
+PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+NETWORK_KEYS = ("fixed_input_size", "pool_size", "first_conv", "classifier")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 
 # An nn.Module with timm's own methods (forward_features, get_classifier, …), which no type describes.

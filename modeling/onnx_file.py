@@ -5,12 +5,13 @@ that lie in the file. Everything else that the format allows (code of others, fi
 larger than the file) has no use here and is refused.
 """
 
+import math
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from modeling.files import ModelFolderError
+from modeling.files import ModelFolderError, shortened
 
 # The part of the format that is read (github.com/onnx/onnx, onnx.proto): message → field → (number, type).
 MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
@@ -26,10 +27,36 @@ MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "tensors": (10, "*bytes"), "graphs": (11, "*bytes"), "sparse_tensor": (22, "bytes"), "sparse_tensors": (23, "*bytes"),
     },
     "Tensor": {
-        "dims": (1, "*int64"), "data_type": (2, "int32"), "float_data": (4, "*float"), "name": (8, "string"),
+        "dims": (1, "*int64"), "data_type": (2, "int32"), "name": (8, "string"),
         "raw_data": (9, "bytes"), "external_data": (13, "*bytes"), "data_location": (14, "int32"),
     },
 }  # fmt: skip
+
+
+# What the exporter writes for timm's convolutional networks, and their like. No operation that makes a large tensor of a few
+# bytes (ConstantOfShape, Expand, Tile, Pad, Resize), runs others (If, Loop, Scan) or reads strings.
+OPERATIONS = {
+    "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Clip", "Concat",
+    "Constant", "Conv", "Cos", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Flatten", "Floor", "Gather", "Gelu",
+    "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GroupNormalization", "HardSigmoid", "HardSwish",
+    "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "Log", "LogSoftmax", "MatMul",
+    "Max", "MaxPool", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "ReduceL2",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Selu", "Shape",
+    "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
+    "Transpose", "Unsqueeze", "Where"
+}  # fmt: skip
+ITEM_BYTES = {
+    1: 4,
+    2: 1,
+    3: 1,
+    6: 4,
+    7: 8,
+    9: 1,
+    10: 2,
+    11: 8,
+}  # of ONNX's types
+MAX_NODES = 20_000
+MAX_PADDING = 512  # of a convolution or pooling; more would make a huge tensor of a small one
 
 
 @cache
@@ -57,17 +84,58 @@ def _model_class() -> Any:
 
 
 def read_onnx(content: bytes) -> Any:
-    """Return the parts of an ONNX model that MESSAGES names.
+    """Return the parts of an ONNX model that MESSAGES names, checked.
 
     Raises:
-        ModelFolderError: If it is no whole ONNX file.
+        ModelFolderError: If it is no whole ONNX file, or holds what `check_onnx` refuses.
     """
     from google.protobuf.message import DecodeError
 
     try:
-        return _model_class().FromString(content)
+        model = _model_class().FromString(content)
     except DecodeError as error:
         raise ModelFolderError(f"it is no whole ONNX file ({error}); download it again.") from error
+    check_onnx(model)
+    return model
+
+
+def check_onnx(model: Any) -> None:
+    """Make sure that a model is a plain network whose weights lie in the file.
+
+    Raises:
+        ModelFolderError: With what it holds that this package never writes.
+    """
+    nodes, tensors = model.graph.node, list(model.graph.initializer)
+    if len(nodes) > MAX_NODES:
+        raise ModelFolderError(f"it has {len(nodes)} operations, more than {MAX_NODES}; refused.")
+    domains = {part.domain for part in (*nodes, *model.opset_import)} - {"", "ai.onnx"}
+    if domains:
+        raise ModelFolderError(
+            f"it uses operations of {shortened(sorted(domains)[0])}, which are none of ONNX; refused."
+        )
+    foreign = sorted({node.op_type for node in nodes} - OPERATIONS)
+    if foreign or model.functions or model.training_info or model.graph.sparse_initializer:
+        what = shortened(foreign[0]) if foreign else "functions, training or sparse tensors"
+        raise ModelFolderError(f"it holds {what}, which this package never writes; refused.")
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.g or attribute.graphs or attribute.tensors or attribute.sparse_tensor or attribute.sparse_tensors:
+            raise ModelFolderError("it holds a graph or tensors inside an operation; refused.")
+        if attribute.name == "pads" and any(not 0 <= pad <= MAX_PADDING for pad in attribute.ints):
+            raise ModelFolderError(f"it adds more than {MAX_PADDING} pixels around an image; refused.")
+        if attribute.HasField("t"):
+            tensors.append(attribute.t)
+    for tensor in tensors:
+        if tensor.external_data or tensor.data_location:
+            raise ModelFolderError(f"its tensor {shortened(tensor.name)} lies in another file; refused.")
+        claimed = math.prod(tensor.dims) * ITEM_BYTES.get(tensor.data_type, 0)
+        if (
+            any(side < 0 for side in tensor.dims)
+            or claimed != len(tensor.raw_data)
+            or tensor.data_type not in ITEM_BYTES
+        ):
+            raise ModelFolderError(
+                f"its tensor {shortened(tensor.name)} claims {claimed} bytes and has {len(tensor.raw_data)}; download it again."
+            )
 
 
 def classifier_weight(model: Any) -> np.ndarray | None:

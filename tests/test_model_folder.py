@@ -16,9 +16,10 @@ from modeling import __version__
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import CONFIG_KEYS, CONFIG_SCHEMA
+from modeling.model_folder import CONFIG_SCHEMA, config_sha256
 from modeling.network import build_model, load_model_folder, save_model_folder
 from modeling.predictor import main as classify
+from modeling.schema import ConfigFile
 from support.hub import HubServer
 
 
@@ -27,10 +28,20 @@ def folder(tiny_model_folder, tmp_path):
     return shutil.copytree(tiny_model_folder, tmp_path / "model")
 
 
+def calibration(**changes):
+    return {"method": "vector scaling", "scale": [1.0] * 4, "bias": [0.0] * 4, "nll": {}, **changes}
+
+
+def deep(levels):
+    return [] if levels == 0 else [deep(levels - 1)]
+
+
 def edit(folder, change):
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)
+    if isinstance(config.get("lesion"), dict) and "config_sha256" in config["lesion"]:
+        config["lesion"]["config_sha256"] = config_sha256(config)  # as who changes it knowingly would
     path.write_text(json.dumps(config))
 
 
@@ -71,11 +82,20 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c["lesion"].update(schema=99), "schema is 99"),
         (lambda c: c.update(num_classes=5), "num_classes is 5, but there are 4 label_names"),
         (lambda c: c.update(label_names=["a", "a", "b", "c"]), "different names"),
-        (lambda c: c.update(label_names=["x"] * 10**5), "different names"),
-        (lambda c: c.update(architecture="hf-hub:someone/evil"), "no timm network"),
-        (lambda c: c.update(architecture=7), "no timm network"),
-        (lambda c: c.update(architecture="local-dir:."), "no timm network"),
-        (lambda c: c.update(architecture="../efficientnet_b0"), "no timm network"),
+        (lambda c: c.update(label_names=["x"] * 10**5), "at most 1000 items"),
+        (
+            lambda c: c.update(architecture="hf-hub:someone/evil"),
+            "architecture: ",
+        ),
+        (lambda c: c.update(architecture=7), "architecture: "),
+        (
+            lambda c: c.update(architecture="local-dir:."),
+            "architecture: ",
+        ),
+        (
+            lambda c: c.update(architecture="../efficientnet_b0"),
+            "architecture: ",
+        ),
         (lambda c: c.update(model_args={"block_args": 1}), "model_args"),
         (lambda c: c.update(auto_map={"AutoModel": "evil.Evil"}), "auto_map"),
         (lambda c: c["pretrained_cfg"].update(url="https://evil.example/w.pth"), "url"),
@@ -84,10 +104,14 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c["pretrained_cfg"].update(custom_load=True), "custom_load"),
         (lambda c: c.update(label_names=["a", "b", "c", "\x1b[2J"]), "printable"),
         (lambda c: c.update(label_names=["a", "b", "c", "d" * 10**6]), "printable"),
-        (lambda c: c["lesion"].update(run_id={"a": 1}), "run_id of the entry 'lesion'"),
-        (lambda c: c["lesion"].update(license="x" * 10**6), "license of the entry 'lesion'"),
-        (lambda c: c["lesion"].update(calibration=-1), "calibration of the entry 'lesion' is -1"),
-        (lambda c: c["lesion"].update(operating_points=[{}] * 101), "more than 100 operating points"),
+        (lambda c: c["lesion"].update(run_id={"a": 1}), r"lesion\.run_id"),
+        (lambda c: c["lesion"].update(license="x" * 10**6), r"lesion\.license"),
+        (lambda c: c["lesion"].update(calibration=-1), r"lesion\.calibration"),
+        (
+            lambda c: c["lesion"].update(calibration=calibration(scale=[1, 1, 1, 0])),
+            r"scale\.3: Input should be greater than 0",
+        ),
+        (lambda c: c["lesion"].update(operating_points=[{}] * 101), "at most 100 items"),
         (lambda c: c["lesion"].update(threshold=float("nan")), "not valid JSON"),
         (lambda c: c["lesion"].update(run_id="\ud800"), "not valid JSON"),
         (lambda c: c["pretrained_cfg"].update(input_size=[3, 64, 96]), "input_size"),
@@ -95,11 +119,21 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c["pretrained_cfg"].update(input_size="3"), "input_size"),
         (lambda c: c.update(label_descriptions=[]), "label_descriptions"),
         (lambda c: c.update(label_descriptions={"MEL": ["<x>"]}), "label_descriptions"),
-        (lambda c: c["pretrained_cfg"].update(std=[0, 0, 0]), "std must not be zero"),
-        (lambda c: c["pretrained_cfg"].update(mean=["a", 0, 0]), "mean must be three numbers"),
+        (lambda c: c["pretrained_cfg"].update(std=[0, 0, 0]), r"pretrained_cfg\.std\.0: Input should be greater"),
+        (
+            lambda c: c["pretrained_cfg"].update(mean=["a", 0, 0]),
+            r"pretrained_cfg\.mean\.0: Input should be a valid number",
+        ),
         (lambda c: c["pretrained_cfg"].update(crop_mode="center"), "crop_mode"),
         (lambda c: c["lesion"].update(weights_sha256="0" * 64), "SHA-256 differs"),
-        (lambda c: c["lesion"].pop("weights_sha256"), "SHA-256 differs"),
+        (lambda c: c["lesion"].pop("weights_sha256"), r"lesion\.weights_sha256: Field required"),
+        (lambda c: c.update(num_classes=4.0), "num_classes: Input should be a valid integer"),
+        (lambda c: c["lesion"].update(golden=[]), r"lesion\.golden"),
+        (lambda c: c["lesion"].update(deep=deep(25)), "nested more than 20 levels"),
+        (
+            lambda c: c["lesion"].update(config_sha256="0" * 64, onnx_sha256="x"),
+            r"lesion\.onnx_sha256: String should match",
+        ),
         (lambda c: c.update(architecture="test_resnet"), "does not fit the network"),
     ],
 )
@@ -109,7 +143,7 @@ def test_a_wrong_configuration_is_refused_with_the_reason(folder, change, words)
         LesionClassifier.from_pretrained(folder, device="cpu")
 
 
-@pytest.mark.parametrize("key", sorted(CONFIG_KEYS - {"num_features"}))
+@pytest.mark.parametrize("key", sorted(ConfigFile.model_fields.keys() - {"num_features"}))
 def test_no_entry_of_the_configuration_may_be_missing(folder, key):
     edit(folder, lambda config: config.pop(key))
     with pytest.raises(ModelFolderError, match=r"config\.json: "):
@@ -298,6 +332,13 @@ def rule(**changes):
     return {**values, **arrays, **changes}
 
 
+def test_a_configuration_that_was_changed_after_it_was_written_is_refused(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"melanoma"', '"harmless"'))
+    with pytest.raises(ModelFolderError, match="config_sha256 differs"):
+        LesionClassifier.from_pretrained(folder, device="cpu")
+
+
 def test_thresholds_that_can_be_read_are_read(folder):
     edit(folder, lambda config: config["lesion"].update(operating_points=[point()], abstention=rule()))
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
@@ -315,6 +356,9 @@ def test_thresholds_that_can_be_read_are_read(folder):
         lambda lesion: lesion.update(operating_points=[point(codes=[])]),
         lambda lesion: lesion.update(operating_points=[point(threshold="0.5")]),
         lambda lesion: lesion.update(operating_points=[point(sensitivity=2)]),
+        *(lambda lesion, t=t: lesion.update(operating_points=[point(threshold=t)]) for t in (7, -5, 1e308)),
+        *(lambda lesion, w=w: lesion.update(abstention=rule(residual_weight=w)) for w in (-1, 0)),
+        lambda lesion: lesion.update(abstention=rule(false_alarm_rate=1.5)),
         lambda lesion: lesion.update(operating_points=[point(n_positive=0.5)]),
         lambda lesion: lesion.update(operating_points=[point(name="\x1b[2J")]),
         lambda lesion: lesion.update(abstention=rule(n_features=7, centre="AAAA" * 7)),
@@ -324,7 +368,7 @@ def test_thresholds_that_can_be_read_are_read(folder):
 )
 def test_thresholds_that_cannot_be_read_are_refused(folder, change):
     edit(folder, lambda config: change(config["lesion"]))
-    with pytest.raises(ModelFolderError, match=r"'lesion' of config\.json cannot be used"):
+    with pytest.raises(ModelFolderError, match=r"lesion|operating point|residual|array|reshape"):
         LesionClassifier.from_pretrained(folder, device="cpu")
 
 
