@@ -96,7 +96,7 @@ def test_tta_is_the_mean_over_the_eight_symmetries(classifier, lesion_image):
 def test_operating_points_and_abstention_of_the_folder_are_applied(tmp_path, lesion_image):
     torch.manual_seed(1)
     model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False)
-    for threshold in (0.0, 1.1):
+    for threshold in (0.0, 1.0):
         point = OperatingPoint("MEL@95", ("MEL",), 0.95, threshold, 0.95, 0.5, 10, 10)
         rng = np.random.default_rng(0)
         rule = AbstentionRule.fit(rng.normal(size=(40, 2)), rng.normal(size=(40, 256)), rng.integers(0, 2, 40))
