@@ -135,8 +135,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     check(ConfigFile, config, str(path))
     if lesion.get("config_sha256") not in (None, config_sha256(config)):
         raise ModelFolderError(
-            f"{path} was changed after it was written (its config_sha256 differs); download the folder again, or make the model "
-            "anew: thresholds belong to their weights."
+            f"{path} is not as it was saved (its config_sha256 differs): a label, the preprocessing, a threshold or another entry "
+            "was changed; download the folder again."
         )
     return config
 

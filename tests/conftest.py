@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 
 from modeling.labels import CODES, REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
+from modeling.publish.onnx import export_onnx
 
 TINY_BACKBONE = "test_efficientnet"
 TINY_SIZE_PX = 64
@@ -57,6 +58,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         codes=REFERENCE_CODES,
         lesion={"package_version": "0", "run_id": "tiny", "dataset": "demo", "synthetic": True, "operating_points": []},
     )
+    export_onnx(folder)
     return folder
 
 

@@ -2,8 +2,8 @@
 
 from modeling.classifier import LesionClassifier
 from modeling.data.splits import load_splits, splits_hash
-from modeling.files import METRICS_NAME, RUN_NAME, SPLITS_NAME, ModelFolderError, read_json, shortened
-from modeling.model_folder import config_sha256, file_beside, read_config
+from modeling.files import METRICS_NAME, RUN_NAME, SPLITS_NAME, WEIGHTS_NAME, ModelFolderError, read_json, shortened
+from modeling.model_folder import ONNX_NAME, checked_file, fetch, file_beside
 from modeling.training.finalize import golden_prediction
 
 # Two machines may differ by rounding, and JPEG-free drawing leaves nothing else to differ.
@@ -13,9 +13,9 @@ GOLDEN_TOLERANCE = 1e-3
 def verify(classifier: LesionClassifier) -> str:
     """Check a loaded model against the hashes and the answer stored in its config, and say what was checked.
 
-    Loading has compared the weights with `lesion.weights_sha256` already. Compared here: every value of config.json with
-    its own hash, splits.csv with its hash, whether metrics.json and train_config.json are of this model, and the answer for
-    a drawn image. The numbers of metrics.json have no hash; scoring again shows whether they hold.
+    Loading has compared config.json with its own hash already. Compared here: weights and ONNX network with their hashes,
+    splits.csv with its hash, whether metrics.json and train_config.json are of this model, and the answer for
+    a drawn picture. The numbers of metrics.json have no hash; scoring again shows whether they hold.
 
     Raises:
         ModelFolderError: If there is no stored answer, or something differs.
@@ -25,15 +25,11 @@ def verify(classifier: LesionClassifier) -> str:
         raise ModelFolderError(
             "config.json stores no golden prediction; only models trained by train.py can be verified."
         )
-    checked = [f"weights sha256 {str(lesion['weights_sha256'])[:12]}"]
-    if lesion.get("config_sha256"):  # models of older versions have none
-        now = config_sha256(read_config(classifier.source.path))
-        if now != lesion["config_sha256"]:
-            raise ModelFolderError(
-                f"config.json is not as it was saved: its hash is {now[:12]}, stored {lesion['config_sha256'][:12]}; a label, "
-                "the preprocessing, a threshold or another entry was changed."
-            )
-        checked.append("every entry of config.json")
+    checked = [f"weights sha256 {str(lesion['weights_sha256'])[:12]}", "every entry of config.json"]
+    checked_file(fetch(classifier.source, WEIGHTS_NAME), lesion["weights_sha256"])
+    if lesion.get("onnx_sha256"):
+        checked_file(fetch(classifier.source, ONNX_NAME), lesion["onnx_sha256"])
+        checked.append(ONNX_NAME)
     try:
         beside = [_check_beside(classifier, name) for name in (METRICS_NAME, RUN_NAME, SPLITS_NAME)]
         gap, diagnosis, probability = _check_golden(classifier)

@@ -20,7 +20,7 @@ from modeling.files import (
     read_json,
 )
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import read_config
+from modeling.model_folder import ONNX_NAME, read_config
 from modeling.publish.card import CARD_NAME, CARD_REPO_ID, EVALUATION_NAME
 from modeling.publish.hub import (
     Published,
@@ -139,6 +139,11 @@ def _contradictions(folder: Path, config: Mapping[str, Any]) -> list[str]:
     problems = []
     if config["lesion"].get("weights_sha256") != weights_sha256:
         problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")
+    if not (folder / ONNX_NAME).is_file() or config["lesion"].get("onnx_sha256") != file_sha256(folder / ONNX_NAME):
+        problems.append(
+            f"{ONNX_NAME} is missing or not the file that {CONFIG_NAME} describes (write it with "
+            f"`{command('export', str(folder))}`)"
+        )
     try:
         measured = read_metrics(folder / METRICS_NAME)["model"]
     except ModelFolderError as error:

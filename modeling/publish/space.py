@@ -6,7 +6,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from modeling.files import CONFIG_NAME, ROOT, WEIGHTS_NAME, files_of
+from modeling.files import CONFIG_NAME, ROOT, files_of
+from modeling.model_folder import ONNX_NAME
 from modeling.publish.hub import (
     Published,
     PublishError,
@@ -59,6 +60,11 @@ def push_space(
                 f"the Hub has no model {model_id} that this token may read; push it first: "
                 f"{command('model', 'RUN/model', '--repo_id', model_id)}"
             ) from None
+        if ONNX_NAME not in {file.rfilename for file in model.siblings or []}:
+            raise PublishError(
+                f"{model_id} has no {ONNX_NAME}, which the Space computes with; write it and push again: "
+                f"{command('export', 'RUN/model')}"
+            )
         variables = {"MODEL_ID": model_id, "MODEL_REVISION": str(model.sha)}
         files = space_files(model_id, str(model.sha))
         check_no_token(files, token)
@@ -100,5 +106,5 @@ def space_files(model_id: str, model_revision: str) -> dict[str, Path | bytes]:
     files |= {f"modeling/{file.relative_to(package).as_posix()}": file for file in sorted(package.rglob("*.py"))}
     header = SpaceCard((space / "README.md").read_text(encoding="utf-8"))
     header.data["models"] = [model_id]
-    header.data["preload_from_hub"] = [f"{model_id} {CONFIG_NAME},{WEIGHTS_NAME} {model_revision}"]
+    header.data["preload_from_hub"] = [f"{model_id} {CONFIG_NAME},{ONNX_NAME} {model_revision}"]
     return {**files, "README.md": str(header).encode()}

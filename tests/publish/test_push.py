@@ -399,7 +399,7 @@ def test_a_space_is_one_commit_with_its_model_pinned_and_the_same_push_again_cha
     assert header["sdk"] == "gradio"
     assert header["python_version"] == "3.11"
     assert header["models"] == ["me/lesions"]
-    assert header["preload_from_hub"] == [f"me/lesions config.json,model.safetensors {model.revision}"]
+    assert header["preload_from_hub"] == [f"me/lesions config.json,onnx/model.onnx {model.revision}"]
     assert header["license"] == "apache-2.0"
     hub.log.clear()
     second = push_space("me/lesions", "me/lesion-space", model_revision="v1.0")

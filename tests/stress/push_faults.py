@@ -32,6 +32,7 @@ from modeling.network import build_model, save_model_folder
 from modeling.publish import hub as hub_module
 from modeling.publish import space
 from modeling.publish.hub import LONGEST_WAIT_S, Published, PublishError
+from modeling.publish.onnx import export_onnx
 from modeling.publish.push import push_model
 from modeling.publish.space import push_space, space_files
 
@@ -116,6 +117,7 @@ def make_model_folder(folder: Path, *, seed: int, scored: Path) -> Path:
         "operating_points": [],
     }
     save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
+    export_onnx(folder)
     metrics = json.loads((scored / "metrics.json").read_text())
     metrics["model"] |= {"weights_sha256": file_sha256(folder / "model.safetensors"), "run_id": f"run{seed}"}
     (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -17,6 +17,7 @@ from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model
 from modeling.labels import CODES, REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
+from modeling.publish.onnx import export_onnx
 from modeling.training.outputs import Outputs
 
 LESIONS_PER_DIAGNOSIS = 64
@@ -86,6 +87,7 @@ def make_scored_folder(base: Path) -> Path:
         "abstention": rule.to_dict(),
     }
     save_model_folder(model, folder, codes=codes, lesion=lesion)
+    export_onnx(folder)
     record = {"train/loss": 1.2, "val/loss": 1.1, "val/balanced_accuracy": 0.5, "val/accuracy": 0.5}
     context = Context(
         classifier=LesionClassifier.from_pretrained(folder),
