@@ -135,7 +135,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     check(ConfigFile, config, str(path))
     if lesion.get("config_sha256") not in (None, config_sha256(config)):
         raise ModelFolderError(
-            f"{path} is not as it was saved (its config_sha256 differs): a label, the preprocessing, a threshold or another entry "
+            f"{path} is not as it was saved (config_sha256 differs): a label, the preprocessing, a threshold or another entry "
             "was changed; download the folder again."
         )
     return config
