@@ -25,7 +25,11 @@ from support.hub import HubServer
 
 @pytest.fixture
 def folder(tiny_model_folder, tmp_path):
-    return shutil.copytree(tiny_model_folder, tmp_path / "model")
+    """To change; without its ONNX file, so that the weights are what is loaded."""
+    copy = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    shutil.rmtree(copy / "onnx")
+    edit(copy, lambda config: config["lesion"].pop("onnx_sha256"))
+    return copy
 
 
 def calibration(**changes):

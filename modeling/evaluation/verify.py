@@ -15,7 +15,7 @@ def verify(classifier: LesionClassifier) -> str:
 
     Loading has compared config.json with its own hash already. Compared here: weights and ONNX network with their hashes,
     splits.csv with its hash, whether metrics.json and train_config.json are of this model, and the answer for
-    a drawn picture. The numbers of metrics.json have no hash; scoring again shows whether they hold.
+    a drawn image. The numbers of metrics.json have no hash; scoring again shows whether they hold.
 
     Raises:
         ModelFolderError: If there is no stored answer, or something differs.
