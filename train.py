@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, write_hashes
+from modeling.data.duplicates import HASHES_NAME, read_hashes, write_hashes
 from modeling.data.sources import LoadedImages, fingerprint, load_images, select_diagnoses
 from modeling.data.splits import (
     SPLITS,
@@ -58,6 +58,7 @@ from modeling.training.outputs import Outputs, run_model
 from modeling.training.processes import make_accelerator, warn_of_missing_processes
 from modeling.training.recipe import make_trainer
 from modeling.training.run_folder import check_same_run, describe_run, holds_run, number_of_skipped, sole_user
+from modeling.training.start import Start, check_not_seen, find_start, load_start
 from modeling.training.trainer import Interrupted, TrainingError
 
 
@@ -91,8 +92,9 @@ def train(options: TrainOptions) -> None:
         resuming = holds_run(run_dir, options, accelerator)
         if options.push_to_hub and accelerator.is_main_process:
             check_can_push(options.hub_model_id)
-        data = prepare_data(run_dir, options, accelerator, resuming=resuming)
-        model = prepare_model(run_dir, options, accelerator, data, resuming=resuming)
+        start = find_start(options.init_from, backbone=options.backbone, pretrained=options.pretrained)
+        data = prepare_data(run_dir, options, accelerator, start, resuming=resuming)
+        model = prepare_model(run_dir, options, accelerator, data, start, resuming=resuming)
         if options.dry_run:
             accelerator.print("dry run passed; nothing was trained.")
             return
@@ -124,7 +126,9 @@ class RunData:
     config: dict[str, Any]
 
 
-def prepare_data(run_dir: Path, options: TrainOptions, accelerator: Accelerator, *, resuming: bool) -> RunData:
+def prepare_data(
+    run_dir: Path, options: TrainOptions, accelerator: Accelerator, start: Start, *, resuming: bool
+) -> RunData:
     """Read the images, split them by lesion, and write down what this run is."""
     # One process reads first; the others then find its cache.
     with accelerator.local_main_process_first():
@@ -151,7 +155,16 @@ def prepare_data(run_dir: Path, options: TrainOptions, accelerator: Accelerator,
     if options.protocol == "lesion":
         check_no_leakage(splits)
 
-    config = describe_run(options, accelerator, codes, fingerprint(everything), splits)
+    # Earlier weights may not have seen what is tested; the first process finds out for all.
+    origin = (
+        check_not_seen(start, splits, read_hashes(run_dir / HASHES_NAME))
+        if accelerator.is_main_process
+        else start.origin
+    )
+
+    config = describe_run(
+        options, accelerator, codes=codes, data_fingerprint=fingerprint(everything), splits=splits, origin=origin
+    )
     if resuming:
         check_same_run(run_dir / RUN_NAME, config)
     elif accelerator.is_main_process:
@@ -213,7 +226,7 @@ def announce(accelerator: Accelerator, options: TrainOptions, splits: pd.DataFra
 
 
 def prepare_model(
-    run_dir: Path, options: TrainOptions, accelerator: Accelerator, data: RunData, *, resuming: bool
+    run_dir: Path, options: TrainOptions, accelerator: Accelerator, data: RunData, start: Start, *, resuming: bool
 ) -> TimmModel:
     """Build the network, and try on a few images that it can be trained, calibrated, written, read and explained."""
     torch.manual_seed(options.seed)
@@ -221,10 +234,11 @@ def prepare_model(
         options.backbone,
         num_classes=len(data.codes),
         size_px=options.image_size,
-        pretrained=options.pretrained,
-        init_from=options.init_from,
+        pretrained=options.pretrained and start.weights is None,
         drop_rate=options.drop_rate,
     ).to(memory_format=torch.channels_last)  # 2.4 times faster than the default layout on a CPU
+    if start.weights is not None:
+        load_start(model, start.weights)
     if resuming and not options.dry_run:
         return model
     failure: Exception | None = None

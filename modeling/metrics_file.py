@@ -61,6 +61,9 @@ RATE = _section(value=FRACTION | None, **_all("low high", (FRACTION | None, None
 ECE = _section(
     value=FRACTION | None, if_calibrated=(_section(**_all("low high", FRACTION)) | None, None), reason=(TEXT, "")
 )
+ORIGIN = _section(
+    kind=Literal["scratch", "pretrained", "weights"], **_all("name sha256 base_model overlap", (TEXT | None, None))
+)
 
 SIZE = _all("n_images n_lesions", COUNT)
 DIAGNOSIS = _section(**SIZE, **_all("precision recall specificity f1 auroc average_precision", RATE))
@@ -187,7 +190,13 @@ METRICS: type[_Section] = _section(
     reference=_rows(_by_name(Any)) | _section(reason=TEXT),
     image_properties=_by_name(QUARTILES),
     external=(EXTERNAL | None, None),  # only of an external evaluation
-    training=_section(options=_by_name(Any), history=_rows(_by_name(Any)), best_epoch=COUNT | None, selection=NAME),
+    training=_section(
+        options=_by_name(Any),
+        history=_rows(_by_name(Any)),
+        best_epoch=COUNT | None,
+        selection=NAME,
+        origin=(ORIGIN | None, None),
+    ),
     figures=_rows(Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}\.png$")]),
 )
 

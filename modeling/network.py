@@ -37,7 +37,6 @@ def build_model(
     num_classes: int,
     size_px: int,
     pretrained: bool,
-    init_from: str | Path | None = None,
     drop_rate: float = 0.0,
 ) -> TimmModel:
     """Create a timm network with a new classifier, and set the preprocessing that it will be saved with.
@@ -47,11 +46,10 @@ def build_model(
         num_classes: Number of diagnoses, at least 2.
         size_px: Side of the square input; images are squashed to it, so that no part of the picture is cut off.
         pretrained: Start from timm's ImageNet weights, downloaded from the Hub.
-        init_from: A model folder to start from instead; a classifier for the same number of diagnoses is kept too.
         drop_rate: Dropout before the classifier, in [0, 1).
 
     Raises:
-        ModelFolderError: If the backbone is unknown, its weights cannot be had, or `init_from` does not fit.
+        ModelFolderError: If the backbone is unknown, or its weights cannot be had.
     """
     if not timm.is_model(backbone):
         raise ModelFolderError(
@@ -59,20 +57,19 @@ def build_model(
         )
     try:
         model: TimmModel = timm.create_model(
-            backbone, num_classes=num_classes, pretrained=pretrained and init_from is None, drop_rate=drop_rate
+            backbone, num_classes=num_classes, pretrained=pretrained, drop_rate=drop_rate
         )
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         raise ModelFolderError(
             f"the ImageNet weights of {backbone} could not be downloaded ({type(error).__name__}: {error}). "
-            "Without the Hub, start from scratch with `--pretrained false` or from an earlier model with `--init_from FOLDER`."
+            "Without the Hub, start from scratch with `--pretrained false`, or from weights at hand with "
+            "`--init_from FILE.safetensors`: timm's of this network, or an earlier model's."
         ) from error
     # timm starts this layer for 1,000 classes; with a handful its first logits are of size 6 and the first epochs are lost.
     nn.init.normal_(model.get_classifier().weight, std=0.01)
     nn.init.zeros_(model.get_classifier().bias)
-    if init_from is not None:
-        _load_all_but_classifier(model, Path(init_from) / WEIGHTS_NAME)
     model.pretrained_cfg = {
         **model.pretrained_cfg,
         "input_size": (3, size_px, size_px),
@@ -82,23 +79,6 @@ def build_model(
         "crop_mode": "squash",
     }
     return model
-
-
-def _load_all_but_classifier(model: TimmModel, weights: Path) -> None:
-    """Load every tensor whose shape fits; only the classifier may be left out."""
-    if not weights.is_file():
-        raise ModelFolderError(f"--init_from: no {WEIGHTS_NAME} in {weights.parent}; give a model folder.")
-    tensors, wanted = load_file(weights), model.state_dict()
-    fitting = {key: value for key, value in tensors.items() if key in wanted and wanted[key].shape == value.shape}
-    classifier = str(model.pretrained_cfg["classifier"])
-    left_out = [key for key in wanted if key not in fitting and not key.startswith(f"{classifier}.")]
-    unknown = [key for key in tensors if key not in wanted]
-    if left_out or unknown:
-        raise ModelFolderError(
-            f"--init_from: the weights in {weights.parent} are of another network: {len(left_out)} tensors missing or of "
-            f"another shape, {len(unknown)} unknown, for instance {(left_out + unknown)[:3]}; name its --backbone."
-        )
-    model.load_state_dict(fitting, strict=False)
 
 
 def normalise(pixels: torch.Tensor, pretrained_cfg: Mapping[str, Any]) -> torch.Tensor:

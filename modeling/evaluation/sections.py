@@ -400,13 +400,14 @@ def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[st
     options = {
         name: value
         for name, value in (run or {}).get("options", {}).items()
-        # A path belongs to one machine.
+        # A path belongs to one machine; what --init_from named is told by the origin.
         if not (name.endswith("_dir") or name in ("splits", "init_from", "config"))
     }
     selection = "val/accuracy" if options.get("recipe") == "original" else "val/balanced_accuracy"
     best = max(history, key=lambda record: record[selection], default=None)
     return {
         "options": options,
+        "origin": (run or {}).get("origin"),
         "history": [dict(record) for record in history],
         "best_epoch": best["epoch"] if best else None,
         "selection": selection.removeprefix("val/").replace("_", " "),

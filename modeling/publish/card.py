@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from modeling.estimates import format_estimate, format_number
-from modeling.files import METRICS_NAME, ROOT, ModelFolderError
+from modeling.files import METRICS_NAME, ROOT, UNKNOWN_ORIGIN, ModelFolderError
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import read_config
@@ -59,7 +59,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         bodies = {
             name: _template(ROOT, template).render(
                 metrics=metrics,
-                base_model=config["lesion"].get("base_model"),
+                start=start_sentence(metrics["training"].get("origin"), config["lesion"].get("base_model")),
                 license=_license(config["lesion"]),
                 diagnoses=[diagnosis_of(code) for code in config["label_names"]],
                 notice=NOTICE,
@@ -77,6 +77,24 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         ) from error
     pages = {name: re.sub(r"\n{3,}", "\n\n", body.strip()) + "\n" for name, body in bodies.items()}
     return {**pages, CARD_NAME: f"---\n{metadata}\n---\n\n{pages[CARD_NAME]}"}
+
+
+def start_sentence(origin: Mapping[str, Any] | None, base_model: str | None) -> str:
+    """Say what training started from, as far as it was recorded; never what it did not start from."""
+    if origin is None and base_model is None:
+        return "What training started from was not recorded."
+    if origin is None:
+        return f"Training started from the weights `{base_model}`."
+    if origin["kind"] == "scratch":
+        return "Training started from random weights."
+    if origin["kind"] == "pretrained":
+        return f"Training started from the ImageNet weights `{base_model or origin['name']}`."
+    parent = origin["base_model"]
+    return (
+        f"Training started from the weights `{origin['name']}` (sha256 `{origin['sha256'][:12]}`; "
+        f"{parent if parent == UNKNOWN_ORIGIN else f'of or from `{parent}`'}). Images of val and test among those that these "
+        f"weights were trained on: {origin['overlap']}."
+    )
 
 
 @cache

@@ -14,7 +14,7 @@ from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import HASHES_NAME
 from modeling.data.splits import lesions_of, load_splits
 from modeling.decision import fit_decision
-from modeling.files import RUN_NAME, SPLITS_NAME, write_json
+from modeling.files import RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN, write_json
 from modeling.labels import CODES, WEIGHTS_LICENSE
 from modeling.network import TimmModel, fold_calibration, save_config, save_weights
 from modeling.training.options import TrainOptions
@@ -51,7 +51,7 @@ def write_model_folder(
         "dataset": dataset_name(options),
         "synthetic": options.dataset == "demo",
         "protocol": options.protocol,
-        "base_model": base_model_of(model) if options.pretrained and not options.init_from else None,
+        "base_model": base_model_of(config["origin"], model),
         "license": WEIGHTS_LICENSE if options.dataset == "isic2019" else None,
         "data_fingerprint": config["data_fingerprint"],
         "splits_sha256": config["splits_sha256"],
@@ -98,7 +98,9 @@ def golden_prediction(classifier: LesionClassifier) -> dict[str, Any]:
     }
 
 
-def base_model_of(model: TimmModel) -> str:
-    """Return the Hub id of the ImageNet weights that training started from."""
-    tag = model.pretrained_cfg.get("tag")
-    return f"timm/{model.pretrained_cfg['architecture']}{'.' + tag if tag else ''}"
+def base_model_of(origin: dict[str, Any], model: TimmModel) -> str | None:
+    """Return the Hub id of the weights that training started from, if they have one."""
+    if origin["kind"] == "pretrained":
+        tag = model.pretrained_cfg.get("tag")
+        return f"timm/{model.pretrained_cfg['architecture']}{'.' + tag if tag else ''}"
+    return None if origin["base_model"] == UNKNOWN_ORIGIN else origin["base_model"]

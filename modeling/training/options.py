@@ -86,7 +86,9 @@ class TrainOptions:
         "Start from ImageNet weights, which need the Hub. Default: yes, but not for the demo, which needs no network.",
     )
     init_from: str | None = option(
-        None, "Start from the weights of this model folder instead; the way on without the Hub."
+        None,
+        "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or REPO@REVISION, of "
+        "this package or of timm; the way on without the Hub.",
     )
     image_size: int = option(
         None,

@@ -17,9 +17,10 @@ from filelock import FileLock, Timeout
 
 from modeling import __version__
 from modeling.data.splits import splits_hash
-from modeling.files import WEIGHTS_NAME, file_sha256, read_json, shortened
+from modeling.files import read_json, shortened
 from modeling.training.checkpoints import any_process
 from modeling.training.options import FREE_TO_CHANGE, TrainOptions
+from modeling.training.start import Origin
 
 # Loader processes of a killed run end within 5 s; with an older filelock they hold its lock until then.
 LOCK_WAIT_S = 6
@@ -68,7 +69,13 @@ def dataset_name(options: TrainOptions) -> str:
 
 
 def describe_run(
-    options: TrainOptions, accelerator: Accelerator, codes: list[str], data_fingerprint: str, splits: pd.DataFrame
+    options: TrainOptions,
+    accelerator: Accelerator,
+    *,
+    codes: list[str],
+    data_fingerprint: str,
+    splits: pd.DataFrame,
+    origin: Origin,
 ) -> dict[str, Any]:
     """Return the content of train_config.json: all that is needed to do the run again, without dates and paths."""
     fixed = {
@@ -77,7 +84,7 @@ def describe_run(
             **{name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_TO_CHANGE},
             "dataset": dataset_name(options),
         },
-        "init_from_sha256": file_sha256(Path(options.init_from) / WEIGHTS_NAME) if options.init_from else None,
+        "init_from_sha256": origin.sha256,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "codes": codes,
@@ -88,6 +95,7 @@ def describe_run(
     return {
         "run_id": hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12],
         **fixed,
+        "origin": origin.to_dict(),
         "versions": {
             "python": platform.python_version(),
             **{
@@ -115,7 +123,7 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
     ] + [
         f"{name}: {shortened(before.get(name))} before, {value!r} now"
         for name, value in config.items()
-        if name not in ("options", "run_id", "device") and before.get(name) != value
+        if name not in ("options", "run_id", "origin", "device") and before.get(name) != value
     ]
     if differences:
         raise ValueError(

@@ -277,6 +277,31 @@ def test_a_network_trained_from_scratch_names_no_base_model(folder):
         assert "What training started from was not recorded." in page
 
 
+@pytest.mark.parametrize(
+    ("origin", "sentence"),
+    [
+        ({"kind": "scratch"}, "Training started from random weights."),
+        ({"kind": "pretrained", "name": "b0"}, "from the ImageNet weights `timm/efficientnet_b0.ra_in1k`."),
+        (
+            {
+                "kind": "weights",
+                "name": "lite0",
+                "sha256": "ab" * 32,
+                "base_model": "unknown origin",
+                "overlap": "unknown",
+            },
+            "from the weights `lite0` (sha256 `abababababab`; unknown origin). Images of val and test among those that these "
+            "weights were trained on: unknown.",
+        ),
+    ],
+)
+def test_the_card_says_what_training_started_from_and_never_what_not(folder, origin, sentence):
+    edit_metrics(folder, training__origin=origin)
+    for page in render_card(folder).values():
+        assert sentence in page
+        assert "did not start" not in page
+
+
 def test_a_card_of_synthetic_data_says_so_before_anything_else(scored_folder):
     body = ModelCard(render_card(scored_folder)["README.md"]).text
     first = body.strip().splitlines()[2]

@@ -1,0 +1,177 @@
+"""modeling/training/start.py: any weights to start from, named for what they are, and kept from what is tested on."""
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from modeling.data.duplicates import hash_images, write_hashes
+from modeling.data.splits import LeakageError, write_splits
+from modeling.files import UNKNOWN_ORIGIN, ModelFolderError, file_sha256
+from modeling.network import build_model
+from modeling.training.start import Start, check_not_seen, find_start, load_start
+
+
+def found(init_from):
+    return find_start(str(init_from), backbone="test_efficientnet", pretrained=False)
+
+
+def edited(folder, **lesion):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["lesion"] |= lesion
+    path.write_text(json.dumps(config))
+
+
+@pytest.fixture
+def folder(tiny_model_folder, tmp_path):
+    """A model folder of this package, to change."""
+    return shutil.copytree(tiny_model_folder, tmp_path / "runs" / "first" / "model")
+
+
+def test_a_model_folder_is_known_by_its_run_its_hash_and_its_own_base_model(folder):
+    edited(folder, base_model="timm/efficientnet_b0.ra_in1k")
+    start = found(folder)
+    assert (start.origin.kind, start.origin.name) == ("weights", "first")
+    assert start.origin.sha256 == file_sha256(folder / "model.safetensors")
+    assert start.origin.base_model == "timm/efficientnet_b0.ra_in1k"
+    assert start.splits is None
+    (folder / "splits.csv").write_text("")
+    assert found(folder).splits == folder / "splits.csv"
+
+
+def test_a_file_alone_is_of_unknown_origin(folder, tmp_path):
+    file = tmp_path / "lite0.safetensors"
+    shutil.copyfile(folder / "model.safetensors", file)
+    start = found(file)
+    assert (start.origin.name, start.origin.base_model) == ("lite0.safetensors", UNKNOWN_ORIGIN)
+    assert start.weights == file
+
+
+def test_a_folder_in_timms_layout_says_which_of_timms_weights_it_holds(tmp_path):
+    model = timm.create_model("test_efficientnet", num_classes=1000)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "test_efficientnet", "num_classes": 1000, "pretrained_cfg": {"tag": "r160_in1k"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert found(tmp_path).origin.base_model == "timm/test_efficientnet.r160_in1k"
+    ours = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
+    load_start(ours, found(tmp_path).weights)
+    assert torch.equal(ours.conv_stem.weight, model.conv_stem.weight)
+    assert ours.get_classifier().weight.shape[0] == 4
+
+
+def test_without_init_from_a_run_starts_from_pretrained_weights_or_from_scratch():
+    assert find_start(None, backbone="b", pretrained=True) == Start(
+        find_start(None, backbone="b", pretrained=True).origin
+    )
+    assert find_start(None, backbone="b", pretrained=True).origin.kind == "pretrained"
+    assert find_start(None, backbone="b", pretrained=False).origin.kind == "scratch"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: folder / "nothing", "REPO@REVISION"),
+        (lambda folder: (folder / "model.safetensors").unlink() or folder, r"no model\.safetensors"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_would_do(folder, spoil, words):
+    with pytest.raises(ModelFolderError, match=words):
+        found(spoil(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 100, b"PK\x03\x04 a pickle"])
+def test_garbage_names_the_file(tmp_path, content):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(content)
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
+    with pytest.raises(ModelFolderError, match=r"weights\.safetensors is no \.safetensors file, or it is damaged"):
+        load_start(model, found(file).weights)
+
+
+def test_what_does_not_fit_is_named(folder):
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["bn1.weight"]
+    tensors["conv_stem.weight"] = torch.zeros(3, 3)
+    tensors["extra"] = torch.zeros(1)
+    save_file(tensors, folder / "model.safetensors")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ModelFolderError) as caught:
+        load_start(model, folder / "model.safetensors")
+    for words in ("1 tensors missing, such as bn1.weight", "conv_stem.weight (3, 3) for (", "1 unknown, such as extra"):
+        assert words in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+# ---- what the weights have seen ------------------------------------------------------------------------------------
+
+
+def images(names):
+    """One noisy image a name; names that differ in a trailing "~" show almost the same."""
+    pictures, lesion_of = [], {"a": "L1", "a2": "L1", "b": "L2", "b2": "L2", "c2": "L3", "e": "L4"}
+    for name in names:
+        rng = np.random.default_rng(sum(map(ord, name.rstrip("~"))))
+        picture = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((96, 96))
+        pictures.append(picture.resize((90, 90)).resize((96, 96)) if name.endswith("~") else picture)
+    columns = {"image_id": names, "lesion_id": [lesion_of.get(name) for name in names], "image": pictures}
+    return hash_images(datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()))
+
+
+def table(rows):
+    return pd.DataFrame(
+        [(image_id, lesion_id, "NV", "HAM", split) for image_id, lesion_id, split in rows],
+        columns=["image_id", "lesion_id", "label", "source", "split"],
+    )
+
+
+def start_with(folder, splits):
+    write_splits(splits, folder / "splits.csv")
+    return found(folder)
+
+
+BEFORE = table([("a", "L1", "train"), ("b", "L2", "val"), ("c", "L3", "test"), ("d", "dup:d", "train")])
+
+
+def test_weights_that_saw_nothing_of_val_and_test_are_said_to_have_been_compared(folder):
+    now = table([("a2", "L1", "train"), ("c2", "L3", "test"), ("e", "L4", "val"), ("b2", "L2", "val")])
+    origin = check_not_seen(start_with(folder, BEFORE), now, images(["a", "a2", "c2", "e", "b2"]))
+    assert origin.overlap == "none, by lesion id and near-duplicates (1 of their 4 images could be compared by hash)"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (("a2", "L1", "val"), "1 images of val, such as a2"),  # trained on another photo of the lesion
+        (("a2", "L1", "test"), "1 images of test, such as a2"),
+        (("b2", "L2", "test"), "1 images of test, such as b2"),  # its best epoch was chosen on it
+        (("a", None, "test"), "1 images of test, such as a"),
+        (("d~", "dup:d~", "test"), "1 images of test, such as d~"),  # a near-duplicate; neither has a lesion id
+    ],
+)
+def test_weights_that_saw_a_lesion_of_val_or_test_are_refused_with_the_way_out(folder, row, words):
+    start = start_with(folder, BEFORE)
+    with pytest.raises(LeakageError) as caught:
+        check_not_seen(start, table([("e", "L4", "train"), row]), images(["a", "d", "e", "x", row[0]]))
+    assert words in str(caught.value)
+    assert f"--splits {start.splits}" in str(caught.value)
+
+
+def test_a_near_duplicate_is_found_by_the_hashes_that_the_weights_bring(folder):
+    """The earlier model's images are not in the new dataset."""
+    write_hashes(images(["a", "d"]), folder / "image_hashes.csv")
+    start = start_with(folder, BEFORE)
+    with pytest.raises(LeakageError, match="1 images of test, such as d~"):
+        check_not_seen(start, table([("e", "L4", "train"), ("d~", None, "test")]), images(["e", "d~"]))
+
+
+def test_weights_without_splits_are_said_to_be_unchecked(folder):
+    origin = check_not_seen(found(folder), BEFORE, images(["a"]))
+    assert origin.overlap == "could not be checked, since these weights come without splits.csv"
