@@ -447,12 +447,13 @@ class Trainer:
         """Put the best weights into the network that is evaluated.
 
         Raises:
-            TrainingError: If no step was taken.
+            TrainingError: If more than a quarter of the steps had no finite gradient.
         """
-        if self.progress.step == 0:
+        taken, skipped = self.progress.step, self.progress.bad_steps
+        if taken < 3 * skipped or taken == 0:
             raise TrainingError(
-                "no step was taken, since none had a finite gradient, so nothing was learned. Lower --learning_rate, or use "
-                "--mixed_precision no."
+                f"{skipped} of {taken + skipped} steps had no finite gradient, so nothing was learned that could be trusted. "
+                "Lower --learning_rate, or use --mixed_precision no. The log and the checkpoints are kept."
             )
         self.evaluated_model.load_state_dict(self.best_weights)
 
