@@ -25,17 +25,19 @@ from side_by_side import write
 
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
+from modeling.publish.onnx import export_onnx
 
 
 def make_model(folder: Path, backbone: str, size_px: int) -> Path:
     torch.manual_seed(0)
     model = build_model(backbone, num_classes=4, size_px=size_px, pretrained=False)
     save_model_folder(model, folder, codes=REFERENCE_CODES, lesion={"operating_points": []})
+    export_onnx(folder)  # the engine of archives on a CPU
     return folder
 
 
 def make_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """Write 64 pictures and link them until there are enough: the files differ only in name."""
+    """Write 64 images and link them until there are enough: the files differ only in name."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     originals = folder.with_name(f"{folder.name}-originals")

@@ -66,8 +66,8 @@ def prediction_rate(processes: int, model: Path, few: Path, images: Path, n_imag
         output = model.with_name("out.csv")
         threads = max(1, (os.cpu_count() or 1) // processes)
         spent.append(classify(model, folder, output, processes=processes, threads=threads)[0])
-        output.unlink()
-        output.with_name("out.csv.json").unlink()
+        for ending in ("", ".json", ".rows"):
+            output.with_name(f"out.csv{ending}").unlink()
     return (n_images - n_few) / (spent[1] - spent[0])
 
 

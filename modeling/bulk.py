@@ -52,7 +52,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Summary:
-    """Numbers of rows, of images that could not be read and of those abstained on; speed; changes of the files since."""
+    """What came of a run; on processes other than the first only what they did themselves, `classified_now`, counts."""
 
     images: int
     unreadable: int
@@ -95,46 +95,35 @@ def classify_archive(
         tta: Average over the eight flips and quarter turns.
         update: Where files have changed since the run ended, classify those and keep the rows of the others.
 
-    Returns:
-        The summary; on processes other than the first, only `classified_now` and `seconds` count.
-
     Raises:
-        ArchiveError: If an input cannot be read, the output cannot be written or is another's, or a library is missing.
+        ArchiveError: If an input cannot be read, the output not be written or is another's, or a library is missing.
     """
     start, classified, parts = time.monotonic(), 0, _beside(output, ".parts")
-    if output.suffix not in FORMATS:
-        raise ArchiveError(f"--output must end in {' or '.join(FORMATS)}, got {output.name!r:.300}.")
-    if output.suffix == ".parquet":
-        needs("pyarrow", "writing Parquet")
+    columns = _columns(classifier, output)
     name, revision = dataset_revision(inputs[0], _own(output)) if is_dataset(inputs, split) else ("", None)
-    on_hub = bool(revision) and not os.path.lexists(name)
     if update and revision:
         raise ArchiveError("--update is for files and folders; classify a changed dataset into a new --output.")
+    on_hub = bool(revision) and not os.path.lexists(name)
     run = {
         **{key: value for key, value in classifier.provenance.items() if key != "data_fingerprint"},
         "tta": tta,
-        "inputs": [printable(name) for name in inputs],
+        "inputs": [printable(given) for given in inputs],
         # Where relative names begin; of a dataset on the Hub the name is all.
         "folder": None if on_hub or all(map(os.path.isabs, inputs)) else printable(os.getcwd()),
         "split": split,
         "data_revision": revision,
     }
-    columns = _columns(classifier)
     try:
         with _locked(output, processes):
-            if processes.rank == 0 and not (parts / "run.json").exists():
+            if processes.rank == 0:
                 _begin(run, inputs, output, update=update)
-            if processes.rank == 0 and (parts / "run.json").exists():
-                advice = f"Run the earlier command to complete it, or delete {parts} to start anew"
-                _check_same(run, parts / "run.json", f"{parts} holds unfinished work of another run", advice)
             processes.wait()
             if (parts / "run.json").exists():
                 source = StreamedDataset(name, revision, split) if revision else ListedFiles(parts)
                 classified = _classify_chunks(classifier, source, parts, processes, tta=tta)
                 processes.wait()
                 if processes.rank == 0:
-                    notes = {"provenance": classifier.provenance, "notice": classifier.notice}
-                    _merge(source, output, columns, notes)
+                    _merge(source, output, columns, {"provenance": classifier.provenance, "notice": classifier.notice})
             state = read_json(_beside(output, ".json")) if processes.rank == 0 else {}
             changes = _changes(inputs, output) if processes.rank == 0 and not revision else ""
     except OSError as error:
@@ -181,8 +170,12 @@ def _locked(output: Path, processes: Processes) -> Iterator[None]:
 
 
 def _begin(run: Row, inputs: Sequence[str], output: Path, *, update: bool) -> None:
-    """Make the parts of a new run, or of an update of a finished one; nothing if it is finished and not to be updated."""
+    """Make the parts of a new run or of an update, or check that they are of this run; none if all is done already."""
     parts, kept = _beside(output, ".parts"), _beside(output, ".rows")
+    if (parts / "run.json").exists():
+        advice = f"Run the earlier command to complete it, or delete {parts} to start anew"
+        _check_same(run, parts / "run.json", f"{parts} holds unfinished work of another run", advice)
+        return
     if output.exists():
         advice = "Move it away, or choose another --output"
         _check_same(run, _beside(output, ".json"), f"{output} exists and is not of this run", advice)
@@ -303,8 +296,12 @@ def row_of(name: str, answer: Prediction | ImageError | None) -> Row:
     return {"image": printable(name), **said}
 
 
-def _columns(classifier: LesionClassifier) -> dict[str, type]:
-    """Return the columns of the output, in order, with their types."""
+def _columns(classifier: LesionClassifier, output: Path) -> dict[str, type]:
+    """Return the columns of the output, in order, with their types, if it can be written at all."""
+    if output.suffix not in FORMATS:
+        raise ArchiveError(f"--output must end in {' or '.join(FORMATS)}, got {output.name!r:.300}.")
+    if output.suffix == ".parquet":
+        needs("pyarrow", "writing Parquet")
     columns: list[tuple[str, type]] = [("image", str), ("diagnosis", str), ("probability", float)]
     columns += [(code, float) for code in classifier.codes]
     columns += [("abstained", bool), ("reason", str)]

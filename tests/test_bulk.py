@@ -297,7 +297,7 @@ def test_a_data_set_is_shared_out_by_files_or_by_chunks(classifier, parquet_file
     assert sum(shares) == 309
     assert sum(share > 0 for share in shares) == min(count, 3)
     (parts / "run.json").write_text("{}")
-    bulk._merge(source, output, bulk._columns(classifier), {})
+    bulk._merge(source, output, bulk._columns(classifier, output), {})
     assert [row["image"] for row in rows_of(output)] == [f"ISIC_{number:07}" for number in range(309)]
 
 
