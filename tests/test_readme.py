@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,18 @@ def test_the_numbers_told_in_words_are_those_of_the_benchmarks():
 def test_no_placeholder_is_left():
     for text in PAGES.values():
         assert not re.search(r"@[A-Z_]+@", text)
+
+
+def test_every_extra_that_is_to_be_installed_exists():
+    named = {
+        extra
+        for command in COMMANDS
+        if command[:2] == ["pip", "install"]
+        for extra in re.findall(r"\[(.+)\]", command[-1])
+    }
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {name for names in named for name in names.split(",")} <= set(extras)
+    assert len(named) > 1
 
 
 def test_the_hub_command_line_is_installed():
