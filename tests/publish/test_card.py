@@ -511,11 +511,11 @@ def test_what_it_does_badly_follows_the_metrics(folder):
     assert f'"{kind}" least often: {plain(format_estimate(far[kind]["abstained"]))} of them' in section()
     assert "AK, malignant or pre-malignant, is unknown to it" in section()
     assert "DF" not in section()  # benign
-    inside = metrics["heat_maps"]["masks"]["model"]["heat_inside"]["value"]
-    blob = metrics["heat_maps"]["masks"]["centred_blob"]["heat_inside"]
-    edit_metrics(folder, heat_maps__masks__centred_blob__heat_inside=blob | {"value": inside - 0.01})
+    inside = {"value": 0.4, "low": 0.35, "high": 0.45}
+    edit_metrics(folder, heat_maps__masks__model__heat_inside=inside)
+    edit_metrics(folder, heat_maps__masks__centred_blob__heat_inside=inside | {"value": 0.39})
     assert "do not locate lesions" not in section()
-    edit_metrics(folder, heat_maps__masks__centred_blob__heat_inside=blob | {"value": inside + 0.01})
+    edit_metrics(folder, heat_maps__masks__centred_blob__heat_inside=inside | {"value": 0.41})
     assert "do not locate lesions" in section()
 
 

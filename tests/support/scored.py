@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from modeling.abstention import AbstentionRule
@@ -60,6 +61,7 @@ def make_scored_folder(base: Path) -> Path:
     dataset = draw_dataset(base / "masks")
     label_of = dict(zip(dataset["image_id"], [CODES[label] for label in dataset["label"]], strict=True))
     splits = make_splits(dataset, diagnoses=codes)
+    torch.manual_seed(0)
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
     outputs = {}
     for split in ("val", "test"):
