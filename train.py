@@ -45,6 +45,7 @@ from modeling.files import RUN_NAME, SPLITS_NAME, write_json
 from modeling.labels import REFERENCE_CODES, SYNTHETIC_NOTICE
 from modeling.network import TimmModel, build_model
 from modeling.publish.card import write_card
+from modeling.publish.examples import write_drawn_examples, write_isic_examples
 from modeling.publish.hub import PublishError
 from modeling.publish.onnx import export_onnx
 from modeling.publish.push import check_can_push, push_model
@@ -309,8 +310,13 @@ def evaluate(run_dir: Path, options: TrainOptions, data: RunData, fitted: Fitted
         unfinished, model=fitted.model, val=fitted.outputs["val"], options=options, config=data.config
     )
     export_onnx(unfinished)
+    classifier = LesionClassifier.from_pretrained(unfinished)
+    if options.dataset == "demo":
+        write_drawn_examples(unfinished, classifier)
+    elif options.examples:
+        write_isic_examples(unfinished, classifier, data.everything, data.splits, options.examples)
     context = Context(
-        classifier=LesionClassifier.from_pretrained(unfinished),
+        classifier=classifier,
         dataset=data.everything,
         splits=data.splits,
         val_outputs=fitted.outputs["val"].calibrated(calibration),

@@ -103,8 +103,8 @@ class AbstentionRule:
     def reasons(self, logits: np.ndarray, features: np.ndarray) -> list[str | None]:
         """Say in words why each image is refused, or None where it is not; length N."""
         return [
-            f"The image is unlike those that this model was trained on, more so than about {1 - self.false_alarm_rate:.0%} of "
-            "ordinary images, so its probabilities should not be used."
+            "The image is unlike those that this model was trained on, more so than about "
+            f"{100 * (1 - self.false_alarm_rate):.0f} % of ordinary images, so its probabilities should not be used."
             if score > self.threshold
             else None
             for score in self.score(logits, features)

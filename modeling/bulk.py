@@ -302,7 +302,7 @@ def _columns(classifier: LesionClassifier, output: Path) -> dict[str, type]:
         raise ArchiveError(f"--output must end in {' or '.join(FORMATS)}, got {output.name!r:.300}.")
     if output.suffix == ".parquet":
         needs("pyarrow", "writing Parquet")
-    columns: list[tuple[str, type]] = [("image", str), ("diagnosis", str), ("probability", float)]
+    columns: list[tuple[str, type]] = [("image", str), ("verdict", str), ("diagnosis", str), ("probability", float)]
     columns += [(code, float) for code in classifier.codes]
     columns += [("abstained", bool), ("reason", str)]
     columns += [*((point.name, bool) for point in classifier.operating_points), ("error", str)]

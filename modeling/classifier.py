@@ -51,6 +51,7 @@ class LesionClassifier:
         self.lesion: dict[str, Any] = config["lesion"]
         self.size_px = int(config["pretrained_cfg"]["input_size"][1])
         self.transform = eval_transform(config["pretrained_cfg"])
+        self.interpolation: str = config["pretrained_cfg"]["interpolation"]  # of that transform
         self.operating_points = [OperatingPoint.from_dict(point) for point in self.lesion.get("operating_points") or []]
         decision = self.lesion.get("decision")
         self.decision = Decision.from_dict(decision, self.codes) if decision else most_probable(self.codes)

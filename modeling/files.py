@@ -13,6 +13,7 @@ CONFIG_NAME = "config.json"
 METRICS_NAME, RUN_NAME, SPLITS_NAME = "metrics.json", "train_config.json", "splits.csv"
 WEIGHTS_NAME = "model.safetensors"
 UNKNOWN_ORIGIN = "unknown origin"  # of weights that training started from and that do not say
+EXAMPLES_NAME = "examples/examples.json"  # and the images that it lists, for a page
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 METRICS_SCHEMA = 2
 MAX_JSON_BYTES = 16 * 1024**2  # config.json of B0 has 0.2 MB, most of it the abstention rule

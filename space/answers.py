@@ -2,22 +2,22 @@
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import render
 from PIL import Image
 
-from modeling.calibration import OperatingPoint
+from modeling.calibration import OperatingPoint, target_probability
 from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
 from modeling.images import ImageError, decode_image
-from modeling.labels import diagnosis_of
-from modeling.prediction import Prediction
+from modeling.labels import DIAGNOSES, diagnosis_of
+from modeling.prediction import Prediction, percent, rounded, target_words
 
 MAX_PHOTOS = 8
-DIGITS = 6  # of a probability: beyond them two machines differ
+MAX_CODE_CHARS = 40  # of what a caller sent, in a message
 
 
 class QuestionError(ValueError):
@@ -44,32 +44,44 @@ class Photo:
             raise ImageError(str(error).replace(told_as, self.name)) from error
 
 
+@dataclass(frozen=True)
+class Looked:
+    """A photo of a lesion: what the model made of it, or why it could not be read."""
+
+    photo: Photo
+    picture: Image.Image | None = None
+    model_input: Image.Image | None = None  # the square of which the network got the pixels
+    explanation: Explanation | None = None
+    error: str | None = None
+
+
 def classify_photo(classifier: LesionClassifier, photo: Photo) -> dict[str, Any]:
-    """Return the prediction for one photo, with every diagnosis' name and the operating points in words."""
-    return prediction_fields(classifier, classifier.predict(photo.decode()))
+    """Return the answer for one photo."""
+    return answer_fields(classifier, classifier.predict(photo.decode()))
 
 
-def explain_photo(
-    classifier: LesionClassifier, photo: Photo, diagnosis: str | None
-) -> tuple[dict[str, Any], Image.Image]:
-    """Return the prediction for one photo with the evidence of all diagnoses, and the photo with one heat map over it.
+def explain_photo(classifier: LesionClassifier, photo: Photo, diagnosis: str) -> tuple[dict[str, Any], Image.Image]:
+    """Return the answer for one photo with the evidence of all diagnoses, and the photo with one heat map over it.
 
     Args:
         classifier: The loaded model.
         photo: What was sent.
-        diagnosis: Code whose heat map is drawn; the most probable one if None.
+        diagnosis: Code whose heat map is drawn; that of the answer if empty.
 
     Raises:
         ImageError: If the photo cannot be read.
         QuestionError: If the model has no such diagnosis.
     """
-    if diagnosis is not None and diagnosis not in classifier.codes:
-        raise QuestionError(f"this model has no diagnosis {diagnosis!r}; it has {', '.join(classifier.codes)}.")
+    asked = diagnosis.strip().upper()
+    code = next((code for code in classifier.codes if code.upper() == asked), None)
+    if asked and code is None:
+        short = asked if len(asked) <= MAX_CODE_CHARS else f"{asked[:MAX_CODE_CHARS]}…"
+        raise QuestionError(f"This model has no diagnosis {short!r}; it has {', '.join(classifier.codes)}.")
     picture = photo.decode()
     explanation = classifier.explain(picture)
-    shown = diagnosis or explanation.prediction.diagnosis
+    shown = code or explanation.prediction.diagnosis
     answer = {
-        **prediction_fields(classifier, explanation.prediction),
+        **answer_fields(classifier, explanation.prediction),
         "image_size_px": {"width": picture.width, "height": picture.height},
         "heat_map_of": shown,
         "has_evidence": {code: explanation.has_evidence(code) for code in classifier.codes},
@@ -86,95 +98,112 @@ def explain_photo(
 def answer_lesion(classifier: LesionClassifier, photos: Sequence[Photo]) -> dict[str, Any]:
     """Return everything that the page shows for the photos of one lesion.
 
+    A photo that cannot be read, or that the model abstains on, is named and left out; the others are averaged. If it
+    abstains on all, so does the answer.
+
     Raises:
-        ImageError: If a photo cannot be read, or there are too many.
+        ImageError: If no photo can be read, or there are too many.
     """
     if len(photos) > MAX_PHOTOS:
         raise ImageError(f"{len(photos)} photos came; at most {MAX_PHOTOS} of one lesion are averaged. Remove some.")
-    pictures = [photo.decode() for photo in photos]
-    explanations = [classifier.explain(picture) for picture in pictures]
-    predictions = [explanation.prediction for explanation in explanations]
-    lesion = lesion_fields(classifier, predictions)
-    contrast = (lesion["differential"][0]["code"], lesion["differential"][1]["code"])
+    looked = [look_at(classifier, photo) for photo in photos]
+    read = [look.explanation.prediction for look in looked if look.explanation]
+    if not read:
+        raise ImageError(" ".join(str(look.error) for look in looked))
+    lesion = lesion_prediction(classifier, read)
+    answer = answer_fields(classifier, lesion)
+    codes = [row["code"] for row in answer["differential"]]
+    contrast = (codes[0], codes[1])
+    shown = [photo_fields(classifier, look, contrast, abstained=lesion.abstained) for look in looked]
     return {
-        **lesion,
+        **answer,
+        "n_used": sum(photo["used"] for photo in shown),
         "contrast": contrast,
-        "photos": [
-            photo_fields(classifier, *parts, contrast) for parts in zip(photos, pictures, explanations, strict=True)
-        ],
+        "photos": shown,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "license": classifier.lesion.get("license"),
-        "provenance": classifier.provenance,
-        "notice": classifier.notice,
     }
 
 
-def lesion_fields(classifier: LesionClassifier, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Average the predictions for several photos of one lesion.
+def look_at(classifier: LesionClassifier, photo: Photo) -> Looked:
+    """Read a photo and let the model explain it, or say why it cannot be read."""
+    try:
+        picture = photo.decode()
+    except ImageError as error:
+        return Looked(photo, error=str(error))
+    # The network squashes every photo to its square; given that square, it leaves the pixels as they are.
+    model_input = render.squashed(picture, classifier)
+    explanation = replace(classifier.explain(model_input), size=(picture.height, picture.width))
+    return Looked(photo, picture, model_input, explanation)
+
+
+def lesion_prediction(classifier: LesionClassifier, predictions: Sequence[Prediction]) -> Prediction:
+    """Average the predictions for several photos of one lesion, and apply the thresholds to the mean.
 
     Photos that the model abstains on are left out of the average, unless it abstains on all of them.
     """
+    if len(predictions) == 1:
+        return predictions[0]
     used = [prediction for prediction in predictions if not prediction.abstained] or list(predictions)
     mean = np.mean([[prediction.probabilities[code] for code in classifier.codes] for prediction in used], axis=0)
-    abstained = all(prediction.abstained for prediction in predictions)
-    return {
-        "differential": differential(dict(zip(classifier.codes, mean.tolist(), strict=True))),
-        "abstained": abstained,
-        "reason": predictions[0].reason if abstained else None,
-        "n_photos": len(predictions),
-        "left_out": [number for number, p in enumerate(predictions, 1) if p.abstained and not abstained],
-        "operating_points": [
-            operating_fields(point, bool(point.reached(mean[None], classifier.codes)[0]))
-            for point in classifier.operating_points
-        ],
+    reached = {
+        point.name: bool(point.reached(mean[None], classifier.codes)[0]) for point in classifier.operating_points
     }
+    return classifier.prediction(mean, reached, used[0].reason)
 
 
 def photo_fields(
-    classifier: LesionClassifier,
-    photo: Photo,
-    picture: Image.Image,
-    explanation: Explanation,
-    contrast: tuple[str, str],
+    classifier: LesionClassifier, look: Looked, contrast: tuple[str, str], *, abstained: bool
 ) -> dict[str, Any]:
-    """Return the pictures and numbers of one photo for the page."""
-    shown, squashed = render.display_photo(picture, classifier.size_px)
-    maps, map_size = render.grey_maps(explanation, contrast)
-    prediction = explanation.prediction
+    """Return the pictures and numbers of one photo for the page; of one that was left out, a thumbnail and the reason."""
+    if look.picture is None or look.explanation is None or look.model_input is None:
+        return {"name": look.photo.name, "used": False, "thumbnail": None, "reason": look.error}
+    prediction = look.explanation.prediction
+    used = abstained or not prediction.abstained
+    shown = render.fit_within(look.picture, render.DISPLAY_SIDE_PX)
+    fields = {
+        "name": look.photo.name,
+        "used": used,
+        "thumbnail": render.thumbnail(shown),
+        "reason": prediction.reason,
+        "width": look.picture.width,
+        "height": look.picture.height,
+        "probabilities": prediction.to_dict()["probabilities"],
+    }
+    if not used:
+        return fields
+    maps, map_size = render.grey_maps(look.explanation, contrast)
     return {
-        "name": photo.name,
-        "width": picture.width,
-        "height": picture.height,
-        "picture": shown,
-        "model_input": squashed,
+        **fields,
+        "picture": render.data_uri(shown, "JPEG", quality=85),
+        "model_input": render.data_uri(look.model_input, "PNG", compress_level=1),
         "model_input_px": classifier.size_px,
         "maps": maps,
         "map_size": map_size,
-        "codes": list(explanation.codes),
-        "strength": {code: strength(explanation, code) for code in explanation.codes},
-        "probabilities": {code: round(value, DIGITS) for code, value in prediction.probabilities.items()},
-        "abstained": prediction.abstained,
-        "reason": prediction.reason,
+        "codes": list(look.explanation.codes),
+        "strength": {code: strength(look.explanation, code) for code in look.explanation.codes},
     }
 
 
 def strength(explanation: Explanation, code: str) -> float:
-    """Return the strongest evidence for a diagnosis as a share of the strongest for any, in [0, 1]."""
+    """Return the strongest evidence for a diagnosis as a fraction of the strongest for any, in [0, 1]."""
     peak = float(explanation.evidence[explanation.codes.index(code)].max())
     return max(peak, 0.0) / explanation.scale if explanation.scale > 0 else 0.0
 
 
-def prediction_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction for programs: `Prediction.to_dict`, rounded, with names and words added."""
+def answer_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
+    """Return `Prediction.to_dict` with names, what each threshold is for, and the diagnoses that the model lacks."""
     return {
         **prediction.to_dict(),
-        "probability": round(prediction.probability, DIGITS),
-        "probabilities": {code: round(value, DIGITS) for code, value in prediction.probabilities.items()},
         "differential": differential(prediction.probabilities),
-        "operating_points_in_words": {
-            point.name: operating_sentence(point, prediction.operating_points[point.name])
-            for point in classifier.operating_points
+        "thresholds": {
+            point.name: threshold_fields(point, classifier, prediction) for point in classifier.operating_points
         },
+        "not_known": [
+            {"name": diagnosis.name, "malignant": diagnosis.malignant}
+            for diagnosis in DIAGNOSES
+            if diagnosis.code not in classifier.codes
+        ],
         "notice": classifier.notice,
     }
 
@@ -188,46 +217,35 @@ def differential(probabilities: dict[str, float]) -> list[dict[str, Any]]:
             "name": diagnosis_of(code).name,
             "behaviour": diagnosis_of(code).behaviour,
             "malignant": diagnosis_of(code).malignant,
-            "probability": round(probabilities[code], DIGITS),
+            "probability": rounded(probabilities[code]),
         }
         for code in ranking
     ]
 
 
-def operating_fields(point: OperatingPoint, reached: bool) -> dict[str, Any]:
-    """Return one operating point with its answer, as a flag and in words."""
-    return {"name": point.name, "reached": reached, "sentence": operating_sentence(point, reached)}
+def threshold_fields(point: OperatingPoint, classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
+    """Say of one operating point what it is for, where it lies, what this answer has, and what it did in validation."""
+    probs = np.array([[prediction.probabilities[code] for code in classifier.codes]])
+    value = rounded(float(target_probability(probs, classifier.codes, point.codes)[0]))
+    value_text, cutoff_text = shown_pair(value, point.threshold)
+    return {
+        "catches": target_words(point.codes),
+        "target_sensitivity": point.target_sensitivity,
+        "cutoff": point.threshold,
+        "value": value,
+        "in_words": {"value": value_text, "cutoff": cutoff_text, "target": percent(point.target_sensitivity)},
+        "above": prediction.operating_points[point.name],
+        "caught": round(point.sensitivity * point.n_positive),
+        "n_positive": point.n_positive,
+        "false_alarms": round((1 - point.specificity) * point.n_negative),
+        "n_negative": point.n_negative,
+    }
 
 
-def operating_sentence(point: OperatingPoint, reached: bool) -> str:
-    """Say what lying above or below an operating point means, with the counts of the validation split."""
-    behaviours = {diagnosis_of(code).behaviour for code in point.codes}
-    malignant = "malignant and pre-malignant lesions" if "pre-malignant" in behaviours else "malignant lesions"
-    target = "melanomas" if point.codes == ("MEL",) else malignant
-    caught = round(point.sensitivity * point.n_positive)
-    threshold = f"the threshold that caught {percent(point.sensitivity)} of {target} in validation"
-    if reached:
-        others = percent(1 - point.specificity)
-        return (
-            f"Above {threshold} ({caught} of {point.n_positive} images). "
-            f"{others} of the {point.n_negative} other images there were above it too."
-        )
-    missed = point.n_positive - caught
-    return f"Below {threshold} ({caught} of {point.n_positive} images). It missed {missed}: this is no all-clear."
-
-
-def probability_percent(probability: float) -> str:
-    """Write a probability, which is never 0 or 1 but may be rounded to it: `percent`, but < 0.1 % in place of 0 %."""
-    rounding = 10**-DIGITS
-    return percent(min(max(probability, rounding), 1 - rounding))
-
-
-def percent(share: float) -> str:
-    """Write a share as people read it: 95 %, 4.2 %, 99.6 %, and never as certain when it is not."""
-    value = 100 * share
-    if 0 < value < 0.1:
-        return "< 0.1 %"
-    if 99.9 < value < 100:
-        return "> 99.9 %"
-    digits = 0 if value in (0, 100) or 10 <= value <= 99 else 1
-    return f"{value:.{digits}f} %"
+def shown_pair(value: float, cutoff: float) -> tuple[str, str]:
+    """Write a probability and its cut-off with as many digits as it takes to tell them apart."""
+    for digits in range(5):
+        texts = f"{100 * value:.{digits}f}", f"{100 * cutoff:.{digits}f}"
+        if texts[0] != texts[1] and not any(float(text) in (0, 100) for text in texts):
+            break
+    return f"{texts[0]} %", f"{texts[1]} %"

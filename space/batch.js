@@ -1,79 +1,102 @@
-// Draws the table of a batch, sorts and saves it; shared.js stands above this.
-
-let order = { key: null, down: true };
+// Many lesions: the table of a batch, which it sorts and saves, and of which each row opens; shared.js stands above this.
 
 const COLUMNS = [
   { key: "thumbnail", text: "Photo" },
   { key: "image", text: "File", value: (row) => row.image.toLowerCase() },
-  { key: "diagnosis", text: "Most probable", value: (row) => row.diagnosis_name ?? "~" },
-  { key: "probability", text: "Probability", value: (row) => row.probability ?? -1, number: true },
-  { key: "malignant", text: "Malignant, summed", value: (row) => row.malignant_probability ?? -1, number: true },
-  { key: "remarks", text: "Thresholds and remarks", value: (row) => remarks(row).join(" ") },
+  { key: "verdict", text: "Verdict", value: (row) => row.verdict ?? "~" },
+  { key: "melanoma", text: "Melanoma", value: (row) => row.probabilities?.MEL ?? -1, number: true },
+  { key: "malignant", text: "Malignant, all together", value: (row) => row.malignant_probability ?? -1, number: true },
 ];
+let items = [];
+let order;
 
-watch("value", draw);
-draw();
+const field = photoField({ id: "batch-files", title: "Many photos, each a lesion of its own", take: add, accept: "image/*,.heic,.heif,.tif,.tiff,.bmp,.zip",
+  help: "Up to 200 photos, as files or in zip archives, which are read without being unpacked to disk. They are deleted from this server within minutes." });
+const place = el("div", { id: "batch-answer" });
+content.append(field, place);
+// What comes late of a batch that was cleared is not shown.
+watch("value", () => draw(items.length ? props.value || null : null));
 
-function draw() {
-  const batch = props.value;
-  content.replaceChildren();
+async function add(files) {
+  const batch = files.map((file) => ({ file }));
+  items = batch;
+  draw({ done: 0, total: 0 });
+  try {
+    const photos = await sent(batch);
+    if (items === batch) trigger("photos", { photos });
+  } catch {
+    draw({ error: "The files did not reach the server. Together they may be larger than 300 MB, or the connection may be down: try again." });
+  }
+}
+
+function halt() {
+  items = [];
+  draw(null);
+  trigger("halt");
+}
+
+function draw(batch) {
+  place.replaceChildren();
   if (!batch) return;
-  if (batch.error) return content.append(failure(batch.error));
-  const done = batch.done === batch.total;
-  content.append(el("div", { class: "card", id: "progress-card" },
-    el("p", { role: "status" }, done ? `All ${batch.total} pictures are done. ` : `${batch.done} of ${batch.total} pictures`, done ? counted(batch.rows) : ""),
-    el("progress", { max: batch.total, value: batch.done, "aria-label": "TestImages done" })));
+  if (batch.error) {
+    place.append(failure(batch.error));
+    return goTo(root.getElementById("failure"));
+  }
+  const done = batch.rows !== undefined;
+  const text = done ? counted(batch.rows) : batch.total ? `${batch.done} of ${batch.total} photos` : "Sending the files …";
+  place.append(el("div", { class: "card" }, el("h2", { id: "batch-status", tabindex: -1, role: "status" }, text),
+    done ? "" : el("progress", { max: batch.total || 1, value: batch.done, "aria-label": "Photos done" }),
+    el("div", { class: "buttons" }, done ? el("button", { type: "button", id: "save-csv", onclick: () => saveText("lesions.csv", "text/csv", `\ufeff${batch.csv}`) }, "Table (CSV)") : "",
+      el("button", { type: "button", class: "second", id: "batch-stop", onclick: halt }, done ? "Clear" : "Stop and clear"))));
   if (!done) return;
-  order = { key: null, down: true };
-  content.append(
-    el("div", { class: "buttons" },
-      el("button", { type: "button", id: "save-csv", onclick: () => save("lesions.csv", "text/csv", `\ufeff${batch.csv}`) }, "Table (CSV)")),
-    table(batch.rows));
+  place.append(table(batch.rows));
+  goTo(root.getElementById("batch-status"));
 }
 
 function counted(rows) {
   const failed = rows.filter((row) => row.error).length;
   const abstained = rows.filter((row) => row.abstained).length;
-  return `${failed} could not be read, the model abstains on ${abstained}.`;
+  const parts = [`${rows.length} photos`];
+  if (failed) parts.push(`${failed} could not be read`);
+  if (abstained) parts.push(`the model abstains on ${abstained}`);
+  return `${parts.join(", ")}.`;
 }
 
 function table(rows) {
-  const body = el("tbody", {}, ...rows.map(line));
-  const heads = COLUMNS.map((column) => {
+  const columns = COLUMNS.filter((column) => column.key !== "melanoma" || rows.some((row) => row.probabilities?.MEL !== undefined));
+  const body = el("tbody", {});
+  const heads = columns.map((column) => {
     if (!column.value) return el("th", { scope: "col" }, column.text);
-    const head = el("th", { scope: "col", "aria-sort": "none" }, el("button", { type: "button", class: "sort", onclick: () => sort(column, head) }, column.text, el("span", { "aria-hidden": "true" }, " ↕")));
+    const head = el("th", { scope: "col" }, el("button", { type: "button", class: "sort", onclick: () => sort(column) }, column.text, el("span", { "aria-hidden": "true" }, "")));
+    column.head = head;
     return head;
   });
-  function sort(column, head) {
-    order = { key: column.key, down: order.key === column.key ? !order.down : column.number === true };
-    for (const other of heads) {
-      other.setAttribute("aria-sort", "none");
-      const arrow = other.querySelector("span");
-      if (arrow) arrow.textContent = " ↕";
+  function sort(column) {
+    order = { key: column.key, down: order?.key === column.key ? !order.down : column.number === true };
+    for (const one of columns.filter((other) => other.value)) {
+      one.head.setAttribute("aria-sort", one !== column ? "none" : order.down ? "descending" : "ascending");
+      one.head.querySelector("span").textContent = one !== column ? " ↕" : order.down ? " ↓" : " ↑";
     }
-    head.setAttribute("aria-sort", order.down ? "descending" : "ascending");
-    head.querySelector("span").textContent = order.down ? " ↓" : " ↑";
     const sign = order.down ? -1 : 1;
-    const sorted = [...rows].sort((a, b) => sign * (column.number ? column.value(a) - column.value(b) : String(column.value(a)).localeCompare(String(column.value(b)))));
-    body.replaceChildren(...sorted.map(line));
+    body.replaceChildren(...[...rows].sort((a, b) => sign * (column.number ? column.value(a) - column.value(b) : String(column.value(a)).localeCompare(String(column.value(b))))).map(line));
   }
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results" },
-    el("table", { class: "batch" }, el("caption", {}, "One row per picture. Click a heading to sort."), el("thead", {}, el("tr", {}, ...heads)), body));
+  order = null;
+  sort(columns.find((column) => column.number)); // by what the first thresholds are set on
+  return el("table", { class: "batch" }, el("caption", {}, "The most suspicious first. Click a heading to sort, a verdict to see where it came from."), el("thead", {}, el("tr", {}, ...heads)), body);
 }
 
 function line(row) {
-  const picture = row.thumbnail ? el("img", { src: row.thumbnail, alt: "" }) : "–";
-  if (row.error) return el("tr", { class: "failed" }, el("td", {}, picture), el("th", { scope: "row" }, row.image), el("td", { colspan: "4" }, row.error));
-  return el("tr", { class: row.abstained ? "abstained" : "" },
-    el("td", {}, picture), el("th", { scope: "row" }, row.image),
-    el("td", {}, row.diagnosis_name, " ", el("span", { class: "code" }, row.diagnosis)),
-    el("td", { class: "number" }, probabilityPercent(row.probability)),
-    el("td", { class: "number" }, probabilityPercent(row.malignant_probability)),
-    el("td", {}, ...remarks(row).map((remark) => el("span", { class: remark.startsWith("▲") || row.abstained ? "badge malignant" : "badge" }, remark))));
+  const picture = el("td", { class: "picture-cell" }, row.thumbnail ? el("img", { src: row.thumbnail, alt: "" }) : "–");
+  const name = el("th", { scope: "row" }, row.image);
+  if (row.error) return el("tr", { class: "failed" }, picture, name, el("td", { colspan: 3 }, row.error));
+  const number = (label, value) => el("td", { class: "number" }, el("span", { class: "label" }, label), percent(value));
+  const above = !row.abstained && Object.values(row.operating_points).some(Boolean);
+  return el("tr", { class: row.abstained ? "abstained" : above ? "above" : "" }, picture, name,
+    el("td", {}, el("button", { type: "button", class: "open", onclick: () => open(row) }, row.verdict)),
+    row.probabilities.MEL === undefined ? "" : number("Melanoma", row.probabilities.MEL), number("Malignant, all together", row.malignant_probability));
 }
 
-function remarks(row) {
-  if (row.error) return [row.error];
-  if (row.abstained) return ["⚠ abstains: do not use"];
-  return Object.entries(row.operating_points).map(([name, reached]) => `${reached ? "▲ above" : "▽ below"} ${name}`);
+async function open(row) {
+  root.getElementById("batch-status").textContent = `Opening ${row.image} …`;
+  trigger("open", { photos: await sent(items), number: row.number });
 }

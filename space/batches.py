@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import answers
 import render
 from answers import Photo
 from uploads import shown_name
@@ -21,7 +20,7 @@ from modeling.classifier import LesionClassifier
 from modeling.files import harmless
 from modeling.images import MAX_FILE_BYTES, ImageError
 from modeling.labels import diagnosis_of
-from modeling.prediction import Prediction
+from modeling.prediction import Prediction, rounded
 
 MAX_IMAGES = 200
 MAX_UNPACKED_BYTES = 500_000_000
@@ -47,7 +46,7 @@ class Refused:
 
 
 def classify_rows(
-    classifier: LesionClassifier, uploads: Sequence[Photo], *, thumbnails: bool
+    classifier: LesionClassifier, uploads: Sequence[Photo], *, for_page: bool
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Classify every picture, one after the other, so that each answer is the one that it would get alone.
 
@@ -61,28 +60,37 @@ def classify_rows(
     left_bytes = MAX_UNPACKED_BYTES
     for number, entry in enumerate(entries, 1):
         try:
-            if isinstance(entry, Refused):
-                raise ImageError(entry.reason)
-            photo = unpack(entry, left_bytes) if isinstance(entry, Packed) else entry
+            photo = open_entry(entry, left_bytes)
             left_bytes -= len(photo.source) if isinstance(photo.source, bytes) else 0
             picture = photo.decode()
             row = {"image": photo.name, "error": None, **row_fields(classifier, classifier.predict(picture))}
-            if thumbnails:
-                row["thumbnail"] = render.thumbnail(picture)
+            if for_page:
+                row |= {"thumbnail": render.thumbnail(picture), "number": number - 1}
         except ImageError as error:
             row = {"image": entry.name, "error": str(error)}
         yield number, len(entries), row
 
 
+def photo_of(uploads: Sequence[Photo], number: int) -> Photo:
+    """Return the photo of one row of a batch, read again from what was sent.
+
+    Raises:
+        ImageError: If there is no such photo, or it cannot be read.
+    """
+    entries = list_entries(uploads)
+    if not 0 <= number < len(entries):
+        raise ImageError("This row is no longer here; send the batch again.")
+    return open_entry(entries[number], MAX_UNPACKED_BYTES)
+
+
 def row_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
-    """Return one prediction as a flat row."""
-    fields = answers.prediction_fields(classifier, prediction)
-    kept = ("diagnosis", "probability", "probabilities", "abstained", "reason", "operating_points")
+    """Return one prediction as a flat row: `Prediction.to_dict` without what all rows share, and two sums."""
+    shared = ("provenance", "notice")
     malignant = sum(value for code, value in prediction.probabilities.items() if diagnosis_of(code).malignant)
     return {
-        **{key: fields[key] for key in kept},
+        **{key: value for key, value in prediction.to_dict().items() if key not in shared},
         "diagnosis_name": diagnosis_of(prediction.diagnosis).name,
-        "malignant_probability": round(malignant, answers.DIGITS),
+        "malignant_probability": rounded(malignant),
     }
 
 
@@ -96,14 +104,16 @@ def list_entries(uploads: Sequence[Photo]) -> list[Photo | Packed | Refused]:
     for upload in uploads:
         entries.extend(archive_entries(upload) if is_archive(upload) else [upload])
         if len(entries) > MAX_IMAGES:
-            raise ImageError(f"More than {MAX_IMAGES} pictures came; send them in parts.")
+            raise ImageError(f"More than {MAX_IMAGES} photos came; send them in parts.")
     if not entries:
-        raise ImageError("There is no picture in what you sent; send image files, or a zip archive of image files.")
+        raise ImageError("There is no photo in what you sent; send image files, or a zip archive of image files.")
     return entries
 
 
 def is_archive(upload: Photo) -> bool:
     """Tell a zip archive from a picture; a picture with an archive behind its last byte is a picture."""
+    if isinstance(upload.source, bytes):
+        return False
     with open(upload.source, "rb") as file:
         return file.read(2) == b"PK" and zipfile.is_zipfile(file)
 
@@ -111,11 +121,11 @@ def is_archive(upload: Photo) -> bool:
 def archive_entries(upload: Photo) -> list[Photo | Packed | Refused]:
     """List the files of a zip archive, without unpacking any and without following names out of it."""
     if not small_directory(str(upload.source)):
-        return [Refused(upload.name, f"{upload.name} lists too many files; pack at most {MAX_IMAGES} pictures.")]
+        return [Refused(upload.name, f"{upload.name} lists too many files; pack at most {MAX_IMAGES} photos.")]
     try:
         archive = zipfile.ZipFile(upload.source)  # type: ignore[arg-type]  # an upload is a path
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        return [Refused(upload.name, f"{upload.name} is a damaged zip archive ({error}); pack it again.")]
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return [Refused(upload.name, f"{upload.name} is a damaged zip archive; pack it again.")]
     return [
         Packed(archive, info, name)
         for info in archive.infolist()
@@ -134,6 +144,17 @@ def small_directory(path: str) -> bool:
     sizes = [struct.unpack_from("<L", tail, start + 12)[0] for start in records]
     # A zip64 archive keeps its numbers elsewhere; nobody needs one for this few pictures.
     return b"PK\x06\x07" not in tail and max(sizes, default=0) <= MAX_DIRECTORY_BYTES
+
+
+def open_entry(entry: Photo | Packed | Refused, budget_bytes: int) -> Photo:
+    """Return the photo of an entry.
+
+    Raises:
+        ImageError: If it is none.
+    """
+    if isinstance(entry, Refused):
+        raise ImageError(entry.reason)
+    return unpack(entry, budget_bytes) if isinstance(entry, Packed) else entry
 
 
 def unpack(packed: Packed, budget_bytes: int) -> Photo:
@@ -157,7 +178,7 @@ def unpack(packed: Packed, budget_bytes: int) -> Photo:
         ValueError,
         NotImplementedError,
     ) as error:
-        raise ImageError(f"{packed.name} is damaged inside the archive ({error}); pack it again.") from error
+        raise ImageError(f"{packed.name} is damaged inside the archive; pack it again.") from error
     if len(data) > limit:
         raise ImageError(f"{packed.name} unpacks to more than is allowed ({limit // 10**6} MB); it is left out.")
     if data.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(data)):
@@ -172,7 +193,8 @@ def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow(
         [
-            *("image", "diagnosis", "probability", *classifier.codes, "malignant_probability", "abstained", "reason"),
+            *("image", "verdict", "diagnosis", "probability", *classifier.codes),
+            *("malignant_probability", "abstained", "reason"),
             *(*points, "error", *classifier.provenance),
         ]
     )
@@ -181,6 +203,7 @@ def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
         writer.writerow(
             [
                 harmless(row["image"]),
+                row.get("verdict", ""),
                 row.get("diagnosis", ""),
                 row.get("probability", ""),
                 *(probabilities.get(code, "") for code in classifier.codes),

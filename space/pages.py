@@ -3,23 +3,21 @@
 import base64
 import json
 import os
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import httpx
-import render
-from answers import percent
 from huggingface_hub import snapshot_download
-from jinja2 import Environment, StrictUndefined, UndefinedError
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
-from PIL import Image
+from uploads import note_fault
 
 from modeling.classifier import LesionClassifier
 from modeling.estimates import format_estimate
+from modeling.files import ModelFolderError
 from modeling.labels import NOTICE
 from modeling.metrics_file import read_metrics
+from modeling.prediction import percent, target_words
 
 MAX_FIGURES = 16
 
@@ -33,7 +31,14 @@ tells {{ n_diagnoses }} diagnoses apart.</p>
 {% if from_cache %}
 <p class="lesion-box" role="status">The Hub does not answer at the moment; this is the copy downloaded earlier.</p>
 {% endif %}
+<div role="tablist" aria-label="Parts of this page">
+{% for name, text in tabs %}
+<button type="button" role="tab" id="tab-{{ name }}" aria-controls="{{ name }}"
+aria-selected="{{ "true" if loop.first else "false" }}" tabindex="{{ 0 if loop.first else -1 }}">{{ text }}</button>
+{% endfor %}
+</div>
 """)
+_TABS = (("lesion", "One lesion"), ("batch", "Batch"), ("card", "Model"), ("programs", "API"))
 
 _FAULT = _HTML.from_string("""
 <h1>Skin lesion classifier</h1>
@@ -43,37 +48,19 @@ _FAULT = _HTML.from_string("""
 <p>This page tries again every minute; reload it then.</p></div>
 """)
 
-UPLOAD_HELP = """<div class="lesion-small">
-<p>JPEG, PNG, WebP, TIFF, BMP or GIF. Several photos of the <em>same</em> lesion are averaged (up to 8).</p>
-<p>Photos are deleted from this server within minutes and are used for nothing else. Nothing of yours is kept
-after the session.</p></div>"""
-
-BATCH_HELP = """<div class="lesion-small"><p>Up to 200 pictures at once, each a lesion of its own. Files in a zip
-archive are read without being unpacked to disk. All are deleted from this server within minutes.</p></div>"""
-
 _NO_CARD = _HTML.from_string("""
 <div class="lesion-box" id="no-card"><p>The numbers of this model cannot be shown here. {{ reason }}</p></div>
 """)
 
-_EXAMPLES = _HTML.from_string("""
-<p id="examples-title">No photo at hand? Try a drawing</p>
-<div class="examples">
-{% for example in examples %}
-<button type="button" data-index="{{ loop.index0 }}" aria-label="Classify example {{ loop.index }}, a drawing">
-<img src="{{ example }}" alt="Drawing of a lesion, example {{ loop.index }}"></button>
-{% endfor %}
-</div>
-<p class="lesion-small">Drawn by this project's own code, free under Apache-2.0; not photographs of skin.</p>
-""")
-
-EXAMPLES_JS = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-index]");
-  if (button) trigger("click", { index: Number(button.dataset.index) });
+# The numbers are asked for when their tab is first opened.
+CARD_JS = """
+let asked = false;
+window.addEventListener("lesion-tab", (event) => {
+  if (event.detail === "card" && !asked) { asked = true; trigger("wanted"); }
 });
 """
 
-_PROGRAMS = _HTML.from_string("""
+_PROGRAMS = _HTML.from_string(r"""
 <h2>Use it from a program</h2>
 <p>Three endpoints answer in JSON: <code>/classify</code> (one photo), <code>/explain</code> (one photo, with the heat
 map of a diagnosis) and <code>/batch</code> (files and zip archives). Send files; addresses are not fetched.</p>
@@ -82,19 +69,21 @@ map of a diagnosis) and <code>/batch</code> (files and zip archives). Send files
 
 client = Client("{{ address }}")
 answer = client.predict(handle_file("lesion.jpg"), api_name="/classify")
-answer["abstained"], answer["diagnosis"], answer["probabilities"]
+answer["verdict"], answer["abstained"], answer["operating_points"], answer["probabilities"]
 
 answer, overlay = client.predict(handle_file("lesion.jpg"), "{{ code }}", api_name="/explain")
 table = client.predict([handle_file("a.jpg"), handle_file("more.zip")], api_name="/batch")</pre>
 <h3>curl</h3>
-<pre tabindex="0">FILE=$(curl -s -F files=@lesion.jpg {{ address }}/gradio_api/upload | tr -d '[]"')
-EVENT=$(curl -s {{ address }}/gradio_api/call/classify -H 'Content-Type: application/json' \\
-  -d '{"data": [{"path": "'$FILE'", "meta": {"_type": "gradio.FileData"}}]}' | cut -d'"' -f4)
+<pre tabindex="0">FILE="my lesion.jpg"
+SENT=$(curl -s -F "files=@\"$FILE\"" {{ address }}/gradio_api/upload | sed 's/^\["//; s/"]$//')
+EVENT=$(curl -s {{ address }}/gradio_api/call/classify -H 'Content-Type: application/json' \
+  -d '{"data": [{"path": "'"$SENT"'", "meta": {"_type": "gradio.FileData"}}]}' | cut -d'"' -f4)
 curl -sN {{ address }}/gradio_api/call/classify/$EVENT</pre>
 <h3>MCP, for assistants</h3>
 <pre tabindex="0">{{ mcp }}</pre>
 <p class="lesion-small">The tools are <code>classify</code>, <code>explain</code> and <code>batch</code>. A photo is
-sent as a <code>data:image/jpeg;base64,…</code> string.</p>
+sent as <code>data:image/jpeg;base64,…</code>, or as the path that <code>/gradio_api/upload</code> answered
+for its file. Each tool answers JSON, as text and as structured content; <code>explain</code> also the picture.</p>
 """)
 
 
@@ -106,21 +95,13 @@ def header(classifier: LesionClassifier) -> str:
         revision=classifier.revision,
         n_diagnoses=len(classifier.codes),
         from_cache=classifier.source.from_cache,
+        tabs=_TABS,
     )
 
 
 def fault(sentence: str) -> str:
     """Return what the page says while there is no model."""
     return _FAULT.render(notice=NOTICE, sentence=sentence)
-
-
-def examples(files: Sequence[Path]) -> str:
-    """Return the example drawings as buttons."""
-    pictures = []
-    for file in files:
-        with Image.open(file) as picture:
-            pictures.append(render.thumbnail(picture.convert("RGB"), 144))
-    return _EXAMPLES.render(examples=pictures)
 
 
 def programs(classifier: LesionClassifier) -> str:
@@ -135,10 +116,13 @@ def card(classifier: LesionClassifier) -> str:
     """Return the key numbers and figures of the model's card, or why they cannot be shown."""
     try:
         return _card(*_card_source(classifier))
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except ModelFolderError as error:
         return _NO_CARD.render(reason=f"metrics.json could not be read: {error}")
-    except UndefinedError as error:
-        return _NO_CARD.render(reason=f"metrics.json is of a form that this page does not know: {error}.")
+    except FileNotFoundError as error:
+        return _NO_CARD.render(reason=f"{error}.")
+    except Exception as error:  # whatever a stranger's metrics.json makes of the template: the rest of the page answers
+        note_fault(error)
+        return _NO_CARD.render(reason="metrics.json could not be had, or is of a form that this page does not know.")
 
 
 def _card_source(classifier: LesionClassifier) -> tuple[Path, str]:
@@ -146,7 +130,7 @@ def _card_source(classifier: LesionClassifier) -> tuple[Path, str]:
 
     Raises:
         FileNotFoundError: If the model was published without them.
-        OSError, httpx.HTTPError: If the Hub does not hand them over.
+        Exception: If the Hub does not hand them over.
     """
     folder = classifier.source.path
     if classifier.revision is not None:
@@ -168,8 +152,12 @@ def _card(folder: Path, weights_sha256: str) -> str:
         baselines={
             name: row for name, row in metrics.get("baselines", {}).items() if isinstance(row, dict) and "sees" in row
         },
-        points=[point for point in metrics.get("operating_points", []) if "test" in point],
-        leaking="an unknown share" if leak is None else percent(leak),
+        points=[
+            {**point, "words": f"{percent(point['target_sensitivity'])} of {target_words(point['codes'])}"}
+            for point in metrics.get("operating_points", [])
+            if "test" in point
+        ],
+        leaking="an unknown fraction" if leak is None else percent(leak),
         figures={
             file.stem.replace("_", " "): "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
             for file in files

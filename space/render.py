@@ -1,4 +1,4 @@
-"""TestImages of an answer: the photo, what the model saw of it, and small grey heat maps that the page colours itself.
+"""The pictures of an answer: the photo, what the model saw of it, and small grey heat maps that the page colours itself.
 
 The browser gets the numbers (0 to 255) of every map at once, so choosing a diagnosis, another opacity or the contrast
 costs it a repaint and the server nothing.
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
 
 DISPLAY_SIDE_PX = 640  # long side of the photo on the page: what a phone or half a desktop window shows
@@ -24,11 +25,10 @@ FADE_BELOW = 0.35  # weak evidence is see-through, so that the skin stays visibl
 COLOURS: dict[str, str] = json.loads((Path(__file__).parent / "colours.json").read_text(encoding="utf-8"))
 
 
-def display_photo(picture: Image.Image, size_px: int) -> tuple[str, str]:
-    """Return the upright photo at screen size, and squashed to the square that the model sees, as data URIs."""
-    small = fit_within(picture, max(DISPLAY_SIDE_PX, size_px))
-    squashed = small.resize((size_px, size_px), Image.Resampling.BICUBIC)
-    return data_uri(small, "JPEG", quality=85), data_uri(squashed, "JPEG", quality=85)
+def squashed(picture: Image.Image, classifier: LesionClassifier) -> Image.Image:
+    """Return the square that the model sees, pixel by pixel."""
+    resampling = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    return picture.resize((classifier.size_px, classifier.size_px), resampling[classifier.interpolation])
 
 
 def grey_maps(explanation: Explanation, contrast: tuple[str, str]) -> tuple[str, tuple[int, int]]:

@@ -8,18 +8,17 @@ and the download.
 from pathlib import Path
 from typing import Any
 
-import answers
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# Gaps in the template; neither can occur in escaped text.
-PHOTO_GAP, HEAT_GAP, OVERLAY_GAP, CAPTION_GAP = "@@photo@@", "@@heat@@", "@@overlay@@", "@@caption@@"
+from modeling.prediction import percent
+
+# Gaps in the template, filled by the page; none can occur in escaped text.
+GAPS = ("photo", "heat", "overlay", "scale", "ticks", "caption")
 
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-_TEMPLATES.filters["probability_percent"] = answers.probability_percent
+_TEMPLATES.filters["percent"] = percent
 
 
 def report_html(answer: dict[str, Any]) -> str:
-    """Return the report of an answer of `answers.answer_lesion`, with gaps for the three pictures and their caption."""
-    return _TEMPLATES.get_template("report.html").render(
-        answer=answer, photo=PHOTO_GAP, heat=HEAT_GAP, overlay=OVERLAY_GAP, caption=CAPTION_GAP
-    )
+    """Return the report of an answer of `answers.answer_lesion`, with named gaps for the pictures and their words."""
+    return _TEMPLATES.get_template("report.html").render(answer=answer, **{gap: f"@@{gap}@@" for gap in GAPS})

@@ -1,34 +1,40 @@
 """What visitors send: kept in one private folder for minutes, bounded in size and rate, and never fetched for them."""
 
 import os
+import secrets
+import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+import traceback
 from pathlib import Path
 from typing import Any
 
-import tempfolder  # noqa: F401 (before gradio)
+import tempfolder
 
 # isort: split
 import gradio as gr
-from answers import Photo
+from answers import Photo, QuestionError
+from gradio import route_utils
 from gradio.data_classes import FileData, ListFiles
+from gradio.exceptions import InvalidPathError
 from gradio_client.utils import is_http_url_like
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modeling.images import MAX_FILE_BYTES
 
-MovesFile = Callable[[str | Path | None], Coroutine[Any, Any, str | None]]
-
-KEEP_UPLOADS_S = 300  # long enough for a full queue; gradio names files by content, so a visitor may share one
+KEEP_UPLOADS_S = 300  # long enough for a full queue
 SWEEP_EVERY_S = 20
 MAX_FOLDER_BYTES = 4 * 10**9
 MAX_UPLOAD_BYTES = 3 * MAX_FILE_BYTES  # all files of one upload together
 MAX_MESSAGE_BYTES = 40_000_000  # any other message; a photo inside a tool call is the largest
 REQUESTS_PER_MINUTE = 600
 MAX_NAME_CHARS = 120
+MAX_PATH_CHARS = 4096
+FETCHES_NOTHING = "This server fetches nothing for visitors: send the file itself, not its address."
+FAULT = "Something went wrong on this server, which is not your doing. Try again; if it stays, tell who runs this page."
 
 # Parts of gradio that this page does not use, and that would keep or fetch things for a visitor.
 CLOSED_ROUTES = (
@@ -44,6 +50,31 @@ CLOSED_ROUTES = (
 )
 
 
+EXPIRED = "is no longer here: uploads are deleted after five minutes. Send it again."
+
+
+def received(path: object, name: object) -> Photo:
+    """Return a file that was sent by `/upload` as a photo with the visitor's own file name.
+
+    Raises:
+        QuestionError: If there is no such upload.
+    """
+    if not isinstance(path, str):
+        raise QuestionError("No photo came; upload an image file and send its path.")
+    shown = shown_name(name if isinstance(name, str) and name else path)
+    if is_http_url_like(path):
+        raise QuestionError(FETCHES_NOTHING)
+    folder = tempfolder.upload_folder().resolve()
+    # Longer than any path: a photo that was sent in place of its path must not reach a message.
+    if len(path) > MAX_PATH_CHARS or "\0" in path or not (real := Path(path).resolve()).is_relative_to(folder):
+        raise QuestionError(
+            "A photo is sent in two steps: POST the file to /upload, then send the path that it answers."
+        )
+    if not real.is_file():
+        raise QuestionError(f"{shown} {EXPIRED}")
+    return Photo(str(real), shown)
+
+
 def photo_field(**options: Any) -> gr.File:
     """Return an upload field whose value is a `Photo`, or a list of them with file_count="multiple".
 
@@ -55,7 +86,10 @@ def photo_field(**options: Any) -> gr.File:
 
     def preprocess(payload: ListFiles | FileData | None) -> list[Photo] | Photo | None:
         files = [] if payload is None else payload.root if isinstance(payload, ListFiles) else [payload]
-        photos = [Photo(file.path, shown_name(file.orig_name or file.path)) for file in files]
+        try:
+            photos = [received(file.path, file.orig_name) for file in files]
+        except QuestionError as error:
+            raise gr.Error(str(error), print_exception=False) from error
         return photos if several else photos[0] if photos else None
 
     field.preprocess = preprocess  # type: ignore[assignment,method-assign]
@@ -68,23 +102,68 @@ def shown_name(name: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in base)[:MAX_NAME_CHARS] or "photo"
 
 
-def fetch_nothing(demo: gr.Blocks) -> None:
-    """Make every component refuse an address in place of a file; gradio would download it."""
+def private_file(name: str) -> Path:
+    """Return a place for a file that the server hands out, in a folder that nobody can guess."""
+    folder = tempfolder.upload_folder() / secrets.token_hex(16)
+    folder.mkdir()
+    return folder / name
+
+
+class RandomFolder:
+    """Stands in for the hash that gradio names an upload's folder by, which whoever has the same photo could guess."""
+
+    def update(self, data: bytes) -> None:
+        """Take no notice of what the file holds."""
+
+    def hexdigest(self) -> str:
+        return secrets.token_hex(16)
+
+
+class PrivateUpload(route_utils.GradioUploadFile):
+    """An upload in a folder of its own."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.sha = RandomFolder()  # type: ignore[assignment]
+
+
+route_utils.GradioUploadFile = PrivateUpload  # type: ignore[misc]
+
+
+def guard_requests(demo: gr.Blocks) -> None:
+    """Fetch and copy nothing for a visitor, and hand errors back as sentences without what was sent or where we are."""
     for block in demo.blocks.values():
-        keep = block.async_move_resource_to_block_cache
-        block.async_move_resource_to_block_cache = _refusing(keep)  # type: ignore[assignment,method-assign]
+        block.async_move_resource_to_block_cache = _take_as_it_is  # type: ignore[assignment,method-assign]
+    process = demo.process_api
+
+    async def in_sentences(*arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return await process(*arguments, **options)
+        except gr.Error:
+            raise
+        except InvalidPathError:
+            sentence = f"This file {EXPIRED} (A file is sent to /upload first.)"
+        except ValidationError:
+            sentence = "The request is not of the form that the tab API shows."
+        except Exception as error:
+            note_fault(error)
+            sentence = FAULT
+        raise gr.Error(sentence, print_exception=False) from None
+
+    demo.process_api = in_sentences  # type: ignore[assignment,method-assign]
 
 
-def _refusing(keep: MovesFile) -> MovesFile:
-    async def move(path: str | Path | None) -> str | None:
-        if path is not None and is_http_url_like(str(path)):
-            raise gr.Error(
-                "This server fetches nothing for visitors: send the file itself, not its address.",
-                print_exception=False,
-            )
-        return await keep(path)
+async def _take_as_it_is(path: str | Path | None) -> str | None:
+    if path is not None and is_http_url_like(str(path)):
+        raise gr.Error(FETCHES_NOTHING, print_exception=False)
+    return None if path is None else str(path)
 
-    return move
+
+def note_fault(error: BaseException) -> None:
+    """Log where one of our own faults happened; its message may hold what a visitor sent, so it is left out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:]))
+    print(f"fault: {type(error).__name__} at {where}", file=sys.stderr)
 
 
 class Janitor(threading.Thread):
@@ -137,30 +216,46 @@ class Guard:
         """Answer, or refuse with a sentence."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        refusal, limit = self.refusal(scope)
+        if refusal:
+            return await refusal(scope, receive, send)
+        begun = False
+
+        async def tell(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, bounded(receive, limit), tell)
+        except Exception as error:  # its message may hold the whole request, and the server would log it
+            note_fault(error)
+            if not begun:
+                await PlainTextResponse(FAULT, 500)(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> tuple[PlainTextResponse | None, int]:
+        """Return why a request is not answered, if so, and how many bytes it may have."""
         route = scope["path"].removeprefix("/gradio_api").lstrip("/")
-        if route.startswith(CLOSED_ROUTES):
-            return await PlainTextResponse("Not part of this page.", 404)(scope, receive, send)
-        if scope["method"] != "POST":
-            return await self.app(scope, receive, send)
         is_upload = route.startswith("upload")
         limit = MAX_UPLOAD_BYTES if is_upload else MAX_MESSAGE_BYTES
+        if route.startswith(CLOSED_ROUTES):
+            return PlainTextResponse("Not part of this page.", 404), limit
+        if scope["method"] != "POST":
+            return None, limit
         headers = dict(scope["headers"])
         length = int(headers.get(b"content-length", b"0"))
         client = (scope.get("client") or ("unknown", 0))[0]
         if self.behind_proxy:
             client = headers.get(b"x-forwarded-for", client.encode()).decode("latin-1").partition(",")[0].strip()
-        refusal = None
         if not self.within_rate(client):
-            refusal = PlainTextResponse("Too many requests; wait a minute.", 429, {"Retry-After": "60"})
-        elif length > limit:
-            refusal = PlainTextResponse(f"Too large: at most {limit // 10**6} MB at once.", 413)
-        elif is_upload and self.janitor.used_bytes + length > MAX_FOLDER_BYTES:
-            refusal = PlainTextResponse("The server holds too many uploads; try again in a few minutes.", 503)
-        if refusal:
-            return await refusal(scope, receive, send)
-        if is_upload:
-            self.janitor.used_bytes += length
-        return await self.app(scope, bounded(receive, limit), send)
+            return PlainTextResponse("Too many requests; wait a minute.", 429, {"Retry-After": "60"}), limit
+        if length > limit:
+            return PlainTextResponse(f"Too large: at most {limit // 10**6} MB at once.", 413), limit
+        if is_upload and self.janitor.used_bytes + length > MAX_FOLDER_BYTES:
+            full = "The server holds too many uploads; try again in a few minutes."
+            return PlainTextResponse(full, 503), limit
+        self.janitor.used_bytes += length if is_upload else 0
+        return None, limit
 
     def within_rate(self, client: str) -> bool:
         """Take one request from a client's budget, which refills evenly."""

@@ -161,6 +161,12 @@ class TrainOptions:
         [], "Trackers: tensorboard, wandb, trackio, all. Default: none, log.jsonl has everything."
     )
     # publishing
+    examples: int = option(
+        0,
+        "Put so many test images of ISIC 2019 into the model folder, with licence and attribution, for whoever opens its "
+        "page without a photo. The demo brings drawings anyway.",
+        "[0, 8]",
+    )
     push_to_hub: bool = option(
         False, "Push the model folder at the end; the right to do so is checked before training starts."
     )
@@ -171,7 +177,7 @@ class TrainOptions:
 # What may differ when a run is resumed, since it cannot change the result.
 FREE_TO_CHANGE = {
     "data_dir", "splits", "init_from", "image_cache_gb", "num_workers", "output_dir", "resume", "dry_run", "report_to",
-    "checkpoint_every", "push_to_hub", "hub_model_id", "hub_private",
+    "checkpoint_every", "examples", "push_to_hub", "hub_model_id", "hub_private",
 }  # fmt: skip
 
 

@@ -1,0 +1,64 @@
+"""The examples of a model folder: of known diagnosis, answered, and one that is not; with their licence beside them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, Features, Image, Value
+
+from modeling.classifier import LesionClassifier
+from modeling.data.demo import draw_lesion
+from modeling.evaluation.ood import FAR_KINDS, far_images
+from modeling.files import EXAMPLES_NAME
+from modeling.images import decode_image
+from modeling.publish.examples import write_drawn_examples, write_isic_examples
+from support.space import make_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose abstention lies between its lesions and some image that shows none."""
+    place = tmp_path_factory.mktemp("examples")
+    open_to_all = LesionClassifier.from_pretrained(make_model(place / "first" / "model"))
+
+    def score(image) -> float:
+        outputs = open_to_all.forward(open_to_all.preprocess(image)[None])
+        return float(open_to_all.abstention.score(outputs.logits, outputs.features)[0])
+
+    odd = max(score(image) for kind in FAR_KINDS for image in far_images(kind, 2))
+    return make_model(place / "second" / "model", threshold=odd - 1e-3)
+
+
+def read(folder):
+    listed = json.loads((folder / EXAMPLES_NAME).read_text())
+    return listed, [(entry["diagnosis"], folder / "examples" / entry["file"]) for entry in listed["examples"]]
+
+
+def test_the_demo_brings_a_drawing_of_each_diagnosis_and_a_case_to_abstain_on(folder):
+    classifier = LesionClassifier.from_pretrained(folder)
+    write_drawn_examples(folder, classifier)
+    listed, examples = read(folder)
+    assert [code for code, _ in examples] == [*classifier.codes, None]
+    assert (listed["license"], "Drawn" in listed["attribution"]) == ("Apache-2.0", True)
+    for _, file in examples[:-1]:
+        assert min(decode_image(file).size) == 480
+
+
+def test_isic_examples_are_test_images_in_turn_with_licence_and_attribution(folder):
+    classifier = LesionClassifier.from_pretrained(folder)
+    codes = ["BCC", "MEL", "NV", "MEL", "NV", "MEL"]
+    images = [
+        np.asarray(draw_lesion(np.random.default_rng(n), code, width_px=160, height_px=120))
+        for n, code in enumerate(codes)
+    ]
+    ids = [f"ISIC_{n}" for n in range(6)]
+    dataset = Dataset.from_dict(
+        {"image_id": ids, "image": images}, features=Features({"image_id": Value("string"), "image": Image()})
+    )
+    splits = pd.DataFrame({"image_id": ids, "label": codes, "split": ["train", *["test"] * 5]})
+    write_isic_examples(folder, classifier, dataset, splits, 3)
+    listed, examples = read(folder)
+    assert [code for code, _ in examples] == ["MEL", "NV", "MEL", None]
+    assert listed["license"] == "cc-by-nc-4.0"
+    assert "ViDIR Group" in listed["attribution"]

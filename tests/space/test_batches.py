@@ -1,0 +1,124 @@
+"""Many photos at once: files and archives, hostile ones too, and the table of them."""
+
+import csv
+import dataclasses
+import io
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import answers
+import batches
+import pytest
+
+from modeling.images import ImageError
+from modeling.labels import diagnosis_of
+from stress.space_soak import photos, zip_bomb
+from support.space import Photo, pixels_of, zipped
+
+COMPARED = ("verdict", "diagnosis", "probability", "probabilities", "operating_points", "abstained")
+
+
+def rows_of(classifier, *sent: Photo) -> list[dict]:
+    return [row for _, _, row in batches.classify_rows(classifier, sent, for_page=True)]
+
+
+def test_a_batch_reads_files_and_archives_and_gives_each_the_answer_it_gets_alone(classifier, photo, tmp_path):
+    pictures = photos(3)
+    archive = zipped(tmp_path / "a.zip", {"sub/one.jpg": pictures[0], "__MACOSX/x": b"x", ".hidden": b"", "d/": b""})
+    rows = rows_of(classifier, photo, archive)
+    assert [row["image"] for row in rows] == ["lesion.jpg", "one.jpg"]
+    for row, source in zip(rows, (photo.source, pictures[0]), strict=True):
+        alone = answers.classify_photo(classifier, Photo(source, "x"))
+        assert {key: row[key] for key in COMPARED} == {key: alone[key] for key in COMPARED}
+        assert max(pixels_of(row["thumbnail"]).shape) == 96
+        malignant = sum(value for code, value in alone["probabilities"].items() if diagnosis_of(code).malignant)
+        assert row["malignant_probability"] == pytest.approx(malignant, abs=2e-6)
+
+
+def test_a_bad_file_in_a_batch_gets_a_sentence_and_the_others_their_answers(classifier, photo, tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("x.jpg", b"x")
+    sent = zipped(
+        tmp_path / "a.zip",
+        {"../../evil.jpg": photos(1)[0], "text.jpg": b"text", "empty.jpg": b"", "in.zip": inner.getvalue()},
+    )
+    rows = {row["image"]: row for row in rows_of(classifier, sent, photo)}
+    assert rows["evil.jpg"]["error"] is None
+    assert "text.jpg" in rows["text.jpg"]["error"]
+    assert "0 bytes" in rows["empty.jpg"]["error"]
+    assert "archive inside an archive" in rows["in.zip"]["error"]
+    assert rows["lesion.jpg"]["diagnosis"] in classifier.codes
+    assert not list(tmp_path.parent.rglob("evil.jpg"))  # nothing was unpacked
+
+
+def test_a_zip_bomb_is_stopped_by_what_comes_out_of_it_not_by_what_it_claims(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MAX_FILE_BYTES", 1_000_000)
+    data = bytearray(zip_bomb(3_000_000))
+    central = data.rindex(b"PK\x01\x02")
+    struct.pack_into("<L", data, central + 24, 100)  # claims to unpack to 100 bytes
+    (tmp_path / "bomb.zip").write_bytes(data)
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "bomb.zip"), "bomb.zip"))
+    assert row["error"]
+    (tmp_path / "bomb.zip").write_bytes(zip_bomb(3_000_000))
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "bomb.zip"), "bomb.zip"))
+    assert "unpacks to more" in row["error"]
+
+
+def test_all_archives_of_a_batch_together_are_bounded(classifier, tmp_path, monkeypatch):
+    pictures = photos(2)
+    monkeypatch.setattr(batches, "MAX_UNPACKED_BYTES", sum(map(len, pictures)) - 1)
+    sent = [zipped(tmp_path / f"{number}.zip", {f"{number}.jpg": data}) for number, data in enumerate(pictures)]
+    first, second = rows_of(classifier, *sent)
+    assert first["error"] is None
+    assert "unpacks to more than is allowed" in second["error"]
+
+
+def test_encrypted_damaged_and_endless_archives_are_refused_with_the_reason(classifier, tmp_path, monkeypatch):
+    data = bytearray(Path(zipped(tmp_path / "a.zip", {"x.jpg": b"x" * 100}).source).read_bytes())
+    data[6] |= 1
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "a.zip"), "a.zip"))
+    assert "encrypted" in row["error"]
+    many = zipped(tmp_path / "many.zip", {f"{number}.jpg": b"" for number in range(201)})
+    with pytest.raises(ImageError, match="More than 200"):
+        rows_of(classifier, many)
+    monkeypatch.setattr(batches, "MAX_DIRECTORY_BYTES", 1000)
+    (row,) = rows_of(classifier, many)
+    assert "too many files" in row["error"]
+    with pytest.raises(ImageError, match="no photo"):
+        rows_of(classifier, zipped(tmp_path / "empty.zip", {"folder/": b""}))
+
+
+def test_the_csv_has_a_column_for_each_diagnosis_and_no_formula_of_a_visitor(classifier, photo, tmp_path):
+    (empty := tmp_path / "empty.jpg").touch()
+    rows = rows_of(
+        classifier,
+        dataclasses.replace(photo, name="=cmd|' /C calc'!A0.jpg"),
+        dataclasses.replace(photo, source=str(empty), name="@bad"),
+    )
+    first, second = csv.DictReader(io.StringIO(batches.to_csv(rows, classifier)))
+    assert {name: first[name] or None for name in classifier.provenance} == classifier.provenance
+    assert first["image"].startswith("'=")
+    assert second["image"] == "'@bad"
+    assert sum(float(first[code]) for code in classifier.codes) == pytest.approx(1, abs=1e-5)
+    assert first["verdict"] == rows[0]["verdict"]
+    assert first["MEL@95"] in ("True", "False")
+    assert first["abstained"] == "False"
+    assert float(first["malignant_probability"]) == rows[0]["malignant_probability"]
+    assert second["diagnosis"] == ""
+    assert re.match("'@bad .*0 bytes", second["error"])
+
+
+def test_a_row_can_be_opened_again_and_gives_its_own_photo(classifier, photo, tmp_path):
+    pictures = photos(2)
+    archive = zipped(tmp_path / "a.zip", {"one.jpg": pictures[0], "two.jpg": pictures[1]})
+    rows = rows_of(classifier, photo, archive)
+    for row, data in zip(rows[1:], pictures, strict=True):
+        again = batches.photo_of([photo, archive], row["number"])
+        assert (again.name, again.source) == (row["image"], data)
+    with pytest.raises(ImageError, match="no longer here"):
+        batches.photo_of([photo, archive], 3)

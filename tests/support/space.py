@@ -1,0 +1,152 @@
+"""What the tests of the Space share: small models, drawn photos, the page in a browser."""
+
+import base64
+import contextlib
+import io
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import app
+import endpoints
+import numpy as np
+import serving
+import torch
+from answers import Photo
+from PIL import Image
+
+from modeling.abstention import AbstentionRule
+from modeling.calibration import OperatingPoint
+from modeling.classifier import LesionClassifier
+from modeling.data.demo import draw_lesion
+from modeling.labels import REFERENCE_CODES
+from modeling.network import build_model, save_model_folder
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# What keeps Debian's chromium from phoning home.
+CHROMIUM_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    "--disable-sync",
+)
+MEL_95 = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.1, 0.95, 0.62, 40, 100)
+MEL_90 = OperatingPoint("MEL@90", ("MEL",), 0.90, 0.2, 0.90, 0.74, 40, 100)
+MALIGNANT_95 = OperatingPoint("malignant@95", ("BCC", "MEL"), 0.95, 0.1, 0.95, 0.62, 60, 80)
+MALIGNANT_90 = OperatingPoint("malignant@90", ("BCC", "MEL"), 0.90, 0.2, 0.90, 0.74, 60, 80)
+POINTS = (MEL_90, MEL_95, MALIGNANT_90, MALIGNANT_95)
+
+
+def drawings(folder: Path, codes: tuple[str, ...] = ("BCC", "BKL", "MEL", "NV")) -> list[Path]:
+    """Draw one lesion of each diagnosis, 640x480, as JPEG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for code in codes:
+        draw_lesion(np.random.default_rng(1), code, width_px=640, height_px=480).save(
+            folder / f"drawn_{code}.jpg", quality=90
+        )
+    return [folder / f"drawn_{code}.jpg" for code in codes]
+
+
+def make_model(
+    folder: Path,
+    *,
+    abstains: bool = False,
+    threshold: float | None = None,
+    points: tuple[OperatingPoint, ...] = (MEL_95,),
+    favours: str | None = None,
+) -> Path:
+    """Save a tiny network with random weights, operating points and an abstention rule.
+
+    Args:
+        folder: Where to.
+        abstains: The rule always or never abstains.
+        threshold: Of the rule, in place of that.
+        points: Of the model.
+        favours: Diagnosis that is the most probable whatever the photo.
+    """
+    torch.manual_seed(3)
+    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
+    if favours:
+        with torch.no_grad():
+            model.get_classifier().bias[REFERENCE_CODES.index(favours)] += 1.0
+    rule = AbstentionRule(
+        threshold=threshold if threshold is not None else -1e9 if abstains else 1e9,
+        false_alarm_rate=0.05,
+        residual_weight=1.0,
+        centre=np.zeros(model.num_features, np.float32),
+        directions=np.eye(model.num_features, dtype=np.float32)[:2],
+    )
+    lesion = {
+        "package_version": "0",
+        "run_id": "space",
+        "dataset": "demo",
+        "synthetic": True,
+        "license": "cc-by-nc-4.0",
+        "data_fingerprint": "f" * 64,
+        "operating_points": [point.to_dict() for point in points],
+        "abstention": rule.to_dict(),
+    }
+    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
+    return folder
+
+
+@contextlib.contextmanager
+def served(classifier: LesionClassifier) -> Iterator[str]:
+    """Serve a model's page in this process, and give its address."""
+    demo = app.build_demo(classifier)
+    tools = endpoints.mcp_server(classifier)
+    address = serving.launch(demo, tools=tools, requests_per_minute=100_000, prevent_thread_lock=True, quiet=True)
+    try:
+        yield address.rstrip("/")
+    finally:
+        demo.close(verbose=False)
+
+
+def pixels_of(uri: str) -> np.ndarray:
+    """Decode a data URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def zipped(path: Path, entries: dict[str, bytes]) -> Photo:
+    """Write a zip archive, as somebody sent it."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return Photo(str(path), path.name)
+
+
+# ---- The page in a browser -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def visit(browser, url: str, *, width: int = 1280, height: int = 900, **options):
+    """Open the page; at the end, it must have asked nobody else and reported no error."""
+    page = browser.new_page(viewport={"width": width, "height": height}, accept_downloads=True, **options)
+    page.set_default_timeout(60_000)
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.requests = requests
+    page.goto(url)
+    page.wait_for_selector("#photos")
+    yield page
+    page.close()
+    assert errors == []
+    assert [one for one in requests if not one.startswith((url, "data:", "blob:", "ws://127.0.0.1"))] == []
+
+
+def choose(page, *files: str | Path, field: str = "#photos") -> None:
+    """Pick files as a person does: click the button, then choose in the dialogue."""
+    with page.expect_file_chooser() as chooser:
+        page.locator(f"{field} .choose").click()
+    chooser.value.set_files([str(file) for file in files])
+
+
+def answered(page) -> None:
+    """Wait for an answer."""
+    page.wait_for_selector("#save-report")
+    page.wait_for_function(
+        "document.querySelector('#lesion .lesion-host').shadowRoot.querySelector('#map-note').textContent"
+    )
