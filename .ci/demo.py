@@ -1,4 +1,4 @@
-"""Run README's demo command in a folder of its own and check its bars: time, memory, balanced accuracy, last words."""
+"""Run README's demo command in a folder of its own and check its bars: time, memory, accuracy, heat maps, last words."""
 
 import json
 import resource
@@ -7,7 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from modeling.classifier import LesionClassifier
+from modeling.data.demo import demo_masks, load_demo
+from modeling.evaluation.saliency import centred_blob, score_map
+
 MAX_SECONDS, MAX_GB, MIN_BALANCED_ACCURACY = 240, 4.0, 0.90
+MIN_CELLS, MIN_HEAT_RATIO = 4, 1.2
 
 
 def main() -> int:
@@ -24,16 +32,38 @@ def main() -> int:
     metrics = json.loads((output_dir / "model" / "metrics.json").read_text(encoding="utf-8"))
     balanced_accuracy = metrics["test"]["balanced_accuracy"]["value"]
     print(f"demo: {seconds:.0f} s, {gigabytes:.2f} GB, balanced accuracy {balanced_accuracy:.3f}")
+    cells, heat, blob = heat_maps(output_dir)
+    print(f"heat maps of {cells} x {cells} cells: {heat:.3f} of the heat on the lesion, {blob:.3f} of a centred blob's")
     met = {
         f"at most {MAX_SECONDS} s": seconds <= MAX_SECONDS,
         f"at most {MAX_GB} GB": gigabytes <= MAX_GB,
         f"balanced accuracy at least {MIN_BALANCED_ACCURACY}": balanced_accuracy >= MIN_BALANCED_ACCURACY,
+        f"heat maps of at least {MIN_CELLS} x {MIN_CELLS} cells": cells >= MIN_CELLS,
+        f"at least {MIN_HEAT_RATIO} times as much heat on the lesion as a centred blob has": heat
+        >= MIN_HEAT_RATIO * blob,
         "ends with the command that opens the Space": f"python space/app.py --model {output_dir / 'model'}"
         in result.stdout.splitlines()[-1],
     }
     for bar, ok in met.items():
         print(f"{'met' if ok else 'MISSED'}: {bar}")
     return 0 if all(met.values()) else 1
+
+
+def heat_maps(run_dir: Path) -> tuple[int, float, float]:
+    """Return cells a side, and the mean fraction of heat on the drawn lesion over the test images: the model's, a blob's."""
+    splits = pd.read_csv(run_dir / "splits.csv")
+    test, masks, images = set(splits["image_id"][splits["split"] == "test"]), demo_masks(), load_demo()
+    classifier = LesionClassifier.from_pretrained(run_dir / "model")
+    heat, blob, cells = [], [], 0
+    for row in images.select([index for index, name in enumerate(images["image_id"]) if name in test]):
+        explanation, inside = classifier.explain(row["image"]), masks[row["image_id"]]
+        cells = min(explanation.evidence.shape[1:])
+        predicted = explanation.heat_map(explanation.prediction.diagnosis)
+        heat.append(
+            np.nan_to_num(score_map(predicted, inside)["heat_inside"])
+        )  # a map without any heat has none on the lesion
+        blob.append(score_map(centred_blob(inside.shape), inside)["heat_inside"])
+    return cells, float(np.mean(heat)), float(np.mean(blob))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ Source of the cues: Kittler et al. (2016), Standardization of terminology in der
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import numpy as np
@@ -28,16 +29,16 @@ WIDTH_PX, HEIGHT_PX = 160, 120
 LESIONS_PER_DEFAULT_DIAGNOSIS = 84
 LESIONS_PER_OTHER_DIAGNOSIS = 22
 PHOTOS_PER_LESION = (0.40, 0.35, 0.15, 0.10)  # probability of 1, 2, 3 and 4 photographs
-SHARE_WITHOUT_LESION_ID = 0.06
-SHARE_BLANK = 0.05  # of each metadata column
+FRACTION_WITHOUT_LESION_ID = 0.06
+FRACTION_BLANK = 0.05  # of each metadata column
 CANVAS_PX = 144  # a lesion is drawn once on a square of this size, then photographed
 
 Array = np.ndarray
 # Mean age in years, and share of male patients and of each site: plausible, and only weakly tied to the diagnosis.
 _AGES = {"MEL": 60, "NV": 44, "BCC": 67, "AK": 68, "BKL": 63, "DF": 50, "VASC": 52, "SCC": 70}
 _SITES = ("anterior torso", "lower extremity", "head/neck", "upper extremity", "posterior torso", "palms/soles")
-_SITE_SHARES = np.array([0.30, 0.22, 0.18, 0.14, 0.13, 0.03])
-_SUN_SITE_SHARES = np.array([0.20, 0.12, 0.40, 0.16, 0.11, 0.01])
+_SITE_FRACTIONS = np.array([0.30, 0.22, 0.18, 0.14, 0.13, 0.03])
+_SUN_SITE_FRACTIONS = np.array([0.20, 0.12, 0.40, 0.16, 0.11, 0.01])
 _SUN_DIAGNOSES = ("BCC", "AK", "SCC", "BKL")
 
 
@@ -47,29 +48,41 @@ def load_demo(*, seed: int = 0) -> datasets.Dataset:
     The same seed gives the same pixels. Some lesions have no `lesion_id` and are in it twice with slightly different
     files, as in real archives, so that the grouping of near-duplicates has work to do.
     """
+    return datasets.Dataset.from_list([row for row, _ in _drawings(seed)], features=FEATURES)
+
+
+def demo_masks(*, seed: int = 0) -> dict[str, Array]:
+    """Draw the demo again and return where each image shows its lesion: image_id → boolean (H, W), True inside."""
+    return {row["image_id"]: inside for row, inside in _drawings(seed)}
+
+
+def _drawings(seed: int) -> Iterator[tuple[dict[str, Any], Array]]:
+    """Yield each row of the demo, with its lesion mask."""
     rng = np.random.default_rng([seed, 2019])
     plan = [
         code
         for code in CODES
         for _ in range(LESIONS_PER_DEFAULT_DIAGNOSIS if code in REFERENCE_CODES else LESIONS_PER_OTHER_DIAGNOSIS)
     ]
-    rows: dict[str, list[object]] = {column: [] for column in FEATURES}
+    n_images = 0
     for number, position in enumerate(tqdm(rng.permutation(len(plan)), desc="drawing demo lesions", unit="lesion")):
         code = plan[position]
-        # Each lesion has a generator of its own, so that its pictures do not depend on the lesions before it.
+        # Each lesion has a generator of its own, so that its photographs do not depend on the lesions before it.
         own = np.random.default_rng([seed, 2019, number])
-        known = own.random() >= SHARE_WITHOUT_LESION_ID
+        known = own.random() >= FRACTION_WITHOUT_LESION_ID
         n_photos = 1 + int(own.choice(len(PHOTOS_PER_LESION), p=PHOTOS_PER_LESION))
         metadata = _metadata(own, code)
-        for jpeg in _photographs(own, code, n_photos) if known else _copies(own, code, n_photos):
-            rows["image"].append({"bytes": jpeg, "path": None})
-            rows["image_id"].append(f"DEMO_{len(rows['image_id']):07d}")
-            rows["label"].append(code)
-            rows["lesion_id"].append(f"DEMO_L{number:06d}" if known else None)
-            rows["source"].append(SOURCE)
-            for column, value in metadata.items():
-                rows[column].append(value)
-    return datasets.Dataset.from_dict(rows, features=FEATURES)
+        for jpeg, inside in _photographs(own, code, n_photos) if known else _copies(own, code, n_photos):
+            row = {
+                "image": {"bytes": jpeg, "path": None},
+                "image_id": f"DEMO_{n_images:07d}",
+                "label": code,
+                "lesion_id": f"DEMO_L{number:06d}" if known else None,
+                "source": SOURCE,
+                **metadata,
+            }
+            yield row, inside
+            n_images += 1
 
 
 def draw_lesion(rng: np.random.Generator, code: str, *, width_px: int, height_px: int) -> Image.Image:
@@ -81,7 +94,7 @@ def draw_lesion(rng: np.random.Generator, code: str, *, width_px: int, height_px
         width_px: Width of the picture.
         height_px: Height of the picture.
     """
-    return _photograph(rng, _new_lesion(rng, code), width_px, height_px)
+    return _photograph(rng, _new_lesion(rng, code), width_px, height_px)[0]
 
 
 @dataclass
@@ -92,19 +105,22 @@ class _Lesion:
     skin: Array  # (3,) colour of the skin, float32
 
 
-def _photographs(rng: np.random.Generator, code: str, n: int) -> list[bytes]:
-    """Photograph one lesion n times: other pose, light and artefacts each time."""
+def _photographs(rng: np.random.Generator, code: str, n: int) -> list[tuple[bytes, Array]]:
+    """Photograph one lesion n times: other pose, light and artefacts each time; return JPEGs and lesion masks."""
     lesion = _new_lesion(rng, code)
-    return [_jpeg(_photograph(rng, lesion, WIDTH_PX, HEIGHT_PX), int(rng.integers(85, 96))) for _ in range(n)]
+    taken = [(*_photograph(rng, lesion, WIDTH_PX, HEIGHT_PX), int(rng.integers(85, 96))) for _ in range(n)]
+    return [(_jpeg(image, quality), inside) for image, inside, quality in taken]
 
 
-def _copies(rng: np.random.Generator, code: str, n: int) -> list[bytes]:
+def _copies(rng: np.random.Generator, code: str, n: int) -> list[tuple[bytes, Array]]:
     """Return one photograph n times, each saved with another brightness and quality, as archives hold it."""
-    array = to_array(_photograph(rng, _new_lesion(rng, code), WIDTH_PX, HEIGHT_PX))
-    return [_jpeg(to_image(array * rng.uniform(0.94, 1.06)), int(rng.integers(80, 96))) for _ in range(n)]
+    image, inside = _photograph(rng, _new_lesion(rng, code), WIDTH_PX, HEIGHT_PX)
+    array = to_array(image)
+    return [(_jpeg(to_image(array * rng.uniform(0.94, 1.06)), int(rng.integers(80, 96))), inside) for _ in range(n)]
 
 
-def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: int) -> Image.Image:
+def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: int) -> tuple[Image.Image, Array]:
+    """Return a photograph of the lesion and where it shows it, boolean (H, W)."""
     unit = min(width, height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     # Skin: fine grain and faint furrows over slow changes of tone.
@@ -115,9 +131,10 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
     )
 
     # Pose: the canvas (side 2 in its own units) seen turned, mirrored, scaled and shifted.
-    angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.46, 0.70) * unit
+    angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.42, 0.60) * unit
     mirror = rng.choice([-1.0, 1.0])
-    centre = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, size=2) * unit
+    # Off the middle, so that a heat map which points at the lesion can be told from one which points at the middle.
+    centre = np.array([width, height]) * rng.uniform([0.24, 0.28], [0.76, 0.72])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [[1.0], [mirror]]
     to_canvas = turn / scale * (CANVAS_PX / 2)  # photograph px → canvas px
     offset = CANVAS_PX / 2 - to_canvas @ centre
@@ -143,7 +160,7 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9) * unit / 120))
     grain = rng.uniform(0.5, 3.0) * rng.standard_normal((height, width, 1), dtype=np.float32)
-    return to_image(to_array(image) + grain)
+    return to_image(to_array(image) + grain), alpha[..., 0] > 0.5 * alpha.max()
 
 
 _ARTEFACTS: tuple[tuple[Callable[[Image.Image, np.random.Generator], Image.Image], float], ...] = (
@@ -399,13 +416,13 @@ _PAINTERS: dict[str, Callable[[_Canvas], None]] = {
 
 def _metadata(rng: np.random.Generator, code: str) -> dict[str, object]:
     age = 5 * round(float(rng.normal(_AGES[code], 14)) / 5)
-    shares = _SUN_SITE_SHARES if code in _SUN_DIAGNOSES else _SITE_SHARES
+    shares = _SUN_SITE_FRACTIONS if code in _SUN_DIAGNOSES else _SITE_FRACTIONS
     values: dict[str, object] = {
         "age_approx": float(min(max(age, 5), 85)),
         "sex": "male" if rng.random() < 0.53 else "female",
         "anatom_site_general": _SITES[int(rng.choice(len(_SITES), p=shares))],
     }
-    return {column: None if rng.random() < SHARE_BLANK else value for column, value in values.items()}
+    return {column: None if rng.random() < FRACTION_BLANK else value for column, value in values.items()}
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> Array:

@@ -78,8 +78,9 @@ class TrainOptions:
     )
     # model
     backbone: str = option(
-        "efficientnet_b0",
-        "Any convolutional network of timm with one linear classifier; B0 is small enough for a free Space.",
+        None,
+        "Any convolutional network of timm with one linear classifier. Default: efficientnet_b0, which is small enough for "
+        "a free Space; test_efficientnet, timm's smallest, for the demo.",
     )
     pretrained: bool = option(
         None,
@@ -92,8 +93,8 @@ class TrainOptions:
     )
     image_size: int = option(
         None,
-        "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 64 for the demo, "
-        "for speed.",
+        "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 160 for the demo, "
+        "the width of its drawings.",
         "[16, 1024]",
     )
     drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.", "[0, 1)")
@@ -258,7 +259,8 @@ def resolve(options: TrainOptions) -> TrainOptions:
     warm_start = pretrained or options.init_from is not None
     defaults: dict[str, Any] = {
         "pretrained": pretrained,
-        "image_size": 64 if demo else 224,
+        "backbone": "test_efficientnet" if demo else "efficientnet_b0",
+        "image_size": 160 if demo else 224,
         "epochs": 15 if original else 16 if demo else 30,
         "batch_size": 32,
         "learning_rate": 1e-4 if original else 5e-4 if warm_start else 2e-3,

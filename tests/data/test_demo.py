@@ -134,3 +134,19 @@ def test_an_artefact_changes_a_part_of_a_picture_of_any_size_and_leaves_the_orig
     changed = (np.abs(np.asarray(with_artefact, dtype=int) - np.asarray(image, dtype=int)) > 8).any(axis=2).mean()
     assert 0.001 < changed < 0.6
     assert image.getextrema() == ((214, 214), (170, 170), (150, 150))
+
+
+def test_each_image_has_a_mask_of_its_lesion_which_lies_off_the_middle(drawn: datasets.Dataset) -> None:
+    masks = demo.demo_masks()
+    assert list(masks) == drawn["image_id"][:]
+    darker, middles = [], []
+    for row in drawn.select(range(0, len(drawn), 4)):
+        inside = masks[row["image_id"]]
+        assert inside.shape == (120, 160)
+        assert 0.04 < inside.mean() < 0.5
+        middles.append(np.argwhere(inside).mean(axis=0) / inside.shape)
+        if CODES[row["label"]] in ("MEL", "NV"):  # darker than the skin around them, within the field of view
+            grey = np.asarray(row["image"].convert("L"), dtype=float)
+            darker.append(grey[inside].mean() < grey[~inside & (grey > 60)].mean())
+    assert np.mean(darker) > 0.95
+    assert (np.std(middles, axis=0) > 0.08).all()
