@@ -27,7 +27,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 class _Strict(BaseModel):
     """No other entries, and no number where a text is due or the other way round."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Preprocessing(_Strict):
@@ -99,7 +99,7 @@ class AbstentionEntry(_Strict):
 class LesionEntry(_Strict):
     """The root key `lesion`: what this package adds to timm's layout. Entries that it does not know are not read."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
     weights_sha256: Sha256
     onnx_sha256: Sha256 | None = None
