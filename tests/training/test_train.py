@@ -1,6 +1,7 @@
 """train.py: run as its users run it, on a small dataset in the official layout; killed, resumed, refused."""
 
 import csv
+import dataclasses
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ import train
 from modeling.classifier import LesionClassifier
 from modeling.labels import CODES
 from modeling.training.checkpoints import problem_with
+from modeling.training.options import is_allowed
 from modeling.training.trainer import EpochLog, mixed_seed
 from support.corpus import make_corpus
 from support.runs import ROOT, TINY, start
@@ -127,6 +129,7 @@ def test_the_command_that_opens_the_space_is_printed(finished):
     assert f"python space/app.py --model {finished / 'model'}" in finished.with_suffix(".log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["step-00000001", "step-00000007"])  # the best epoch is the first of three
 def test_killed_and_resumed_is_never_killed(finished, isic_folder, tmp_path, moment):
     run_dir = tmp_path / "killed"
@@ -142,6 +145,7 @@ def test_killed_and_resumed_is_never_killed(finished, isic_folder, tmp_path, mom
     assert len((run_dir / "log.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder, tmp_path):
     run_dir = tmp_path / "preempted"
     # With loader processes: a cluster's signal reaches them too.
@@ -158,6 +162,7 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(finished, isic_folder
     assert results(run_dir)["model/model.safetensors"] == results(finished)["model/model.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to_all", "number"), [(False, signal.SIGTERM), (True, signal.SIGTERM), (True, signal.SIGINT)])
 def test_a_launcher_that_is_stopped_leaves_a_checkpoint_and_no_orphan(isic_folder, tmp_path, to_all, number):
     """`kill` and container stops reach the launcher alone, clusters and Ctrl-C the whole group; it dies of it at once."""
@@ -192,6 +197,7 @@ def finished_by_two(isic_folder, tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_two_processes_killed_one_or_both_and_resumed_are_never_killed(finished_by_two, isic_folder, tmp_path):
     run_dir = tmp_path / "killed"
     command = arguments(isic_folder, run_dir, "--checkpoint_every", "1steps", "--resume", "auto")
@@ -210,6 +216,7 @@ def test_two_processes_killed_one_or_both_and_resumed_are_never_killed(finished_
     assert results(run_dir) == results(finished_by_two)
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_read_its_images_stops_the_others(isic_folder, tmp_path):
     run_dir = tmp_path / "run"
     run = start(arguments(isic_folder, run_dir), tmp_path / "log", processes=2, failing_rank=1)
@@ -222,6 +229,7 @@ def test_a_process_that_cannot_read_its_images_stops_the_others(isic_folder, tmp
     assert list((run_dir / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_a_second_run_is_kept_out_of_the_folder_on_all_its_processes(isic_folder, tmp_path):
     run_dir = tmp_path / "run"
     command = arguments(isic_folder, run_dir, "--epochs", "500", "--patience", "500", "--resume", "auto")
@@ -241,6 +249,7 @@ def full_disk(run, size=50_000):
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_nothing(finished, isic_folder, tmp_path):
     run_dir = tmp_path / "run"
     run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), tmp_path / "log")
@@ -255,6 +264,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(finished, isic_folder, tm
     assert results(run_dir) == results(finished)
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_in_words_with_what_is_old_intact(isic_folder, tmp_path):
     run_dir = tmp_path / "run"
     run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), tmp_path / "log")
@@ -309,6 +319,7 @@ def test_a_finished_run_is_not_written_over(finished, isic_folder):
     assert results(finished) == before
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_numbers_of_the_log(isic_folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -345,6 +356,7 @@ def test_a_loss_that_explodes_gives_up_in_words_and_keeps_what_there_is(isic_fol
     assert (run_dir / "splits.csv").exists()
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_used_stop_the_run_or_are_listed(isic_folder, tmp_path):
     broken = tmp_path / "data"
     subprocess.run(["cp", "-r", str(isic_folder), str(broken)], check=True)
@@ -361,6 +373,7 @@ def test_images_that_cannot_be_used_stop_the_run_or_are_listed(isic_folder, tmp_
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", ["1", "2"])
 def test_a_bad_image_is_skipped_and_training_goes_on(isic_folder, tmp_path, accumulation):
     """Pixels that are not finite, in one batch: the network's running statistics are spoilt and must go back."""
@@ -376,6 +389,7 @@ def test_a_bad_image_is_skipped_and_training_goes_on(isic_folder, tmp_path, accu
     assert all(np.isfinite(line["train/loss"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_dies_ends_the_run_with_advice(isic_folder, tmp_path):
     run_dir = tmp_path / "run"
     command = [*arguments(isic_folder, run_dir, "--epochs", "200", "--patience", "200"), "--num_workers", "1"]
@@ -391,6 +405,7 @@ def test_a_loader_process_that_dies_ends_the_run_with_advice(isic_folder, tmp_pa
     assert list((run_dir / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_every_file_of_the_hostile_corpus_is_trained_on_or_listed(isic_folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(isic_folder, data)
@@ -428,6 +443,7 @@ def launch(processes, *command):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_predict_each_image_once(isic_folder, tmp_path):
     """Half the batch on each of two processes: the same data, the same loss. The network has no batch statistics."""
     logs = {}
@@ -488,6 +504,84 @@ def test_the_originals_recipe_is_the_originals():
     options = train.parse_options(["--recipe", "original"])
     assert (options.learning_rate, options.batch_size, options.epochs) == (1e-4, 32, 15)
     assert (options.ema_decay, options.image_size) == (0, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("image_size", "1040", "[16, 1024]"),
+        ("image_size", "7", "[16, 1024]"),
+        ("image_size", "0", "[16, 1024]"),
+        ("gradient_accumulation_steps", "0", "[1, 1024]"),
+        ("batch_size", "1", "[2, 4096]"),
+        ("drop_rate", "1", "[0, 1)"),
+        ("ema_decay", "2", "[0, 1)"),
+        ("max_grad_norm", "0", "(0, inf)"),
+        ("learning_rate", "0", "(0, inf)"),
+        ("warmup_epochs", "1e6", "[0, 100]"),
+        ("num_workers", "5000", "[0, 64]"),
+        ("seed", "12345678901234567890", "[0, 4294967295]"),
+        ("epochs", "0", "[1, 10000]"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name_with_the_range(name, value, allowed, capsys):
+    assert train.main([f"--{name}", value]) == 1
+    assert f"--{name} must be a number in {allowed}, got " in capsys.readouterr().err
+
+
+def test_every_number_has_a_range_and_every_default_lies_in_it():
+    for entry in dataclasses.fields(train.TrainOptions):
+        if entry.type in (int, float, "int | None") and entry.name != "dry_run":
+            assert "metavar" in entry.metadata, entry.name
+    for given in ([], ["--recipe", "original"], ["--dataset", "demo"]):
+        train.parse_options(given)
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed", "expected"),
+    [(0, "[0, 1)", True), (1, "[0, 1)", False), (0, "(0, inf)", False), (1e300, "(0, inf)", True), ("b", "a | b", True),
+     ("c", "a | b", False), (float("nan"), "[0, 1]", False), (float("inf"), "(0, inf)", False)],
+)  # fmt: skip
+def test_an_interval_is_read_as_it_is_written(value, allowed, expected):
+    assert is_allowed(value, allowed) is expected
+
+
+def test_a_tracker_that_is_not_installed_is_refused(capsys):
+    assert train.main(["--report_to", "nothing_of_the_kind"]) == 1
+    assert "--report_to 'nothing_of_the_kind' is not installed here; there is tensorboard" in capsys.readouterr().err
+
+
+def test_what_follows_an_error_is_said_to_be_the_launchers(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert train.main(["--epochs", "0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("(What follows is the report of accelerate's launcher")
+
+
+def test_a_dry_run_tries_everything_and_trains_nothing(isic_folder, tmp_path):
+    run = start(arguments(isic_folder, tmp_path / "run", "--dry_run"), tmp_path / "log")
+    assert run.wait() == 0, run.output
+    assert "dry run passed" in run.output
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {
+        "train_config.json", "splits.csv", "image_hashes.csv", "skipped.csv",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--backbone", "test_vit", "--image_size", "160"], "Does it fit --backbone test_vit and --image_size 160?"),
+        (["--diagnoses", "MEL"], "nothing to tell apart"),
+        (["--init_from", str(ROOT / "README.md")], "README.md is no .safetensors file, or it is damaged"),
+    ],
+)
+def test_what_cannot_work_is_known_before_the_first_step(isic_folder, tmp_path, given, words):
+    run_dir = tmp_path / "run"
+    run = start(arguments(isic_folder, run_dir, *given), tmp_path / "log")
+    assert run.wait() == 1
+    assert words in run.output
+    assert "Traceback" not in run.output
+    assert not (run_dir / "checkpoints").exists()
+    assert not (run_dir / ".dry_run").exists()
 
 
 @pytest.mark.parametrize(
