@@ -163,7 +163,7 @@ METRICS: type[_Section] = _section(
             near=_by_name(
                 _section(**FAR, malignant=bool, n_lesions=COUNT, predicted=_by_name(COUNT), above=_by_name(RATE))
             ),
-            far=_by_name(_section(**FAR)),
+            far=_by_name(_section(**FAR, chose_the_score=bool)),
         )
     ),
     risk_coverage=_section(aurc=FRACTION, risk_at_coverage=_by_name(FRACTION)),
@@ -178,6 +178,7 @@ METRICS: type[_Section] = _section(
                 n_without_mask=COUNT,
                 mean_lesion_fraction=FRACTION,
                 **_all("model centred_blob", MAP),
+                off_centre=_or_reason(_section(n_images=COUNT, **_all("model centred_blob", MAP))),
                 similarity_to_randomised=NUMBER,
             )
         ),

@@ -87,7 +87,7 @@ class DecisionEntry(_Strict):
 class AbstentionEntry(_Strict):
     """As `AbstentionRule.to_dict` writes it."""
 
-    method: Literal["ViM"]
+    method: Literal["normalised ViM"]
     threshold: float
     false_alarm_rate: Fraction
     residual_weight: Annotated[float, Field(gt=0)]

@@ -29,7 +29,7 @@ operating_points  rows of name, codes, target_sensitivity, threshold, val {sensi
                  specificity, at_prevalence: rows of prevalence, of, ppv, npv}; or name and reason
 abstention       method, threshold, false_alarm_rate, test {abstained, answered {n_images, accuracy, balanced_accuracy}},
                  near {code: malignant, n_images, n_lesions, auroc, fpr_at_95_tpr, abstained, predicted {code: n},
-                 above {operating point}}, far {kind: n_images, auroc, fpr_at_95_tpr, abstained}; or reason
+                 above {operating point}}, far {kind: chose_the_score, n_images, auroc, fpr_at_95_tpr, abstained}; or reason
 risk_coverage    aurc, risk_at_coverage {"1.00", "0.90", …}
 baselines        model {balanced_accuracy}, metadata_only and majority {sees, balanced_accuracy, accuracy,
                  model_minus_baseline};
@@ -41,7 +41,8 @@ robustness       n_images, n_lesions, sample, balanced_accuracy, changes {change
                  balanced_accuracy_gain}
 test_time_augmentation  views, n_images, n_lesions, sample, and the three numbers of a change
 heat_maps        masks {n_images, n_lesions, n_without_mask, mean_lesion_fraction, model, randomised, centred_blob and
-                 random_map {heat_inside, pointing_game, iou, n_without_heat}, similarity_to_randomised}, or {reason};
+                 random_map {heat_inside, pointing_game, iou, n_without_heat}, similarity_to_randomised, off_centre
+                 {n_images, model and centred_blob, on crops to a corner}}, or {reason};
                  road {n_images, n_lesions, model, centred_blob}
 failures         most_confident: rows of image_id, label, predicted, probability; missed {operating point: n_images, image_ids}
 reference        rows of system, protocol, measured_on, leakage_rate, scores {name}; or system, protocol and reason

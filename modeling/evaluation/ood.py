@@ -112,6 +112,9 @@ def _texture(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
+# The score and its settings were chosen by looking at these (benchmarks/README.md); the other kinds chose nothing.
+CHOSEN_ON = ("noise", "text", "drawing")
+
 FAR_KINDS: dict[str, Callable[[np.random.Generator], Image.Image]] = {
     "blank": _blank,
     "noise": _noise,

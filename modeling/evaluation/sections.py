@@ -31,7 +31,7 @@ from modeling.evaluation.metrics import (
     score_operating_point,
     score_split,
 )
-from modeling.evaluation.ood import FAR_KINDS
+from modeling.evaluation.ood import CHOSEN_ON, FAR_KINDS
 from modeling.evaluation.reference import compare
 from modeling.evaluation.robustness import CHANGES, change_images, score_change
 from modeling.evaluation.saliency import MASK_NAME, read_mask, score_heat_maps, score_road
@@ -221,7 +221,10 @@ def abstention_section(context: Context) -> dict[str, Any]:
             if kind not in FAR_KINDS
         },
         "far": {
-            kind: {name: value for name, value in _score_detection(context, rule, kind).items() if name != "n_lesions"}
+            kind: {
+                "chose_the_score": kind in CHOSEN_ON,
+                **{name: value for name, value in _score_detection(context, rule, kind).items() if name != "n_lesions"},
+            }
             for kind in FAR_KINDS
         },
     }

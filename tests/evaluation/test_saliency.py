@@ -11,6 +11,7 @@ from modeling.evaluation.saliency import (
     _mean,
     _ranks,
     centred_blob,
+    off_centre,
     random_map,
     randomise_classifier,
     read_mask,
@@ -53,12 +54,38 @@ def test_a_map_without_heat_is_undefined_and_not_zero() -> None:
 
 
 def test_baselines_are_centred_and_random() -> None:
-    blob = centred_blob((9, 13))
+    blob = centred_blob(np.ones((9, 13)))
+    assert blob.min() > 0.99  # as concentrated as no concentration
+    blob = centred_blob(np.eye(9, 13))
     assert np.unravel_index(blob.argmax(), blob.shape) == (4, 6)
     first, second = (random_map((9, 13), (3, 3), np.random.default_rng(seed)) for seed in (0, 1))
     assert first.shape == (9, 13)
     assert first.min() >= 0
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("power", [1, 4, 20])
+def test_the_blob_is_as_concentrated_as_the_map(power) -> None:
+    heat = np.random.default_rng(0).random((60, 80)) ** power
+    blob = centred_blob(heat)
+
+    def effective_area(values: np.ndarray) -> float:
+        weights = values.astype(np.float64) / values.sum(dtype=np.float64)
+        return 1 / (weights**2).sum()
+
+    assert effective_area(blob) == pytest.approx(effective_area(heat), rel=0.01)
+
+
+def test_a_crop_takes_image_and_mask_to_the_same_corner() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    mask = pixels[:, :, 0] > 128
+    corners = set()
+    for seed in range(12):
+        image, inside = off_centre(Image.fromarray(pixels), mask, np.random.default_rng(seed))
+        assert image.size == (39, 26)
+        assert np.array_equal(np.asarray(image)[:, :, 0] > 128, inside)
+        corners.add(np.asarray(image).tobytes())
+    assert len(corners) == 4
 
 
 def test_masks_are_read_in_the_image_s_geometry_and_empty_ones_refused(tmp_path) -> None:
@@ -109,6 +136,8 @@ def test_a_classifier_that_reads_the_lesion_beats_its_randomised_self(classifier
     assert scores["model"]["n_without_heat"] == 0
     assert model > scores["random_map"]["heat_inside"]["value"]
     assert model > scores["centred_blob"]["heat_inside"]["value"]
+    moved = scores["off_centre"]
+    assert moved["n_images"] == 2 or "reason" in moved
     randomised = scores["randomised"]["heat_inside"]["value"]
     assert randomised is None or randomised < model
     similarity = scores["similarity_to_randomised"]["value"]
