@@ -40,7 +40,7 @@ from modeling.publish.hub import (
 # What a model folder may hold; all else is refused, so that nothing executable and no stray file gets out.
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".md", ".csv", ".png", ".onnx")
 # Files of an earlier push that would contradict this one; whatever else somebody added by hand stays.
-REPLACED_IN_MODEL = ("figures/*", "*.onnx", "*.safetensors", "splits.csv", "image_hashes.csv")
+REPLACED_IN_MODEL = ("figures/*", "*.onnx", "*.safetensors", "splits.csv", "image_hashes.csv", "external/*")
 
 
 def push_model(
