@@ -319,7 +319,13 @@ def point(**changes):
 
 
 def rule(**changes):
-    values = {"method": "normalised ViM", "threshold": 1.0, "false_alarm_rate": 0.05, "residual_weight": 1.0, "n_features": 256}
+    values = {
+        "method": "normalised ViM",
+        "threshold": 1.0,
+        "false_alarm_rate": 0.05,
+        "residual_weight": 1.0,
+        "n_features": 256,
+    }
     arrays = {"centre": "AAAA" * 341 + "AA==", "directions": "AAAA" * 341 + "AA=="}  # of 256 zeros
     return {**values, **arrays, **changes}
 

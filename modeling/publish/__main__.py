@@ -15,10 +15,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling.publish.card import write_card
+from modeling.publish.card import add_external, write_card
 from modeling.publish.hub import PublishError
 from modeling.publish.push import push_model
 from modeling.publish.space import push_space
+
+EXTERNAL_HELP = (
+    "metrics.json of external validations (modeling.evaluation --external), to be kept in the folder for its card"
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--revision_tag", metavar="TAG", help="name this revision, for instance v1.0")
     model.add_argument("--commit_message", help="default: the run id of the model")
 
+    model.add_argument("--external", nargs="+", type=Path, default=[], metavar="METRICS", help=EXTERNAL_HELP)
+
     space = commands.add_parser("space", help="create or update the Space that serves a model of the Hub")
     space.add_argument("--model_id", required=True, help="the model it serves, me/name")
     space.add_argument("--space_id", required=True, help="where to, me/space")
@@ -43,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     card.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
 
+    card.add_argument("--external", nargs="+", type=Path, default=[], metavar="METRICS", help=EXTERNAL_HELP)
+
     export = commands.add_parser("export", help="write onnx/model.onnx anew from the weights")
     export.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
     return parser
@@ -53,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        if options.command in ("model", "card") and options.external:
+            add_external(options.folder, options.external)
+            write_card(options.folder)
         if options.command == "model":
             pushed = push_model(
                 options.folder,

@@ -1,7 +1,7 @@
 """Render the model card and its second level from metrics.json and config.json."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from modeling.estimates import format_estimate, format_number
-from modeling.files import METRICS_NAME, ROOT, UNKNOWN_ORIGIN, ModelFolderError
+from modeling.files import METRICS_NAME, ROOT, UNKNOWN_ORIGIN, ModelFolderError, write_json
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import read_config
@@ -17,8 +17,44 @@ from modeling.publish.hub import PublishError
 
 CARD_NAME, EVALUATION_NAME = "README.md", "evaluation.md"
 TEMPLATES = {CARD_NAME: "model_card.md", EVALUATION_NAME: "evaluation_card.md"}  # at the top of the repository
+EXTERNAL = "external"  # folder of external validations in a model folder, one metrics.json a dataset
 SYNTHETIC_LICENSE = "apache-2.0"
+# Entries of the model index: the Hub's name of a metric, and ours.
+RESULTS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "f1": "macro_f1",
+    "roc_auc": "macro_auroc",
+    "precision": "weighted_precision",
+    "recall": "weighted_recall",
+}
 CARD_REPO_ID = "me/skin-lesion-b0"  # stands in the card for the repository until it is pushed
+
+
+def add_external(model_folder: str | Path, files: Sequence[str | Path]) -> None:
+    """Keep the metrics.json of external validations in a model folder, one a dataset, for its card.
+
+    Raises:
+        PublishError: If a file is none, or is of another model.
+    """
+    folder = Path(model_folder)
+    contents = {}
+    for file in map(Path, files):
+        try:
+            metrics, weights_sha256 = read_metrics(file), read_config(folder)["lesion"].get("weights_sha256")
+        except ModelFolderError as error:
+            raise PublishError(str(error)) from error
+        if not metrics.get("external"):
+            raise PublishError(
+                f"{file} is no external validation; make one with `python -m modeling.evaluation {folder} --dataset DATASET "
+                "--external`."
+            )
+        if metrics["model"]["weights_sha256"] != weights_sha256:
+            raise PublishError(f"{file} is of other weights than {folder}; evaluate this model.")
+        contents[re.sub(r"[^a-z0-9]+", "-", str(metrics["data"]["dataset"]).lower()).strip("-") or "data"] = metrics
+    (folder / EXTERNAL).mkdir(exist_ok=True)
+    for name, metrics in contents.items():
+        write_json(folder / EXTERNAL / f"{name}.json", metrics)
 
 
 def write_card(model_folder: str | Path) -> Path:
@@ -44,6 +80,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     try:
         config = read_config(folder)
         metrics = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else None
+        externals = [read_metrics(file) for file in sorted((folder / EXTERNAL).glob("*.json"))]
     except ModelFolderError as error:
         raise PublishError(str(error)) from error
     if metrics is None:
@@ -59,6 +96,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         bodies = {
             name: _template(ROOT, template).render(
                 metrics=metrics,
+                externals=externals,
                 start=start_sentence(metrics["training"].get("origin"), config["lesion"].get("base_model")),
                 license=_license(config["lesion"]),
                 diagnoses=[diagnosis_of(code) for code in config["label_names"]],
@@ -69,7 +107,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
             )
             for name, template in TEMPLATES.items()
         }
-        metadata = _card_metadata(config, metrics).to_yaml()
+        metadata = _card_metadata(config, metrics, externals).to_yaml()
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
         raise PublishError(
             f"{folder / METRICS_NAME} does not go with the card's templates ({type(error).__name__}: {str(error)[:300]}): it is "
@@ -109,34 +147,17 @@ def _template(root: Path, name: str) -> Any:
     return environment.get_template(name)
 
 
-def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCardData:
+def _card_metadata(
+    config: Mapping[str, Any], metrics: Mapping[str, Any], externals: Sequence[Mapping[str, Any]]
+) -> ModelCardData:
     """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
-    model, data, test = metrics["model"], metrics["data"], metrics["test"]
+    model, data = metrics["model"], metrics["data"]
     dataset = str(data["dataset"])
     sources = ", ".join(data["sources"])
     name = {"isic2019": f"ISIC 2019 (sources {sources})", "demo": "synthetic drawings"}.get(dataset, dataset)
-    values = {
-        ("accuracy", "Accuracy"): test["accuracy"],
-        ("balanced_accuracy", "Balanced accuracy"): test["balanced_accuracy"],
-        ("f1", "Macro F1"): test["macro_f1"],
-        ("roc_auc", "Macro AUROC"): test["macro_auroc"],
-        ("precision", "Weighted precision"): test["weighted_precision"],
-        ("recall", "Weighted recall"): test["weighted_recall"],
-    }
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
-            dataset_type=dataset,
-            dataset_name=f"{name}, split by {data['split_unit']}",
-            dataset_split="test",
-            metric_type=metric,
-            metric_name=title,
-            metric_value=estimate["value"],
-        )
-        for (metric, title), estimate in values.items()
-        if estimate["value"] is not None
-    ]
+    results = _results(metrics, f"{name}, split by {data['split_unit']}")
+    for external in externals:
+        results += _results(external, f"{external['data']['dataset']}, external validation")
     tags = [
         "dermatology",
         "dermoscopy",
@@ -153,11 +174,29 @@ def _card_metadata(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mod
         pipeline_tag="image-classification",
         base_model=config["lesion"].get("base_model"),
         datasets=[dataset],
-        metrics=list(dict.fromkeys(metric for metric, _ in values)),
+        metrics=list(RESULTS),
         tags=[*tags, *(["synthetic"] if data["synthetic"] else [])],
         model_name=f"skin-lesion-{model['architecture']}",
         eval_results=results or None,
     )
+
+
+def _results(metrics: Mapping[str, Any], dataset_name: str) -> list[EvalResult]:
+    """Return the entries of the model index for one test."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=str(metrics["data"]["dataset"]),
+            dataset_name=dataset_name,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=name.replace("_", " ").capitalize().replace("auroc", "AUROC").replace("f1", "F1"),
+            metric_value=metrics["test"][name]["value"],
+        )
+        for kind, name in RESULTS.items()
+        if metrics["test"][name]["value"] is not None
+    ]
 
 
 def _license(lesion: Mapping[str, Any]) -> str | None:

@@ -40,7 +40,15 @@ from modeling.publish.hub import (
 # What a model folder may hold; all else is refused, so that nothing executable and no stray file gets out.
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".md", ".csv", ".png", ".jpg", ".onnx")
 # Files of an earlier push that would contradict this one; whatever else somebody added by hand stays.
-REPLACED_IN_MODEL = ("figures/*", "examples/*", "*.onnx", "*.safetensors", "splits.csv", "image_hashes.csv")
+REPLACED_IN_MODEL = (
+    "figures/*",
+    "examples/*",
+    "external/*",
+    "*.onnx",
+    "*.safetensors",
+    "splits.csv",
+    "image_hashes.csv",
+)
 
 
 def push_model(

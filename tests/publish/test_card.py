@@ -18,7 +18,9 @@ from modeling.estimates import format_estimate, format_number
 from modeling.evaluation.baselines import metadata_only_predictions
 from modeling.evaluation.bootstrap import bootstrap_lesions, estimate_rate
 from modeling.evaluation.context import metadata_table
+from modeling.evaluation.external import headline_rows, mix_rows
 from modeling.labels import ATTRIBUTION, CODES, NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE, diagnosis_of
+from modeling.model_folder import config_sha256
 from modeling.publish import card as card_module
 from modeling.publish.__main__ import main as publish_main
 from modeling.publish.card import render_card, write_card
@@ -50,6 +52,7 @@ def edit_lesion(folder: Path, **changes: Any) -> None:
     """Replace entries of `lesion` in config.json."""
     config = json.loads((folder / "config.json").read_text())
     config["lesion"] |= changes
+    config["lesion"]["config_sha256"] = config_sha256(config)
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -426,6 +429,7 @@ def as_real_model_of_eight_diagnoses(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"label_names": list(CODES), "num_classes": len(CODES)}
     config["label_descriptions"] = {code: diagnosis_of(code).name for code in CODES}
+    config["lesion"]["config_sha256"] = config_sha256(config)
     (folder / "config.json").write_text(json.dumps(config))
     metrics["model"]["codes"] = list(CODES)
     # Reference 0 stands in for the diagnoses that the scored model does not know; words are counted, not scores.
@@ -588,3 +592,79 @@ def test_writing_the_card_leaves_no_other_file(folder):
     before = set(folder.iterdir())
     assert write_card(folder) == folder / "README.md"
     assert set(folder.iterdir()) - before == {folder / "README.md", folder / "evaluation.md"}
+
+
+# ---- External validation ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def external_json(folder: Path, tmp_path: Path) -> Path:
+    """An external evaluation's metrics.json, compared with the model's own by the functions that write it."""
+    own = json.loads((folder / "metrics.json").read_text())
+    other = copy.deepcopy(own)
+    other["data"] |= {"dataset": "clinic/photos", "protocol": "external", "synthetic": False}
+    other["test"]["balanced_accuracy"] = {"value": 0.61, "low": 0.55, "high": 0.67}
+    number = {"value": 0.123, "low": 0.1, "high": 0.2}
+    other["external"] = {
+        "compared_by": "image id and perceptual hash",
+        "left_out": {"the same image id": 7},
+        "headline": headline_rows(own, other),
+        "calibration": {code: {"excess_probability": number, "slope": number} for code in own["model"]["codes"]},
+        "thresholds": {"MEL@95": {"stored": 0.3217, "needed": {"threshold": 0.2819}}},
+        "mix": mix_rows(own, other),
+        "image_properties": {
+            name: {"internal": own["image_properties"][name], "external": values}
+            for name, values in other["image_properties"].items()
+        },
+        "accuracy_at_internal_mix": number,
+        "challenge": {"reason": "not the official test of ISIC 2019"},
+    }
+    path = tmp_path / "external.json"
+    path.write_text(json.dumps(other))
+    return path
+
+
+def test_external_validation_stands_on_both_levels_and_in_the_model_index(folder, external_json, capsys):
+    assert "No external validation" in render_card(folder)["README.md"]
+    assert publish_main(["card", str(folder), "--external", str(external_json)]) == 0
+    pages = {name: plain((folder / name).read_text()) for name in ("README.md", "evaluation.md")}
+    other = json.loads(external_json.read_text())
+    headline = other["external"]["headline"]
+    for name in ("balanced_accuracy", "macro_auroc", "MEL/recall", "MEL@95/sensitivity", "MEL@95/specificity"):
+        cells = [plain(format_estimate(headline[name][side])) for side in ("internal", "external", "difference")]
+        for page in pages.values():
+            assert any(
+                line.startswith("| ") and line.endswith("| " + " | ".join(cells) + " |") for line in page.splitlines()
+            )
+    assert "No external validation" not in pages["README.md"]
+    for said in ("7 (the same image id)", "image id and perceptual hash", "0.3217 | 0.2819", "0.123 (0.100 to 0.200)"):
+        assert said in pages["evaluation.md"], said
+    results = [
+        result for result in ModelCard(pages["README.md"]).data.eval_results if result.dataset_type == "clinic/photos"
+    ]
+    assert {result.metric_type: result.metric_value for result in results}["balanced_accuracy"] == 0.61
+    assert len(results) == 6
+    # It is kept, so that the next card has it too.
+    assert publish_main(["card", str(folder)]) == 0
+    assert plain((folder / "README.md").read_text()) == pages["README.md"]
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda metrics: metrics.pop("external"), "is no external validation; make one with"),
+        (lambda metrics: metrics["model"].update(weights_sha256="0" * 64), "is of other weights than"),
+        (
+            lambda metrics: metrics["external"].update(headline=[]),
+            "'external.headline': Input should be a valid dictionary",
+        ),
+    ],
+)
+def test_what_is_no_external_validation_of_this_model_is_refused(folder, external_json, change, sentence, capsys):
+    metrics = json.loads(external_json.read_text())
+    change(metrics)
+    external_json.write_text(json.dumps(metrics))
+    assert publish_main(["card", str(folder), "--external", str(external_json)]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (folder / "external").exists()
