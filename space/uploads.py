@@ -150,7 +150,7 @@ def guard_requests(demo: gr.Blocks) -> None:
             sentence = FAULT
         raise gr.Error(sentence, print_exception=False) from None
 
-    demo.process_api = in_sentences  # type: ignore[assignment,method-assign]
+    demo.process_api = in_sentences  # type: ignore[method-assign]
 
 
 async def _take_as_it_is(path: str | Path | None) -> str | None:

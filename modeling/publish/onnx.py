@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same_arg
 from torch import nn
 
 from modeling.engines import OUTPUT_NAMES
@@ -71,7 +73,9 @@ def export_onnx(folder: Path) -> Exported:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
         new = Path(scratch) / "model.onnx"
         _to_onnx(model, size_px, new)
+        _fold_constants(new)
         content = onnx.load(new)
+        _pad_in_convolutions(content.graph)
         _describe(content, config)
         onnx.checker.check_model(content)
         onnx.save(content, new)
@@ -105,11 +109,14 @@ class _AllOutputs(nn.Module):
 
 
 def _to_onnx(model: TimmModel, size_px: int, path: Path) -> None:
-    with warnings.catch_warnings():
+    network = _AllOutputs(model).eval()  # the exporter leaves all inside in the wrapper's own mode
+    example = torch.zeros(2, 3, size_px, size_px)
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch about torch, nothing that a user could act on
+        _fix_padding(network, example)
         torch.onnx.export(
-            _AllOutputs(model).eval(),  # the exporter leaves all inside in the wrapper's own mode
-            (torch.zeros(2, 3, size_px, size_px),),
+            network,
+            (example,),
             path,
             input_names=["pixel_values"],
             output_names=list(OUTPUT_NAMES),
@@ -118,6 +125,47 @@ def _to_onnx(model: TimmModel, size_px: int, path: Path) -> None:
             # The same network from the newer exporter: B0 takes 30 s instead of 2, at the end of every run.
             dynamo=False,
         )
+
+
+def _fold_constants(path: Path) -> None:
+    """Let ONNX Runtime compute what depends on no image."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard operations only
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def _pad_in_convolutions(graph: Any) -> None:
+    """Make padding an attribute of the convolution behind it; torch's own convolutions pad both sides alike only."""
+    from onnx import helper, numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for pad in [node for node in graph.node if node.op_type == "Pad"]:
+        *_, top, left, _, _, bottom, right = numpy_helper.to_array(tensors[pad.input[1]]).tolist()  # of four axes
+        (convolution,) = (node for node in graph.node if pad.output[0] in node.input)
+        for old in [attribute for attribute in convolution.attribute if attribute.name == "pads"]:
+            convolution.attribute.remove(old)
+        convolution.attribute.append(helper.make_attribute("pads", [top, left, bottom, right]))
+        convolution.input[0] = pad.input[0]
+        graph.node.remove(pad)
+    used = {name for node in graph.node for name in node.input}
+    for unused in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(unused)
+
+
+def _fix_padding(network: nn.Module, example: torch.Tensor) -> None:
+    """Make numbers of the padding that timm computes anew of each input of TensorFlow's networks; the size is known here."""
+
+    def fix(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        padding = pad_same_arg(inputs[0].shape[-2:], module.kernel_size, module.stride, module.dilation)
+        module.forward = lambda x: module._conv_forward(nn.functional.pad(x, padding), module.weight, module.bias)
+
+    hooks = [module.register_forward_pre_hook(fix) for module in network.modules() if isinstance(module, Conv2dSame)]
+    network(example)
+    for hook in hooks:
+        hook.remove()
 
 
 def _describe(content: Any, config: Mapping[str, Any]) -> None:
@@ -137,6 +185,9 @@ def _describe(content: Any, config: Mapping[str, Any]) -> None:
         "package_version": lesion.get("package_version") or "",
         "notice": notice,
     }
+    # ONNX Runtime names every family of operations that it knows; the network uses the standard one alone.
+    for unused in [family for family in content.opset_import if family.domain]:
+        content.opset_import.remove(unused)
     for node in content.graph.node:
         node.doc_string = ""  # the exporter may note down its stack, with the paths of this machine
     for key, value in notes.items():
