@@ -159,7 +159,7 @@ def _fix_padding(network: nn.Module, example: torch.Tensor) -> None:
     """Make numbers of the padding that timm computes anew of each input of TensorFlow's networks; the size is known here."""
 
     def fix(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        padding = pad_same_arg(inputs[0].shape[-2:], module.kernel_size, module.stride, module.dilation)
+        padding = pad_same_arg(list(inputs[0].shape[-2:]), module.kernel_size, module.stride, module.dilation)
         module.forward = lambda x: module._conv_forward(nn.functional.pad(x, padding), module.weight, module.bias)
 
     hooks = [module.register_forward_pre_hook(fix) for module in network.modules() if isinstance(module, Conv2dSame)]

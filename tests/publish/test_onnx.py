@@ -13,7 +13,7 @@ import timm
 import torch
 
 from modeling.classifier import LesionClassifier
-from modeling.labels import NOTICE, SYNTHETIC_NOTICE
+from modeling.labels import NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE
 from modeling.model_folder import read_config
 from modeling.network import build_model, save_model_folder
 from modeling.publish import onnx as export
@@ -119,3 +119,13 @@ def test_the_network_is_left_in_evaluation_mode(exported):
     model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False).eval()
     export._to_onnx(model, 64, exported[0].parent / "other.onnx")
     assert not any(module.training for module in model.modules())
+
+
+def test_a_network_with_tensorflows_padding_is_exported_and_opened(tmp_path):
+    """Its padding depends on the input's size, which the exporter would compute by operations that are refused at opening."""
+    model = build_model("tf_efficientnet_lite0", num_classes=4, size_px=97, pretrained=False)
+    lesion = {"run_id": "tf", "dataset": "demo", "synthetic": True, "operating_points": []}
+    save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion=lesion)
+    exported = export_onnx(tmp_path)
+    assert exported.map_difference < 1e-4
+    assert LesionClassifier.from_pretrained(tmp_path, device="cpu").engine.name == "onnx"
