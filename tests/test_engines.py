@@ -94,10 +94,13 @@ def test_on_a_cpu_the_onnx_file_answers_where_there_is_one(folder, tmp_path, les
         LesionClassifier.from_pretrained(folder, engine="onnx", device="cuda")
 
 
-def test_a_folder_without_an_onnx_file_is_served_by_torch(tiny_model_folder):
-    assert LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.name == "torch"
+def test_a_folder_without_an_onnx_file_is_served_by_torch(tmp_path):
+    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
+    lesion = {"run_id": "x", "dataset": "demo", "synthetic": True, "operating_points": []}
+    save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion=lesion)
+    assert LesionClassifier.from_pretrained(tmp_path, device="cpu").engine.name == "torch"
     with pytest.raises(ModelFolderError, match="publish export"):
-        LesionClassifier.from_pretrained(tiny_model_folder, engine="onnx")
+        LesionClassifier.from_pretrained(tmp_path, engine="onnx")
 
 
 def test_grad_cam_of_the_onnx_engine_is_that_of_pytorch_grad_cam(engines):

@@ -101,7 +101,8 @@ def test_python_blocks_run_against_a_hub(number, tiny_model_folder, lesion_image
         pytest.skip("needs a running Space; tests/space/ runs the same calls")
     lesion_image.save(tmp_path / "lesion.jpg")
     with HubServer() as hub:
-        files = {path.name: path.read_bytes() for path in tiny_model_folder.iterdir() if path.is_file()}
+        inside = [path for path in tiny_model_folder.rglob("*") if path.is_file()]
+        files = {path.relative_to(tiny_model_folder).as_posix(): path.read_bytes() for path in inside}
         repo = hub.add_repo("me/skin-lesion-b0", files)
         repo.tags["v1.0"] = repo.head.oid
         result = subprocess.run(

@@ -368,7 +368,7 @@ def test_a_failed_command_returns_one_and_prints_the_command_that_retries_withou
     assert WRITE_TOKEN not in output
     assert main(arguments) == 0
     assert f"is now at revision {hub.repo('me/lesions').head.oid}" in capsys.readouterr().out
-    assert len(hub.requests("lfs-put")) == 2  # weights and figure, once each
+    assert len(hub.requests("lfs-put")) == 3  # weights, ONNX network and figure, once each
 
 
 def test_the_command_line_exits_with_its_status(hub, folders):
@@ -459,11 +459,12 @@ def test_the_space_requires_what_its_code_imports_and_one_gradio():
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
-    fitting_only = {"scipy"}
+    not_served = {"scipy", "sklearn", "accelerate"}  # for fitting, and for archives over several processes
     other_engine = {"torch", "torchvision", "timm", "safetensors", "pytorch_grad_cam"}
-    third_party = imported - own - fitting_only - other_engine - sys.stdlib_module_names
+    third_party = imported - own - not_served - other_engine - sys.stdlib_module_names
     distributions = metadata.packages_distributions()
     installed = with_dependencies(set(pins))
+    installed |= {"mcp"} if any(line.startswith("gradio[mcp]") for line in requirements) else set()
     missing = {name for name in third_party if not installed & {normal(found) for found in distributions[name]}}
     assert not missing
 
