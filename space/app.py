@@ -103,7 +103,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
             (batch.open, answer_row),
         ):
             asked(function, None, lesion, **ONE_LESION, **QUIET).failure(None, None, lesion, js=UNREACHED)
-        running = batch.photos(answer_batch, None, batch, trigger_mode="always_last", **MANY, **QUIET)
+        running = batch.photos(answer_batch, None, batch, trigger_mode="multiple", **MANY, **QUIET)
         running.failure(None, None, batch, js=UNREACHED)
         batch.halt(lambda: None, None, batch, cancels=running, **QUIET)
         card.wanted(lambda: pages.card(classifier), None, card, **QUIET)

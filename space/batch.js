@@ -9,13 +9,23 @@ const COLUMNS = [
 ];
 let items = [];
 let order;
+let running = false; // sent and not yet answered
+let stopped = false; // while it was running: gradio then reports a failure, which is none
 
 const field = photoField({ id: "batch-files", title: "Many photos, each a lesion of its own", take: add, accept: "image/*,.heic,.heif,.tif,.tiff,.bmp,.zip",
   help: "Up to 200 photos, as files or in zip archives, which are read without being unpacked to disk. They are deleted from this server within minutes." });
 const place = el("div", { id: "batch-answer" });
 content.append(field, place);
 // What comes late of a batch that was cleared is not shown.
-watch("value", () => draw(items.length ? props.value || null : null));
+watch("value", () => {
+  const batch = props.value || null;
+  if (batch?.error && stopped) {
+    stopped = false;
+    return;
+  }
+  if (batch?.error || batch?.rows) running = false;
+  draw(items.length ? batch : null);
+});
 
 async function add(files) {
   const batch = files.map((file) => ({ file }));
@@ -23,13 +33,17 @@ async function add(files) {
   draw({ done: 0, total: 0 });
   try {
     const photos = await sent(batch);
-    if (items === batch) trigger("photos", { photos });
+    if (items !== batch) return;
+    running = true;
+    trigger("photos", { photos });
   } catch {
     draw({ error: "The files did not reach the server. Together they may be larger than 300 MB, or the connection may be down: try again." });
   }
 }
 
 function halt() {
+  stopped = running;
+  running = false;
   items = [];
   draw(null);
   trigger("halt");

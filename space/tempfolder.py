@@ -4,6 +4,7 @@ gradio's default is one folder for every gradio of the machine; a private one ca
 """
 
 import atexit
+import contextlib
 import fcntl
 import os
 import shutil
@@ -25,9 +26,12 @@ def make_private_folder(parent: Path) -> Path:
     for folder in parent.glob(f"{PREFIX}*"):
         if not is_locked(folder):
             shutil.rmtree(folder, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # kept open until the process ends
-    return folder
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        with contextlib.suppress(FileNotFoundError):
+            fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # kept open until the process ends
+        if folder.exists():  # another process that starts now may have swept it before it was locked
+            return folder
 
 
 def is_locked(folder: Path) -> bool:

@@ -224,7 +224,7 @@ def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> N
     assert reasons[0] is None
     assert reasons[1] is not None
     assert "unlike those that this model was trained on" in reasons[1]
-    assert "5%" in reasons[1]
+    assert "95 % of ordinary images" in reasons[1]
 
 
 def test_a_damaged_abstention_rule_is_refused() -> None:

@@ -156,10 +156,14 @@ def test_the_model_tab_puts_each_number_into_its_row_and_shows_figures_of_the_mo
     metrics["test"]["per_class"]["MEL"] |= {"n_images": 5, "recall": {"value": 0.11}, "precision": {"value": 0.22}}
     (point,) = [point for point in metrics["operating_points"] if point["name"] == "MEL@95"]
     point["test"] |= {"sensitivity": {"value": 0.94}, "specificity": {"value": 0.51}}
-    metrics["figures"] = ["figures/roc_curves.png", "../../secret.png"]
-    (model / "metrics.json").write_text(json.dumps(metrics))
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
     Image.new("RGB", (4, 4)).save(model / "figures" / "roc_curves.png")
+    (model / "metrics.json").write_text(json.dumps({**metrics, "figures": ["roc_curves.png", "../../secret.png"]}))
+    refused = pages.card(LesionClassifier.from_pretrained(model))
+    assert "<img" not in refused
+    assert "cannot be shown here" in refused
+    metrics["figures"] = ["roc_curves.png"]
+    (model / "metrics.json").write_text(json.dumps(metrics))
     html = pages.card(LesionClassifier.from_pretrained(model))
     assert "<script" not in html
     assert "&lt;script&gt;" in html
