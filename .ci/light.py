@@ -25,7 +25,7 @@ print(classifier.engine.name, explanation.prediction.diagnosis, explanation.maps
 def main() -> int:
     """Return 0 if all of it answers."""
     python, folder = sys.argv[1], Path(sys.argv[2])
-    image = str(ROOT / "space" / "examples" / "drawn_MEL.jpg")
+    image = str(next((folder / "examples").glob("*.jpg")).resolve())
     subprocess.run([python, "-m", "modeling.predictor", str(folder), image], cwd=ROOT, check=True)
     with tempfile.TemporaryDirectory() as home, HubServer() as hub:
         hub.add_repo("me/lesions", folder)
