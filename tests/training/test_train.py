@@ -608,3 +608,39 @@ def test_nothing_of_the_run_folder_leaks_a_path_into_the_model(finished):
 def test_seeds_of_neighbours_differ():
     seeds = {mixed_seed(0, epoch, index) for epoch in range(20) for index in range(50)}
     assert len(seeds) == 1000
+
+
+def test_a_start_that_has_seen_the_test_lesions_is_refused_and_its_splits_are_the_way_out(
+    finished, isic_folder, tmp_path
+):
+    other = ["--init_from", str(finished / "model"), "--seed", "7", "--dry_run"]
+    run = start(arguments(isic_folder, tmp_path / "run", *other), tmp_path / "log")
+    assert run.wait() == 1
+    way_out = ["--splits", str(finished / "model" / "splits.csv")]
+    assert " ".join(way_out) in run.output
+    run = start(arguments(isic_folder, tmp_path / "run", *other, *way_out), tmp_path / "log2")
+    assert run.wait() == 0, run.output
+    origin = json.loads((tmp_path / "run" / "train_config.json").read_text())["origin"]
+    assert origin["name"] == finished.name
+    assert origin["overlap"].startswith("none, by lesion id and near-duplicates")
+
+
+def test_a_learning_rate_that_breaks_every_other_step_ends_in_words(isic_folder, tmp_path):
+    run = start(arguments(isic_folder, tmp_path / "run", "--learning_rate", "1e30"), tmp_path / "log")
+    assert run.wait() == 1, run.output
+    assert "Lower --learning_rate" in run.output or "with a lower learning rate" in run.output
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+def test_the_last_window_of_accumulation_has_the_gradient_of_its_own_batches(isic_folder, tmp_path):
+    """Three batches an epoch: four to a step are no more than three, so both runs take the same one step an epoch."""
+    weights = []
+    for accumulation in ("3", "4"):
+        run_dir = tmp_path / accumulation
+        more = ["--gradient_accumulation_steps", accumulation, "--epochs", "2", "--ema_decay", "0"]
+        run = start(arguments(isic_folder, run_dir, *more, "--max_grad_norm", "1000"), run_dir.with_suffix(".log"))
+        assert run.wait() == 0, run.output
+        assert json.loads((run_dir / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+        weights.append((run_dir / "model" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
