@@ -13,13 +13,15 @@ import os
 import platform
 import random
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+README = RESULTS.with_name("README.md")
+Row = tuple[str, str, str, bool | None]  # what, the figure, the bar, whether it is met; None without a bar
 
 
 def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
@@ -50,8 +52,29 @@ def show(values: Mapping[str, list[float]], unit: str) -> None:
         print(f"{name:{width}} {statistics.median(each):10.2f} {min(each):10.2f} {max(each):10.2f}")
 
 
-def write(name: str, content: Mapping[str, object], bars: Mapping[str, bool | None]) -> None:
-    """Print which bars are met (None: not for this machine), write all to results/NAME.json with date and machine."""
+def table(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows, also those that were read from JSON, as the table that README shows."""
+    lines = ["| | figure | bar | |", "|---|---|---|---|"]
+    for what, figure, bar, met in rows:
+        lines.append(f"| {what} | {figure} | {bar} | {'' if met is None else 'met' if met else '**missed**'} |")
+    return "\n".join(lines)
+
+
+def show_in_readme(name: str, rows: Sequence[Row]) -> None:
+    """Put the table below the line of README that names the file, in place of the one that stands there."""
+    mark = f"<!-- results/{name}.json -->\n"
+    before, after = README.read_text(encoding="utf-8").split(mark)
+    rest = after.split("\n\n", 1)[1]
+    README.write_text(f"{before}{mark}{table(rows)}\n\n{rest}", encoding="utf-8")
+
+
+def write(
+    name: str, content: Mapping[str, object], bars: Mapping[str, bool | None], *, rows: Sequence[Row] = ()
+) -> None:
+    """Print which bars are met (None: not for this machine), write all to results/NAME.json with date and machine.
+
+    Where there are rows, they are README's table of it.
+    """
     print()
     for bar, met in bars.items():
         print(f"{'not measured on this machine' if met is None else 'met' if met else 'MISSED'}: {bar}")
@@ -60,5 +83,7 @@ def write(name: str, content: Mapping[str, object], bars: Mapping[str, bool | No
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"), "load_average_at_the_end": os.getloadavg(),
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    whole = {"date": date.today().isoformat(), "machine": machine, **content, "bars": bars}
+    whole = {"date": date.today().isoformat(), "machine": machine, **content, "bars": bars, "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    if rows:
+        show_in_readme(name, rows)

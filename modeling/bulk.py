@@ -24,7 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from modeling.classifier import BATCH_SIZE, LesionClassifier
+from modeling.classifier import LesionClassifier
+from modeling.engines import BATCH_SIZE
 from modeling.files import ModelFolderError, file_sha256, flush, harmless, read_json, write_json
 from modeling.images import ImageError, ImageInput
 from modeling.inputs import (

@@ -3,10 +3,9 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -16,20 +15,18 @@ from modeling.abstention import AbstentionRule
 from modeling.calibration import OperatingPoint
 from modeling.decision import Decision, most_probable
 from modeling.engines import Engine, ModelOutputs, open_engine
-from modeling.explain import Explanation
+from modeling.explain import BY_TORCH, Explanation
 from modeling.files import ModelFolderError
 from modeling.images import ImageError, ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.model_folder import ModelFolder, read_config, resolve_model_folder
 from modeling.prediction import Prediction, verdict
 from modeling.preprocessing import eval_transform
-from modeling.process import memory_is_kept, own_cores
+from modeling.process import own_cores
 
-BATCH_SIZE = 64
-# On a CPU, memory for the feature maps of more images costs more than the larger batch saves (B0 at 224 px on two cores:
-# 70 images a second in eights, 56 in 32s), unless the process keeps its memory (72 in eights, 89 in 64s). ONNX Runtime
-# gains nothing from batches at all (CPU time of B0 for an image: 12.1 ms alone, 12.8 in eights, 13.5 in sixteens).
-CPU_BATCH_SIZE = 8
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
 # The eight symmetries of a square: a lesion has no upright side.
 DIHEDRAL_VIEWS = tuple((turns, flip) for turns in range(4) for flip in (False, True))
 
@@ -42,8 +39,6 @@ class LesionClassifier:
 
     def __init__(self, engine: Engine, config: dict[str, Any], source: ModelFolder) -> None:
         self.engine = engine
-        small = engine.name == "onnx" or (engine.device == "cpu" and not memory_is_kept())
-        self.batch_size = CPU_BATCH_SIZE if small else BATCH_SIZE
         self.architecture: str = config["architecture"]
         self.source = source
         self.model_id = source.model_id
@@ -117,18 +112,20 @@ class LesionClassifier:
         Raises:
             ImageError: If an image cannot be read; the message says what was wrong and what to do.
         """
+        if not isinstance(images, list):
+            return self._answers(self.preprocess(images)[None], tta=tta)[0]
         answers: list[Prediction] = []
-        for answer in self.predict_each(images if isinstance(images, list) else [images], tta=tta):
+        for answer in self.predict_each(images, tta=tta):
             if isinstance(answer, ImageError):
                 raise answer
             if answer is not None:
                 answers.append(answer)
-        return answers if isinstance(images, list) else answers[0]
+        return answers
 
     def predict_each(
         self, images: Iterable[ImageInput | Callable[[], ImageInput] | None], *, tta: bool = False
     ) -> Iterator[Prediction | ImageError | None]:
-        """Answer any number of images one by one: taken two batches ahead, so that memory stays flat.
+        """Answer any number of images one by one: taken a few batches ahead, so that memory stays flat.
 
         Args:
             images: As for `predict`; or what returns one, called in the threads that decode; or None, which fills a
@@ -138,6 +135,7 @@ class LesionClassifier:
         Yields:
             Of each image in order its prediction, or the ImageError that says why there is none; None for None.
         """
+        from concurrent.futures import ThreadPoolExecutor  # imported late: one image needs no threads
 
         def read(image: ImageInput | Callable[[], ImageInput] | None) -> np.ndarray | ImageError | None:
             try:
@@ -145,31 +143,35 @@ class LesionClassifier:
             except ImageError as error:
                 return error
 
-        with ThreadPoolExecutor(own_cores()) as pool:
-            # Decoding releases the interpreter lock, so the next batch is read while this one is computed.
-            ahead = map_ahead(pool, read, images, ahead=2 * self.batch_size)
-            while batch := list(islice(ahead, self.batch_size)):
-                arrays = [values for values in batch if isinstance(values, np.ndarray)]
-                predictions: Iterator[Prediction] = iter(())
-                if arrays:
-                    pixel_values = np.stack(arrays)  # (B, 3, S, S)
-                    predictions = iter(self.predictions(self.forward(pixel_values), pixel_values if tta else None))
-                for values in batch:
-                    yield next(predictions) if isinstance(values, np.ndarray) else values
+        def answer(batch: list[np.ndarray | ImageError | None]) -> list[Prediction | ImageError | None]:
+            arrays = [values for values in batch if isinstance(values, np.ndarray)]
+            predictions = iter(self._answers(np.stack(arrays), tta=tta, in_lane=True) if arrays else ())
+            return [next(predictions) if isinstance(values, np.ndarray) else values for values in batch]
+
+        size, lanes = self.engine.batch_size, self.engine.lanes
+        # Decoding and the engines release the interpreter lock, so what comes next is read while this is computed.
+        with ThreadPoolExecutor(own_cores()) as readers, ThreadPoolExecutor(lanes) as runners:
+            ahead = map_ahead(readers, read, images, ahead=2 * lanes * size)
+            batches = iter(lambda: list(islice(ahead, size)), [])
+            for answers in map_ahead(runners, answer, batches, ahead=lanes):
+                yield from answers
 
     def explain(self, image: ImageInput) -> Explanation:
         """Classify one image and show where each diagnosis' score came from (Grad-CAM), in one forward pass.
 
         Raises:
             ImageError: If the image cannot be read.
+            ModelFolderError: If the heat maps of this network need torch, and that is not installed.
         """
         upright = decode_image(image)
         outputs = self.forward(self.transform(upright)[None])
+        evidence, explained_by = self.engine.evidence(outputs)
         return Explanation(
             codes=self.codes,
-            evidence=self.engine.evidence(outputs),
+            evidence=evidence,
             size=(upright.height, upright.width),
-            prediction=self.predictions(outputs)[0],
+            prediction=self.predictions(outputs, outputs.probs)[0],
+            note=None if explained_by == self.engine.name else BY_TORCH,
         )
 
     def preprocess(self, image: ImageInput) -> np.ndarray:
@@ -180,14 +182,17 @@ class LesionClassifier:
         """Run the network once on pixel_values, float32 (B, 3, S, S)."""
         return self.engine.forward(pixel_values)
 
-    def predictions(self, outputs: ModelOutputs, tta_pixel_values: np.ndarray | None = None) -> list[Prediction]:
+    def _answers(self, pixel_values: np.ndarray, *, tta: bool, in_lane: bool = False) -> list[Prediction]:
+        outputs = self.engine.forward(pixel_values, in_lane=in_lane)
+        return self.predictions(outputs, self.tta_probs(pixel_values, in_lane=in_lane) if tta else outputs.probs)
+
+    def predictions(self, outputs: ModelOutputs, probs: np.ndarray) -> list[Prediction]:
         """Turn raw outputs into answers.
 
         Args:
             outputs: Of the N upright images; they decide on abstention.
-            tta_pixel_values: The same images (N, 3, S, S) if the eight views are to be averaged.
+            probs: Their probabilities (N, C), or the mean over the eight views.
         """
-        probs = outputs.probs if tta_pixel_values is None else self.tta_probs(tta_pixel_values)  # (N, C)
         reached = {point.name: point.reached(probs, self.codes) for point in self.operating_points}
         reasons: Iterable[str | None] = (
             self.abstention.reasons(outputs.logits, outputs.features) if self.abstention else [None] * len(probs)
@@ -212,10 +217,10 @@ class LesionClassifier:
             verdict=verdict(self.operating_points, reached, probabilities, diagnosis, abstained=reason is not None),
         )
 
-    def tta_probs(self, pixel_values: np.ndarray) -> np.ndarray:
+    def tta_probs(self, pixel_values: np.ndarray, *, in_lane: bool = False) -> np.ndarray:
         """Return the mean probabilities over the eight flips and quarter turns, float64 (B, C)."""
         views = [dihedral_view(pixel_values, turns, flip) for turns, flip in DIHEDRAL_VIEWS]
-        return np.mean([self.forward(view).probs for view in views], axis=0)
+        return np.mean([self.engine.forward(view, in_lane=in_lane).probs for view in views], axis=0)
 
     @property
     def notice(self) -> str:
@@ -238,7 +243,7 @@ def dihedral_view(pixel_values: np.ndarray, turns: int, flip: bool) -> np.ndarra
 
 
 def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], *, ahead: int
+    pool: "ThreadPoolExecutor", function: Callable[[_In], _Out], items: Iterable[_In], *, ahead: int
 ) -> Iterator[_Out]:
     """Yield function(item) for each item in order, like `pool.map`, but take from `items` only `ahead` further.
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from modeling.prediction import Prediction
 
+BY_TORCH = "Its heat maps were computed by torch: this network does not end in average pooling and one linear layer."
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -21,12 +23,14 @@ class Explanation:
             average pooling and a linear layer, a map's mean is the logit without its bias.
         size: (height, width) of the upright image in pixels.
         prediction: The answer for the same image, from the same forward pass.
+        note: What else there is to say of how it came about, in a sentence; None otherwise.
     """
 
     codes: tuple[str, ...]
     evidence: np.ndarray
     size: tuple[int, int]
     prediction: Prediction
+    note: str | None = None
 
     @property
     def maps(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from modeling.files import (
     read_json,
     shortened,
 )
-from modeling.schema import CONFIG_SCHEMA, ConfigFile, check
+from modeling.schema import CONFIG_SCHEMA, check_config
 
 ONNX_NAME = "onnx/model.onnx"  # where the Hub's tools look for it
 MAX_GIB = {WEIGHTS_NAME: 4, ONNX_NAME: 2}  # protobuf's own limit for the second
@@ -132,7 +132,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: its schema is {shortened(lesion.get('schema'))} and this version reads {CONFIG_SCHEMA}; "
             "update skin-lesion-classifier or take an older revision of the model."
         )
-    check(ConfigFile, config, str(path))
+    check_config(config, str(path))
     if lesion.get("config_sha256") not in (None, config_sha256(config)):
         raise ModelFolderError(
             f"{path} is not as it was saved (config_sha256 differs): a label, the preprocessing, a threshold or another entry "
@@ -176,12 +176,23 @@ def checked_file(path: Path, expected_sha256: str | None) -> Path:
     Raises:
         ModelFolderError: If it is another one.
     """
-    if file_sha256(path) != expected_sha256:
+    _compare(path, file_sha256(path), expected_sha256)
+    return path
+
+
+def checked_content(path: Path, expected_sha256: str | None) -> bytes:
+    """Return what a file of the network holds, as `checked_file` does; what was compared is what is used."""
+    content = path.read_bytes()
+    _compare(path, hashlib.sha256(content).hexdigest(), expected_sha256)
+    return content
+
+
+def _compare(path: Path, found_sha256: str, expected_sha256: str | None) -> None:
+    if found_sha256 != expected_sha256:
         raise ModelFolderError(
             f"{path} is not the file that {CONFIG_NAME} describes (its SHA-256 differs); download the folder again, "
             "or save it anew if you changed the weights."
         )
-    return path
 
 
 def file_beside(source: ModelFolder, name: str) -> Path | None:

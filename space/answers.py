@@ -90,7 +90,7 @@ def explain_photo(classifier: LesionClassifier, photo: Photo, diagnosis: str) ->
             for code, grid in zip(classifier.codes, explanation.evidence.astype(float), strict=True)
         },
         "evidence_note": "Signed evidence in units of the logit on the network's grid, stretched over the whole photo: "
-        "where the score came from, not why.",
+        f"where the score came from, not why.{' ' + explanation.note if explanation.note else ''}",
     }
     return answer, render.overlay(picture, explanation, shown)
 
@@ -179,6 +179,7 @@ def photo_fields(
         "model_input": render.data_uri(look.model_input, "PNG", compress_level=1),
         "model_input_px": classifier.size_px,
         "maps": maps,
+        "map_note": look.explanation.note,
         "map_size": map_size,
         "codes": list(look.explanation.codes),
         "strength": {code: strength(look.explanation, code) for code in look.explanation.codes},

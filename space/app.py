@@ -53,7 +53,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         try:
             fields = answers.answer_lesion(classifier, photos())
             return {**fields, "report_html": report_html(fields)}
-        except (ImageError, QuestionError) as error:
+        except (ImageError, QuestionError, ModelFolderError) as error:  # the last: heat maps that need torch
             return {"error": str(error)}
         except Exception as error:
             uploads.note_fault(error)

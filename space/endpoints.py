@@ -25,6 +25,7 @@ from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import Field
 
 from modeling.classifier import LesionClassifier
+from modeling.files import ModelFolderError
 from modeling.images import ImageError
 
 # Requests that run at once; more only compete for the same cores.
@@ -94,7 +95,7 @@ def in_words(answer: Callable[[], _Answer]) -> _Answer:
     """Hand what a caller did wrong back as a sentence; any other error stays one of ours."""
     try:
         return answer()
-    except (ImageError, QuestionError) as error:
+    except (ImageError, QuestionError, ModelFolderError) as error:  # the last: heat maps that need torch
         raise gr.Error(str(error), print_exception=False) from error
 
 
@@ -140,7 +141,7 @@ def mcp_server(classifier: LesionClassifier) -> FastMCP:
             raise ToolError("Too many requests are waiting; try again in a minute.")
         try:
             return await anyio.to_thread.run_sync(answer, limiter=limiter)
-        except (ImageError, QuestionError) as error:
+        except (ImageError, QuestionError, ModelFolderError) as error:
             raise ToolError(str(error)) from None
         except Exception as error:
             uploads.note_fault(error)

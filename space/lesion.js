@@ -221,7 +221,7 @@ function pictureCard(answer) {
     fill(over, layer.image, 1);
     fill(over, coloured.faded, view.opacity);
     const name = maps.find(([value]) => value === view.map)[1];
-    note.textContent = describe(item, view.map, name);
+    note.textContent = [describe(item, view.map, name), item.map_note].filter(Boolean).join(" ");
     heat.setAttribute("aria-label", `Heat map: ${note.textContent}`);
     over.setAttribute("aria-label", `Heat map for ${name} over the photo`);
     legend.replaceChildren(...legendParts(isContrast));

@@ -1,6 +1,8 @@
 """modeling/engines.py and preprocessing.py: two engines, one answer; and pixels as timm makes them."""
 
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +15,7 @@ from timm.data import create_transform
 from modeling.abstention import AbstentionRule
 from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
+from modeling.explain import BY_TORCH
 from modeling.files import ModelFolderError
 from modeling.grad_cam import class_evidence
 from modeling.images import decode_image
@@ -107,7 +110,8 @@ def test_grad_cam_of_the_onnx_engine_is_that_of_pytorch_grad_cam(engines):
     network = engines[0].engine.network
     for image in odd_images(8, seed=1):
         pixel_values = engines[1].preprocess(image)[None]
-        found = engines[1].engine.evidence(engines[1].forward(pixel_values))
+        found, by = engines[1].engine.evidence(engines[1].forward(pixel_values))
+        assert by == "onnx"
         with torch.inference_mode():
             maps = network.forward_features(torch.from_numpy(pixel_values))
         expected = class_evidence(network, maps, 4)
@@ -124,10 +128,35 @@ def test_a_network_with_another_head_is_explained_by_torch(tmp_path, lesion_imag
     export_onnx(tmp_path)
     by_torch, by_onnx = (LesionClassifier.from_pretrained(tmp_path, device="cpu", engine=e) for e in ("torch", "onnx"))
     assert by_onnx.engine.name == "onnx"
-    scale = np.abs(by_torch.explain(lesion_image).evidence).max()
-    np.testing.assert_allclose(
-        by_onnx.explain(lesion_image).evidence, by_torch.explain(lesion_image).evidence, rtol=0, atol=1e-4 * scale
-    )
+    expected, found = by_torch.explain(lesion_image), by_onnx.explain(lesion_image)
+    np.testing.assert_allclose(found.evidence, expected.evidence, rtol=0, atol=1e-4 * np.abs(expected.evidence).max())
+    assert (expected.note, found.note) == (None, BY_TORCH)
+    lesion_image.save(tmp_path / "lesion.png")
+    code = """
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+from modeling import LesionClassifier
+classifier = LesionClassifier.from_pretrained(sys.argv[1], device="cpu")
+print(classifier.predict(sys.argv[2]).diagnosis)
+try:
+    classifier.explain(sys.argv[2])
+except ValueError as error:
+    print(error)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "lesion.png")],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert said[0] == found.prediction.diagnosis
+    assert "needs torch, which is not installed: pip install" in said[1]
+
+
+def test_the_images_of_a_list_get_the_answers_that_they_get_alone(engines):
+    """On ONNX Runtime to the last bit, so that no answer depends on its neighbours or on where a run was resumed."""
+    onnx_engine, images = engines[1], odd_images(9, seed=4)
+    for tta in (False, True):
+        alone = [onnx_engine.predict([image], tta=tta)[0] for image in images]
+        assert onnx_engine.predict(images, tta=tta) == alone
 
 
 def test_eight_threads_get_the_answers_of_one(engines):

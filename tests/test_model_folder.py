@@ -19,7 +19,7 @@ from modeling.labels import REFERENCE_CODES
 from modeling.model_folder import CONFIG_SCHEMA, config_sha256
 from modeling.network import build_model, load_model_folder, save_model_folder
 from modeling.predictor import main as classify
-from modeling.schema import ConfigFile
+from modeling.schema import CONFIG
 from support.hub import HubServer
 
 
@@ -147,7 +147,7 @@ def test_a_wrong_configuration_is_refused_with_the_reason(folder, change, words)
         LesionClassifier.from_pretrained(folder, device="cpu")
 
 
-@pytest.mark.parametrize("key", sorted(ConfigFile.model_fields.keys() - {"num_features"}))
+@pytest.mark.parametrize("key", sorted(CONFIG.keys() - {"num_features"}))
 def test_no_entry_of_the_configuration_may_be_missing(folder, key):
     edit(folder, lambda config: config.pop(key))
     with pytest.raises(ModelFolderError, match=r"config\.json: "):

@@ -15,8 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling.calibration import softmax
-from modeling.classifier import BATCH_SIZE, LesionClassifier
+from modeling.classifier import LesionClassifier
 from modeling.data.splits import lesions_of
+from modeling.engines import BATCH_SIZE
 from modeling.evaluation.bootstrap import SEED, Bootstrap, bootstrap_lesions
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.images import decode_image

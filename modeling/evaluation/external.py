@@ -17,11 +17,12 @@ import pandas as pd
 from PIL import Image
 
 from modeling.calibration import OperatingPoint, choose_threshold, softmax, target_probability
-from modeling.classifier import BATCH_SIZE, LesionClassifier
+from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
 from modeling.data.isic2019 import UNKNOWN_CLASS
 from modeling.data.sources import LoadedImages, fingerprint
 from modeling.data.splits import COLUMNS, group_lesions, to_table
+from modeling.engines import BATCH_SIZE
 from modeling.estimates import format_estimate
 from modeling.evaluation.bootstrap import Bootstrap, Estimate, bootstrap_lesions, estimate, estimate_rate, not_estimable
 from modeling.evaluation.context import Context, External, classify_images

@@ -7,8 +7,8 @@ import numpy as np
 
 from modeling.abstention import AbstentionRule
 from modeling.calibration import TARGET_SENSITIVITIES, operating_targets, softmax
-from modeling.classifier import BATCH_SIZE
 from modeling.data.splits import leakage, splits_hash
+from modeling.engines import BATCH_SIZE
 from modeling.evaluation.baselines import score_baselines
 from modeling.evaluation.bootstrap import (
     LEVEL,
