@@ -112,8 +112,8 @@ def answer_lesion(classifier: LesionClassifier, photos: Sequence[Photo]) -> dict
         raise ImageError(" ".join(str(look.error) for look in looked))
     lesion = lesion_prediction(classifier, read)
     answer = answer_fields(classifier, lesion)
-    codes = [row["code"] for row in answer["differential"]]
-    contrast = (codes[0], codes[1])
+    rivals = [row["code"] for row in answer["differential"] if row["code"] != lesion.diagnosis]
+    contrast = (lesion.diagnosis, rivals[0])
     shown = [photo_fields(classifier, look, contrast, abstained=lesion.abstained) for look in looked]
     return {
         **answer,

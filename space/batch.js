@@ -81,7 +81,7 @@ function table(rows) {
   const body = el("tbody", {});
   const heads = columns.map((column) => {
     if (!column.value) return el("th", { scope: "col" }, column.text);
-    const head = el("th", { scope: "col" }, el("button", { type: "button", class: "sort", onclick: () => sort(column) }, column.text, el("span", { "aria-hidden": "true" }, "")));
+    const head = el("th", { scope: "col", class: column.number ? "number" : "" }, el("button", { type: "button", class: "sort", onclick: () => sort(column) }, column.text, el("span", { "aria-hidden": "true" }, "")));
     column.head = head;
     return head;
   });

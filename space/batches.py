@@ -84,12 +84,11 @@ def photo_of(uploads: Sequence[Photo], number: int) -> Photo:
 
 
 def row_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
-    """Return one prediction as a flat row: `Prediction.to_dict` without what all rows share, and two sums."""
+    """Return one prediction as a flat row: `Prediction.to_dict` without what all rows share, and one sum."""
     shared = ("provenance", "notice")
     malignant = sum(value for code, value in prediction.probabilities.items() if diagnosis_of(code).malignant)
     return {
         **{key: value for key, value in prediction.to_dict().items() if key not in shared},
-        "diagnosis_name": diagnosis_of(prediction.diagnosis).name,
         "malignant_probability": rounded(malignant),
     }
 

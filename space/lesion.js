@@ -35,12 +35,12 @@ function draw() {
     answerPlace.replaceChildren(box);
     return goTo(box);
   }
-  view = { photo: answer.photos.findIndex((photo) => photo.used), map: answer.differential[0].code, opacity: 0.6, split: 0.5, zoom: 1 };
+  view = { photo: answer.photos.findIndex((photo) => photo.used), map: answer.diagnosis, opacity: 0.6, split: 0.5, zoom: 1 };
   const picture = pictureCard(answer);
   const verdict = verdictCard(answer);
-  answerPlace.replaceChildren(verdict, ...leftOut(answer),
-    el("div", { class: answer.abstained ? "cards muted" : "cards" }, probabilityCard(answer), thresholdCard(answer)),
-    picture, takeAwayCard(answer, picture));
+  answerPlace.replaceChildren(verdict,
+    el("div", { class: answer.abstained ? "cards muted" : "cards" },
+      el("div", { class: "main" }, probabilityCard(answer), thresholdCard(answer)), el("div", { class: "main" }, picture, takeAway(answer, picture))));
   goTo(verdict.querySelector("#verdict"));
 }
 
@@ -83,73 +83,68 @@ function photoList(answer) {
   const photos = answer.photos ?? items.map((item) => ({ name: item.file.name }));
   return el("ul", { class: "photos", "aria-label": "Photos of this lesion" }, ...photos.map((photo, index) => el("li", { class: photo.used === false ? "out" : "" },
     photo.thumbnail ? el("img", { src: photo.thumbnail, alt: "" }) : el("span", { class: "no-picture", "aria-hidden": "true" }, "?"),
-    el("span", { class: "about" }, el("span", { class: "file" }, photo.name), el("span", { class: "state" }, photo.used === undefined ? "" : photo.used ? (answer.abstained ? "looked at" : "used") : "left out")),
+    el("span", { class: "about" }, el("span", { class: "file", title: photo.name }, photo.name), el("span", { class: "state" }, photo.used === undefined ? "" : photo.used ? (answer.abstained ? "looked at" : "used") : "left out")),
     items.length ? el("button", { type: "button", class: "remove", "aria-label": `Remove ${photo.name}`, onclick: () => { items.splice(index, 1); ask(); } }, "✕") : "")));
 }
 
 function verdictCard(answer) {
   const above = Object.values(answer.operating_points).some(Boolean);
   const several = answer.photos.length > 1 ? `${answer.n_used} of ${answer.photos.length} photos ${answer.n_used > 1 ? "averaged" : "used"}. ` : "";
+  const leftOut = answer.photos.filter((photo) => !photo.used);
   return el("section", { class: `card verdict ${answer.abstained ? "alert" : above ? "above" : ""}`, ...(answer.abstained ? { id: "abstention" } : {}) },
     el("h2", { id: "verdict", tabindex: -1 }, answer.verdict.replaceAll(" %", "\u00a0%")),
     answer.abstained ? el("p", {}, answer.reason) : "",
-    several || answer.example ? el("p", { class: "small" }, several, answer.example ?? "") : "");
-}
-
-function leftOut(answer) {
-  return answer.photos.filter((photo) => !photo.used).map((photo) => el("div", { class: "card warn" },
-    el("p", {}, el("strong", {}, `${photo.name} was left out. `), photo.reason)));
+    several || answer.example ? el("p", { class: "small" }, several, answer.example ?? "") : "",
+    ...leftOut.map((photo) => el("p", { class: "warn" }, el("strong", {}, `${photo.name} was left out. `), photo.reason)));
 }
 
 function probabilityCard(answer) {
-  const rows = answer.differential.map((row) => el("tr", {},
-    el("th", { scope: "row" }, el("span", { class: "name" }, row.name), " ", row.malignant ? el("span", { class: "badge malignant" }, `⚠ ${row.behaviour}`) : ""),
+  const rows = answer.differential.map((row) => el("tr", { class: row.code === answer.diagnosis ? "first" : "" },
+    el("th", { scope: "row" }, el("span", { class: "name" }, row.name), " ", row.malignant ? el("span", { class: "badge" }, `⚠ ${row.behaviour}`) : ""),
     el("td", { class: "number" }, percent(row.probability)),
     el("td", { class: "bar-cell", "aria-hidden": "true" }, el("div", { class: "bar" }, el("div", { class: row.malignant ? "fill malignant" : "fill", style: `width:${100 * row.probability}%` })))));
-  const lacking = answer.not_known.map((one) => one.malignant ? `${one.name} (⚠ can be dangerous)` : one.name);
+  const [dangerous, others] = [true, false].map((malignant) => answer.not_known.filter((one) => one.malignant === malignant).map((one) => one.name));
+  const lacking = [...(dangerous.length ? [`${listed(dangerous, "and")} (⚠ can be dangerous)`] : []), ...others];
   return el("section", { class: "card", "aria-labelledby": "h-diff" }, el("h2", { id: "h-diff" }, "Probability of each diagnosis"),
     el("table", { class: "differential" },
       el("thead", { class: "sr-only" }, el("tr", {}, el("th", {}, "Diagnosis"), el("th", {}, "Probability"), el("th", {}, "Bar"))),
       el("tbody", {}, ...rows)),
-    el("p", { class: "small", id: "not-known" }, lacking.length ? `This model cannot recognise ${listed(lacking)}: such a lesion gets one of the names above.` : "Any other disease gets one of the names above, too."));
+    el("p", { class: "small", id: "not-known" }, lacking.length ? `This model cannot recognise ${listed(lacking, "or")}: it gives them a name from above.` : "To any other disease it gives a name from above, too."));
 }
 
-function listed(words) {
-  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} or ${words.at(-1)}`;
+function listed(words, last) {
+  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} ${last} ${words.at(-1)}`;
 }
 
 function thresholdCard(answer) {
   const points = Object.values(answer.thresholds).sort((a, b) => b.target_sensitivity - a.target_sensitivity);
   if (!points.length) return el("section", { class: "card" }, el("h2", {}, "Thresholds"), el("p", {}, "This model was published without tested thresholds."));
   const cell = (label, ...parts) => el("td", {}, el("span", { class: "label" }, label), ...parts);
+  const figure = (...parts) => el("span", { class: "figure" }, ...parts);
   const line = (point) => el("tr", { class: point.above ? "above" : "" },
     el("th", { scope: "row" }, `${point.in_words.target} of ${point.catches}`),
-    cell("This lesion", el("strong", {}, point.above ? "▲ above" : "▽ below"), ` ${point.in_words.value} `, el("span", { class: "figure" }, `(cut-off ${point.in_words.cutoff})`)),
-    cell("Caught", el("span", { class: "figure" }, `${point.caught} of ${point.n_positive}`)), cell("False alarms", el("span", { class: "figure" }, `${point.false_alarms} of ${point.n_negative}`)));
+    cell("This lesion", figure(`${point.in_words.value} `, el("strong", {}, point.above ? "▲ above" : "▽ below")), " ", figure(`cut-off ${point.in_words.cutoff}`)),
+    cell("Caught", figure(`${point.caught} of ${point.n_positive}`)), cell("False alarms", figure(`${point.false_alarms} of ${point.n_negative}`)));
   const few = answer.n_used > 1 ? " They were set on single photos; the mean of several is not quite the same test." : "";
-  return el("section", { class: "card", "aria-labelledby": "h-points" }, el("h2", { id: "h-points" }, "Thresholds"),
-    el("details", phone.matches ? {} : { open: "" }, el("summary", {}, "What each is for, and how it did"),
-      el("table", { class: "points" }, el("caption", {}, `A threshold is a probability from which on a lesion is flagged. Below it is no all-clear. Caught, and false alarms among the others: how it did on the validation photos, whose diagnosis is known.${few}`),
-        el("thead", {}, el("tr", {}, ...["Set to catch", "This lesion", "Caught", "False alarms"].map((text) => el("th", { scope: "col" }, text)))),
-        el("tbody", {}, ...points.map(line)))));
+  return el("details", { class: "card", id: "thresholds", ...(phone.matches ? {} : { open: "" }) }, el("summary", {}, el("h2", {}, "Thresholds, and how they did")),
+    el("table", { class: "points" }, el("caption", {}, `A threshold is a probability from which on a lesion is flagged. Below it is no all-clear. Caught, and false alarms among the others: how it did on the validation photos, whose diagnosis is known.${few}`),
+      el("thead", {}, el("tr", {}, ...["Set to catch", "This lesion", "Caught", "False alarms"].map((text) => el("th", { scope: "col" }, text)))),
+      el("tbody", {}, ...points.map(line))));
 }
 
-function takeAwayCard(answer, picture) {
+function takeAway(answer, picture) {
   const stem = (answer.photos[view.photo].name.replace(/\.[^.]*$/, "").replace(/[^\p{L}\p{N}_-]+/gu, "_") || "photo").slice(0, 60);
-  const model = answer.provenance;
-  return el("section", { class: "card", "aria-labelledby": "h-take" },
-    el("h2", { id: "h-take" }, "Take it away"),
-    el("div", { class: "buttons" },
-      el("button", { type: "button", id: "save-report", onclick: () => saveText(`${stem}-report.html`, "text/html", filledReport(answer, picture.filled())) }, "Report"),
-      el("button", { type: "button", class: "second", id: "save-json", onclick: () => saveText(`${stem}-answer.json`, "application/json", asJson(answer)) }, "Data (JSON)"),
-      el("button", { type: "button", class: "second", id: "save-overlay", onclick: () => root.getElementById("overlay").toBlob((blob) => save(`${stem}-overlay.jpg`, blob), "image/jpeg", 0.92) }, "Overlay (JPEG)")),
-    el("p", { class: "small provenance" }, `Made in your browser. Model ${model.model_id}, ${model.revision ? `revision ${model.revision.slice(0, 12)}` : "local folder"}, weights ${model.weights_sha256.slice(0, 12)}, data ${model.data_fingerprint ? model.data_fingerprint.slice(0, 12) : "not recorded"}, package ${model.package_version}. ${answer.date}.`));
+  const button = (id, text, onclick) => el("button", { type: "button", class: "second", id, onclick }, text);
+  return el("section", { class: "buttons take", "aria-label": "Take the answer away" },
+    button("save-report", "Report", () => saveText(`${stem}-report.html`, "text/html", filledReport(answer, picture.filled()))),
+    button("save-json", "Data (JSON)", () => saveText(`${stem}-answer.json`, "application/json", asJson(answer))),
+    button("save-overlay", "Overlay (JPEG)", () => root.getElementById("overlay").toBlob((blob) => save(`${stem}-overlay.jpg`, blob), "image/jpeg", 0.92)));
 }
 
 function pictureCard(answer) {
-  const card = el("section", { class: "card", "aria-labelledby": "h-heat" }, el("h2", { id: "h-heat" }, "Where the score came from (not why)"));
-  const [first, second] = answer.contrast;
+  const card = el("section", { class: "card", "aria-labelledby": "h-heat" }, el("h2", { id: "h-heat" }, "Where the score came from"));
   const maps = answer.differential.map((row) => [row.code, row.name]);
+  const [first, second] = answer.contrast.map((code) => new Map(maps).get(code));
   maps.push(["contrast", `${first} rather than ${second}`]);
   const used = answer.photos.map((photo, index) => [index, photo]).filter(([, photo]) => photo.used);
   const pick = (id, label, options, onchange) => el("label", { class: "pick", for: id }, label, el("select", { id, onchange: (event) => onchange(event.target.value) },
@@ -165,16 +160,17 @@ function pictureCard(answer) {
   const compare = el("div", { class: "compare", id: "compare" }, photo, over, handle);
   const frame = el("div", { class: "frame" }, compare);
   const zoom = el("button", { type: "button", class: "second", id: "zoom", onclick: () => { view.zoom = view.zoom >= 3 ? 1 : view.zoom + 1; zoomed(); } });
-  const note = el("p", { class: "small note", id: "map-note", role: "status" });
+  const note = el("p", { class: "small", id: "map-note", role: "status" });
   const legend = el("div", { class: "legend", "aria-hidden": "true" });
   card.append(
-    el("p", { class: "small" }, "Coloured areas raised the score of the chosen diagnosis; they are no outline and no proof. Drag on the picture to compare."),
-    el("div", { class: "buttons" }, ...(used.length > 1 ? [pick("which-photo", "Photo", used.map(([index, one]) => [index, one.name]), (value) => { view.photo = Number(value); look(); })] : []),
-      pick("which-map", "Heat map for", maps, (value) => { view.map = value; paint(); }), zoom),
-    el("div", { class: answer.abstained ? "muted" : "" }, frame), legend, note,
+    el("p", { class: "small" }, "Not why: coloured areas raised the score, but are no outline and no proof. Drag to compare."),
+    el("div", { class: "buttons" }, used.length > 1 ? pick("which-photo", "Photo", used.map(([index, one]) => [index, one.name]), (value) => { view.photo = Number(value); look(); }) : "",
+      pick("which-map", "Heat map for", maps, (value) => { view.map = value; paint(); })),
+    el("div", { class: "pictures" }, frame, zoom), legend, note,
     el("details", {}, el("summary", {}, "More views"), el("div", { class: "views" },
       el("div", {}, range("opacity", "Opacity of the heat map", 100 * view.opacity, (value) => { view.opacity = value; paint(); }), heat, el("p", { class: "small" }, "The heat map alone")),
       el("div", {}, squashed, squashedText))));
+  card.querySelector("#which-map").value = view.map;
 
   // The divider is under the finger, and right of it lies the heat map.
   const drag = (event) => { const box = compare.getBoundingClientRect(); divide((event.clientX - box.left) / box.width); };
@@ -203,6 +199,7 @@ function pictureCard(answer) {
   function look() {
     const item = answer.photos[view.photo];
     photo.src = item.picture;
+    frame.style.setProperty("--aspect", item.width / item.height);
     photo.alt = `Photo ${item.name}`;
     squashed.src = item.model_input;
     squashed.alt = "What the model sees";
@@ -222,7 +219,7 @@ function pictureCard(answer) {
     fill(over, coloured.faded, view.opacity);
     const name = maps.find(([value]) => value === view.map)[1];
     note.textContent = [describe(item, view.map, name), item.map_note].filter(Boolean).join(" ");
-    heat.setAttribute("aria-label", `Heat map: ${note.textContent}`);
+    heat.setAttribute("aria-label", `Heat map for ${name}. ${note.textContent}`);
     over.setAttribute("aria-label", `Heat map for ${name} over the photo`);
     legend.replaceChildren(...legendParts(isContrast));
     divide(view.split);
@@ -231,8 +228,8 @@ function pictureCard(answer) {
     if (map === "contrast") return `Pink areas speak for ${first} rather than ${second}, blue areas the other way round; dark is neutral.`;
     const strength = item.strength[map];
     if (strength === 0) return `No part of this photo raised the score of ${name}.`;
-    const compared = strength === 1 ? "is the brightest of all diagnoses, where the scale ends" : `reaches ${percent(strength)} of the brightest of any diagnosis`;
-    return `The brightest spot for ${name} ${compared}. Brightness says nothing about how sure the model is.`;
+    const compared = strength === 1 ? "is the brightest of all diagnoses" : `reaches ${percent(strength)} of the brightest of any diagnosis`;
+    return `Its brightest spot ${compared}. Brightness is not certainty.`;
   }
   function legendParts(isContrast) {
     const words = isContrast ? [`for ${second}`, "neutral", `for ${first}`] : ["no contribution", "half", "largest in this photo"];

@@ -149,9 +149,11 @@ def _card(folder: Path, weights_sha256: str) -> str:
     return _CARD.render(
         metrics=metrics,
         test=metrics.get("test", {}),
-        baselines={
-            name: row for name, row in metrics.get("baselines", {}).items() if isinstance(row, dict) and "sees" in row
-        },
+        baselines=[
+            (words + _in_words(row["sees"]), row)
+            for name, words in (("metadata_only", "which sees "), ("majority", "which answers "))
+            if (row := metrics.get("baselines", {}).get(name))
+        ],
         points=[
             {**point, "words": f"{percent(point['target_sensitivity'])} of {target_words(point['codes'])}"}
             for point in metrics.get("operating_points", [])
@@ -166,10 +168,17 @@ def _card(folder: Path, weights_sha256: str) -> str:
     )
 
 
+def _in_words(text: str) -> str:
+    """Write the columns of the data as people say them."""
+    for column, words in (("age_approx", "age"), ("anatom_site_general", "body site"), ("in train", "in training")):
+        text = text.replace(column, words)
+    return text
+
+
 def estimate(value: dict[str, Any]) -> str:
     """Write a number of metrics.json, its interval in small type."""
     number, bracket, interval = format_estimate(value).partition(" (")
-    return escape(number) + (Markup('<span class="interval"> ({}</span>').format(interval) if bracket else "")
+    return escape(number) + (Markup(' <span class="interval">({}</span>').format(interval) if bracket else "")
 
 
 _HTML.filters["estimate"] = estimate

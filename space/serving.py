@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import tempfolder
 import uploads
+from endpoints import MAX_WAITING
 from mcp.server.fastmcp import FastMCP
 from starlette.middleware import Middleware
 from starlette.routing import Mount
@@ -17,7 +18,6 @@ from starlette.routing import Mount
 from modeling.images import MAX_FILE_BYTES
 
 HERE = Path(__file__).parent
-MAX_WAITING = 64
 MAX_SESSIONS = 16  # this page keeps no state, so one that is forgotten misses nothing; their answers hold pictures
 KEEP_ANSWERS_S = 60  # that nobody fetches; clients do at once
 

@@ -19,7 +19,7 @@ from modeling.images import ImageError
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.prediction import Prediction
-from support.space import Photo, make_model, pixels_of
+from support.space import FOR_MELANOMA, Photo, make_model, pixels_of
 
 
 def test_the_page_and_the_predictor_give_one_photo_the_same_answer(classifier, photo):
@@ -233,6 +233,19 @@ def test_the_contrast_of_the_page_is_of_the_two_most_probable_diagnoses_and_brig
     width, height = answer["photos"][0]["map_size"]
     expected = classifier.explain(photo.source).contrast(first, second, size=(height, width)) * 127 + 128
     assert np.abs(pixels_of(answer["photos"][0]["maps"])[-height:] - expected).max() <= 1
+
+
+def test_answers_open_on_the_first_answer_where_that_is_not_the_most_probable(tmp_path, photo):
+    model = make_model(tmp_path / "model", favours="NV", decision=FOR_MELANOMA)
+    weighted = LesionClassifier.from_pretrained(model)
+    answer = answers.answer_lesion(weighted, [photo])
+    assert answer["diagnosis"] == "MEL"
+    assert answer["differential"][0]["code"] == "NV"
+    assert answer["contrast"] == ("MEL", "NV")
+    fields, overlay = answers.explain_photo(weighted, photo, "")
+    assert fields["heat_map_of"] == "MEL"
+    expected = render.overlay(photo.decode(), weighted.explain(photo.source), "MEL")
+    assert (np.asarray(overlay) == np.asarray(expected)).all()
 
 
 def test_programs_get_the_overlay_of_the_diagnosis_that_they_ask_for(classifier, photo):

@@ -5,6 +5,7 @@ import csv
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -12,16 +13,16 @@ from PIL import Image
 from modeling.classifier import LesionClassifier
 from modeling.prediction import percent, rounded
 from stress.space_soak import photos
-from support.space import POINTS, answered, choose, make_model, served, visit, zipped
+from support.space import FOR_MELANOMA, POINTS, answered, choose, drawings, make_model, served, visit, zipped
+
+LOW = tuple(replace(point, threshold=0.01) for point in POINTS)  # reached by every photo
 
 
 @pytest.fixture(scope="module")
 def suspicious(tmp_path_factory) -> LesionClassifier:
     """A model that finds nevus the most probable, and every photo above all four thresholds."""
-    low = tuple(replace(point, threshold=0.01) for point in POINTS)
-    return LesionClassifier.from_pretrained(
-        make_model(tmp_path_factory.mktemp("suspicious") / "model", points=low, favours="NV")
-    )
+    folder = tmp_path_factory.mktemp("suspicious") / "model"
+    return LesionClassifier.from_pretrained(make_model(folder, points=LOW, favours="NV"))
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,14 @@ def suspicious_url(suspicious):
 
 
 @pytest.fixture(scope="module")
-def picky(tmp_path_factory, classifier, lesions) -> tuple[LesionClassifier, list]:
-    """A model that abstains on one of the drawings alone, and the drawings with that one first."""
+def picky(tmp_path_factory, lesions) -> tuple[LesionClassifier, list]:
+    """A model that abstains on one of the drawings alone, and the drawings with that one first.
+
+    Its verdicts are long: above all thresholds, and the first answer is melanoma though nevus is the most probable.
+    """
+    folder = tmp_path_factory.mktemp("picky")
+    make = partial(make_model, points=LOW, favours="NV", decision=FOR_MELANOMA)
+    classifier = LesionClassifier.from_pretrained(make(folder / "easy"))
 
     def score(file) -> float:
         outputs = classifier.forward(classifier.preprocess(file)[None])
@@ -40,8 +47,13 @@ def picky(tmp_path_factory, classifier, lesions) -> tuple[LesionClassifier, list
 
     ordered = sorted(lesions, key=score, reverse=True)
     between = (score(ordered[0]) + score(ordered[1])) / 2
-    folder = make_model(tmp_path_factory.mktemp("picky") / "model", threshold=between)
-    return LesionClassifier.from_pretrained(folder), ordered
+    return LesionClassifier.from_pretrained(make(folder / "model", threshold=between)), ordered
+
+
+@pytest.fixture(scope="module")
+def picky_url(picky):
+    with served(picky[0]) as url:
+        yield url
 
 
 def drop(page, data: bytes, name: str) -> None:
@@ -103,9 +115,24 @@ def test_the_diagnoses_that_the_model_does_not_know_are_named(browser, url, lesi
         assert "dermatofibroma" in line
 
 
-def test_only_photos_that_were_used_are_explained_and_all_are_shown_with_their_state(browser, picky, tmp_path):
-    classifier, (odd, good, other, _) = picky
-    with served(classifier) as url, visit(browser, url) as page:
+def test_the_answer_speaks_in_words_that_need_no_glossary(browser, picky_url, picky):
+    _, (_, good, *_) = picky
+    with visit(browser, picky_url) as page:
+        choose(page, good)
+        answered(page)
+        page.locator("#answer details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+        text = text_of(page, "#answer")
+        assert "Below it is no all-clear" in text
+        for jargon in ("@", "_", "OOD", "logit", "Grad-CAM", "operating point", "strongest evidence", "score 0"):
+            assert jargon not in text, jargon
+        assert not re.search(r"(?<![\d.])(0|100) %", text)  # no probability is certain
+
+
+def test_only_photos_that_were_used_are_explained_and_all_are_shown_with_their_state(
+    browser, picky, picky_url, tmp_path
+):
+    _, (odd, good, other, _) = picky
+    with visit(browser, picky_url) as page:
         choose(page, odd, good)
         answered(page)
         states = page.locator(".photos .state").all_inner_texts()
@@ -158,6 +185,41 @@ def test_a_visitor_uploads_by_drop_and_a_hostile_file_name_stays_text(browser, u
         assert page.locator("img[src=x]").count() == 0
 
 
+def test_the_camera_is_asked_for_a_photo_which_is_answered(browser, url, lesions):
+    with visit(browser, url, width=390, height=844, has_touch=True, is_mobile=True) as page:
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Take a photo").click()
+        field = chooser.value.element
+        assert (field.get_attribute("capture"), field.get_attribute("accept")) == ("environment", "image/*")
+        chooser.value.set_files(str(lesions[0]))
+        answered(page)
+        assert page.locator(".photos .file").inner_text() == lesions[0].name
+
+
+def test_an_example_is_answered_at_a_click_and_its_diagnosis_told(browser, tmp_path):
+    folder = make_model(tmp_path / "model", points=LOW)
+    drawings(folder / "examples", ("MEL", "NV"))
+    listed = [{"file": "drawn_NV.jpg", "diagnosis": "NV"}, {"file": "drawn_MEL.jpg", "diagnosis": "MEL"}]
+    about = {"license": "Apache-2.0", "attribution": "Drawn by a program."}
+    (folder / "examples" / "examples.json").write_text(json.dumps({"examples": listed, **about}))
+    classifier = LesionClassifier.from_pretrained(folder)
+    with served(classifier) as url, visit(browser, url) as page:
+        assert page.locator(".sample").all_inner_texts() == ["melanocytic nevus", "melanoma"]
+        assert page.locator(".sample img").evaluate_all("all => all.every((image) => image.naturalWidth > 0)")
+        assert "Drawn by a program. Apache-2.0" in page.locator("#examples").inner_text()
+        page.get_by_role("button", name="melanoma").click()
+        answered(page)
+        assert text_of(page, "#verdict") == classifier.predict(folder / "examples" / "drawn_MEL.jpg").verdict
+        assert "Example, known diagnosis: melanoma." in page.locator(".verdict").inner_text()
+        assert page.locator("#original").get_attribute("alt") == "Photo drawn_MEL.jpg"
+        assert page.get_by_role("button", name="Remove").count() == 0  # it is not the visitor's
+        page.get_by_role("button", name="melanocytic nevus").click()
+        page.wait_for_function(
+            "document.querySelector('#lesion .lesion-host').shadowRoot.querySelector('#original')?.alt.includes('NV')"
+        )
+        assert "known diagnosis: melanocytic nevus" in page.locator(".verdict").inner_text()
+
+
 def test_a_photo_can_be_pasted(browser, url, lesions):
     with visit(browser, url) as page:
         page.evaluate(
@@ -192,6 +254,32 @@ def test_an_abstention_is_said_first_and_its_maps_are_dimmed(browser, tmp_path, 
 
 
 # ---- The picture -----------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_opens_on_the_first_answer_in_page_and_report(browser, picky, picky_url, tmp_path):
+    classifier, (_, good, *_) = picky
+    expected = classifier.predict(good)
+    assert expected.diagnosis == "MEL"
+    assert max(expected.probabilities, key=expected.probabilities.get) == "NV"
+    with visit(browser, picky_url) as page:
+        choose(page, good)
+        answered(page)
+        assert "First answer, weighted for rare diagnoses: melanoma" in text_of(page, "#verdict")
+        assert page.locator("#which-map").input_value() == "MEL"
+        assert page.locator("#overlay").get_attribute("aria-label") == "Heat map for melanoma over the photo"
+        opened = canvas(page, "overlay")
+        painted = set()
+        for code in ("BCC", "BKL", "NV", "contrast"):
+            page.locator("#which-map").select_option(code)
+            painted.add(canvas(page, "overlay"))
+        assert len(painted) > 1
+        page.locator("#which-map").select_option("MEL")
+        assert canvas(page, "overlay") == opened
+        assert page.locator("#which-map option").last.inner_text() == "melanoma rather than melanocytic nevus"
+        with page.expect_download() as download:
+            page.locator("#save-report").click()
+        download.value.save_as(tmp_path / "report.html")
+    assert "heat map for melanoma." in (tmp_path / "report.html").read_text()
 
 
 def test_choosing_a_map_and_its_opacity_repaints_without_asking_the_server(browser, url, lesions):
@@ -349,7 +437,7 @@ TABS = ("One lesion", "Batch", "Model", "API")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844), (320, 640)])
-def test_nothing_is_wider_than_the_screen_and_the_answer_is_short(browser, suspicious_url, lesions, width, height):
+def test_nothing_is_wider_than_the_screen(browser, suspicious_url, lesions, width, height):
     phone = {"has_touch": True, "is_mobile": True} if width < 600 else {}
     with visit(browser, suspicious_url, width=width, height=height, **phone) as page:
         notice = page.locator("#lesion-head .notice")
@@ -359,9 +447,6 @@ def test_nothing_is_wider_than_the_screen_and_the_answer_is_short(browser, suspi
         assert page.locator("#photos .camera").is_visible() == (width < 600)
         choose(page, lesions[0])
         answered(page)
-        if width == 390:
-            answer = page.locator("#answer").bounding_box()
-            assert answer["height"] <= 2 * height
         for tab in TABS:
             page.get_by_role("tab", name=tab).click()
             if tab == "Batch":
@@ -373,6 +458,27 @@ def test_nothing_is_wider_than_the_screen_and_the_answer_is_short(browser, suspi
             assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
             if width < 600:
                 assert page.evaluate(SMALL) == [], tab
+
+
+@pytest.mark.parametrize("case", ["one", "averaged", "left out"])
+def test_an_answer_fits_two_screens_of_a_phone_and_hides_nothing_that_safety_needs(browser, picky, picky_url, case):
+    _, (odd, good, other, _) = picky
+    files = {"one": (good,), "averaged": (good, other), "left out": (good, odd)}[case]
+    with visit(browser, picky_url, width=390, height=844, has_touch=True, is_mobile=True) as page:
+        choose(page, *files)
+        answered(page)
+        assert page.evaluate("document.documentElement.scrollHeight") <= 2 * 844
+        shown = ["#verdict", "#not-known", ".differential", "#overlay", ".notice"]
+        for part in [*shown, ".warn"] if case == "left out" else shown:
+            assert page.locator(part).is_visible(), part
+        if case == "left out":
+            assert "unlike those that this model was trained on" in page.locator(".warn").inner_text()
+        assert (
+            page.locator(".photos .state").all_inner_texts() == ["used", case.replace("averaged", "used")][: len(files)]
+        )
+        assert page.locator(".points").is_hidden()
+        page.get_by_text("Thresholds, and how they did").click()
+        assert page.locator(".points").is_visible()
 
 
 ALL = """const all = (root) => [...root.querySelectorAll("*")].flatMap((node) =>

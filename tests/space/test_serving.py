@@ -10,21 +10,26 @@ import shutil
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import app
 import gradio_client
 import httpx
+import numpy as np
 import pages
 import pytest
+import render
 import serving
 import tempfolder
 import uploads
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
+from modeling.images import decode_image
 from stress.space_soak import AnswerError, Soak, SpaceClient, SpaceServer, photos
 from support.hub import HubServer
 from support.scored import make_scored_folder
+from support.space import pixels_of
 
 
 def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier, monkeypatch):
@@ -103,6 +108,12 @@ def test_a_wrong_model_on_the_command_line_ends_with_a_sentence_and_status_2(cap
     assert "its schema is 99 and this version reads" in capsys.readouterr().err
 
 
+def test_help_names_the_port(capsys):
+    with pytest.raises(SystemExit):
+        app.main(["--help"])
+    assert "--port" in capsys.readouterr().out
+
+
 def test_the_page_says_when_the_model_is_an_earlier_download(classifier):
     source = dataclasses.replace(classifier.source, from_cache=True)
     offline = LesionClassifier.from_pretrained(classifier.source.path)
@@ -176,11 +187,14 @@ def test_the_model_tab_puts_each_number_into_its_row_and_shows_figures_of_the_mo
         "scores higher for it than one without 0.900 (no interval)",
         "Macro F1 of precision and recall, averaged over the diagnoses not estimable",
         "Calibration error (ECE) how far probabilities lie from what comes true 0.030",
-        "Sensitivity of the threshold for 95 % of melanomas fraction of them that it caught 0.940",
-        "Specificity of the threshold for 95 % of melanomas fraction of the others that it left alone 0.510",
+        "Set to catch Sensitivity fraction of them caught Specificity fraction of the others left alone",
+        "95 % of melanomas 0.940 0.510",
+        "… of a baseline which sees only age, sex, body site, source",
+        "… of a baseline which answers always",
         "melanoma (MEL) 5 0.110 0.220",
     ):
         assert words in text
+    assert "_" not in text.replace(metrics["model"]["architecture"], "")  # no column of the data, no key
 
 
 def test_the_api_tab_names_the_address_of_the_space(classifier, monkeypatch):
@@ -252,6 +266,39 @@ def test_a_space_started_by_model_id_answers_gradio_client_about_a_real_photogra
     assert answer["diagnosis"] == expected.diagnosis
     assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
     assert answer["provenance"]["revision"] == hub.repo("me/lesions").head.oid
+
+
+def test_sixteen_visitors_at_once_get_each_the_answers_and_pictures_of_their_own_photo(server, classifier):
+    pictures = photos(16)
+    explained = [classifier.explain(data) for data in pictures]
+    assert len({round(one.prediction.probabilities["MEL"], 4) for one in explained}) == 16
+    together = threading.Barrier(16)
+
+    def visit(number: int) -> dict[str, dict]:
+        client = SpaceClient(server.url, address=f"10.16.0.{number}")
+        sent = client.upload(pictures[number], f"{number}.jpg")
+        asks = {
+            "classify": lambda: client.call("classify", sent)[0],
+            "explain": lambda: client.call("explain", sent, "")[0],
+            "batch": lambda: client.call("batch", [sent])[0]["rows"][0],
+            "page": lambda: client.look(sent),
+        }
+        together.wait()
+        names = sorted(asks, key=lambda name: (list(asks).index(name) + number) % 4)  # all four kinds at any time
+        return {name: asks[name]() for name in names}
+
+    with ThreadPoolExecutor(16) as pool:
+        for number, told in enumerate(pool.map(visit, range(16))):
+            for answer in told.values():
+                expected = explained[number].prediction
+                assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+                assert answer["verdict"] == expected.verdict
+            assert np.allclose(told["explain"]["evidence"]["MEL"], explained[number].evidence[2], atol=1e-3)
+            assert told["batch"]["image"] == f"{number}.jpg"
+            (shown,) = told["page"]["photos"]
+            assert shown["name"] == f"{number}.jpg"
+            own = render.squashed(decode_image(pictures[number]), classifier)
+            assert (pixels_of(shown["model_input"]) == np.asarray(own)).all()
 
 
 def test_sixteen_clients_get_the_answers_given_alone_and_the_server_does_not_grow(server):

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -127,6 +128,7 @@ class SpaceClient:
     def __init__(self, url: str, address: str = "10.0.0.1") -> None:
         # Behind the Hub's proxy every visitor has an address of his own; uvicorn believes this header on loopback.
         self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120, headers={"X-Forwarded-For": address})
+        self.url = url
 
     def upload(self, data: bytes, name: str = "photo.jpg") -> dict[str, Any]:
         """Send a file, and return how requests refer to it."""
@@ -168,6 +170,22 @@ class SpaceClient:
     def batch(self, files: dict[str, bytes]) -> dict[str, Any]:
         """Return the table for many files."""
         return self.call("batch", [self.upload(data, name) for name, data in files.items()])[0]
+
+    def look(self, *sent: dict[str, Any]) -> dict[str, Any]:
+        """Return what the page shows for uploaded photos of one lesion, asked as the page in a browser asks."""
+        events = self.http.get(f"{self.url}/config").json()["dependencies"]
+        number, target = next((one["id"], one["targets"][0][0]) for one in events if one["targets"][0][1] == "photos")
+        session = secrets.token_hex(6)
+        asked = {"photos": [{"path": one["path"], "name": one["orig_name"]} for one in sent]}
+        body = {"data": [], "event_data": asked, "fn_index": number, "trigger_id": target, "session_hash": session}
+        if self.http.post("/queue/join", json=body).status_code != 200:
+            raise AnswerError("the page's request was refused")
+        with self.http.stream("GET", "/queue/data", params={"session_hash": session}) as lines:
+            for line in lines.iter_lines():
+                message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+                if message.get("msg") == "process_completed":
+                    return message["output"]["data"][0]
+        raise AnswerError("the answer ended early")
 
 
 def photos(n: int) -> list[bytes]:
