@@ -41,8 +41,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments
 
-from modeling.data.augmentation import Augmentation
-from modeling.data.cache import TRAIN_MARGIN, resized_images
+from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
+from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
 from modeling.network import normalise
 from modeling.process import default_num_workers, prepare_process
@@ -108,7 +108,7 @@ def cached(images: Images) -> LesionDataset:
         {"image": [str(path) for path in images.paths], "image_id": [path.name for path in images.paths]}
     )
     resized = resized_images(
-        data.cast_column("image", datasets.Image()), fingerprint="benchmark", size_px=round(SIZE_PX * TRAIN_MARGIN),
+        data.cast_column("image", datasets.Image()), fingerprint="benchmark", size_px=round(SIZE_PX / TRAIN_FRACTION),
         exact=False, cache_gb=20, cache_dir=images.cache_dir, show_progress=False,
     )  # fmt: skip
     return LesionDataset(resized, images.labels, augmentation=Augmentation(SIZE_PX, fill=(124, 116, 104)))

@@ -14,6 +14,10 @@ import numpy as np
 # would also take the cores from the training. So there are none, as in other libraries for augmentation.
 cv2.setNumThreads(1)
 
+# Random crops enlarge a lesion; at serving, where nothing is cropped, the network sees it in the size that it learnt only in a
+# larger picture. So it trains at this fraction of its input's side ("FixRes": Touvron et al. 2019, arXiv:1906.06423).
+TRAIN_FRACTION = 1 / 1.2
+
 GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G and B in ITU-R 601 luma
 
 
@@ -29,7 +33,7 @@ class Augmentation:
     They come after the warp: then the blocks of the compression lie along the rows of the input, as they do at serving.
     """
 
-    size_px: int  # S
+    size_px: int  # S, of the result
     fill: tuple[int, int, int]  # RGB of the rectangle
     crop_scale: tuple[float, float] = (0.5, 1.2)  # of the crop's area to the image's
     crop_ratio: tuple[float, float] = (0.8, 1.25)  # of the crop's width to its height
@@ -38,8 +42,8 @@ class Augmentation:
     saturation: float = 0.2
     white_balance: float = 0.06  # gain of each channel is drawn from [1 - x, 1 + x]
     gamma: tuple[float, float] = (0.8, 1.25)  # exponent of the tone curve
-    blur_probability: float = 0.3
-    blur_sigma: tuple[float, float] = (0.002, 0.016)  # of the Gaussian, as a fraction of the side
+    blur_probability: float = 0.4
+    blur_sigma: tuple[float, float] = (0.002, 0.024)  # of the Gaussian, as a fraction of the side
     sharpen_probability: float = 0.2
     sharpen_amount: tuple[float, float] = (0.2, 1.0)  # of an unsharp mask of 1/160 of the side
     downscale_probability: float = 0.4

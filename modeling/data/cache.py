@@ -26,8 +26,6 @@ from modeling.images import ImageError, decode_image
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 3
-# Training images are kept this much larger than the network's input: random crops then need not enlarge them.
-TRAIN_MARGIN = 1.15
 DEFAULT_CACHE_DIR = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
 
 

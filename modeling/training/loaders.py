@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from modeling.data.augmentation import Augmentation
-from modeling.data.cache import TRAIN_MARGIN, resized_images
+from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
+from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset, leave_signals_to_the_trainer
 from modeling.process import default_num_workers
 from modeling.training.options import TrainOptions
@@ -59,18 +59,19 @@ def lesion_dataset(
     cache_gb: float = 0,
     show_progress: bool = False,
 ) -> LesionDataset:
-    """Return images at the network's size, augmented for training; without a cache they are decoded when asked for."""
+    """Return images at the network's size, augmented and smaller for training; without a cache decoded when asked for."""
     augment = training and options.recipe != "original"
     red, green, blue = (round(255 * value) for value in pretrained_cfg["mean"])
     images = resized_images(
         rows,
         fingerprint=data_fingerprint,
-        size_px=round(options.image_size * TRAIN_MARGIN) if augment else options.image_size,
+        size_px=options.image_size,
         exact=not augment,
         cache_gb=cache_gb,
         show_progress=show_progress,
     )
-    augmentation = Augmentation(options.image_size, fill=(red, green, blue)) if augment else None
+    train_px = round(options.image_size * TRAIN_FRACTION)
+    augmentation = Augmentation(train_px, fill=(red, green, blue)) if augment else None
     return LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed)
 
 

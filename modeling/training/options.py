@@ -93,8 +93,8 @@ class TrainOptions:
     )
     image_size: int = option(
         None,
-        "Side of the square input in pixels. Default: 224, the size of B0's ImageNet weights; 160 for the demo, "
-        "the width of its drawings.",
+        "Side of the model's square input in pixels; it is trained on augmented images of 1/1.2 of it. Default: 224, the size "
+        "of B0's ImageNet weights; 160 for the demo, the width of its drawings.",
         "[16, 1024]",
     )
     drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.", "[0, 1)")
