@@ -22,8 +22,10 @@ from transformers import AutoModelForImageClassification
 
 import train
 from modeling.classifier import LesionClassifier
+from modeling.data.isic2019 import load_isic2019
 from modeling.labels import CODES
 from modeling.training.checkpoints import problem_with
+from modeling.training.loaders import lesion_dataset
 from modeling.training.options import is_allowed
 from modeling.training.trainer import EpochLog, mixed_seed
 from support.corpus import make_corpus
@@ -504,6 +506,15 @@ def test_the_originals_recipe_is_the_originals():
     options = train.parse_options(["--recipe", "original"])
     assert (options.learning_rate, options.batch_size, options.epochs) == (1e-4, 32, 15)
     assert (options.ema_decay, options.image_size) == (0, 224)
+
+
+@pytest.mark.parametrize(("recipe", "train_px"), [("default", 80), ("original", 96)])
+def test_only_augmented_images_are_smaller_than_the_input_of_the_model(isic_folder, recipe, train_px):
+    options = train.parse_options(["--recipe", recipe, "--image_size", "96", "--data_dir", str(isic_folder)])
+    rows = load_isic2019(isic_folder)[0].select(range(3))
+    for training, side in ((True, train_px), (False, 96)):
+        images = lesion_dataset(rows, options, {"mean": (0.5, 0.5, 0.5)}, training=training)
+        assert images[0]["pixels"].shape == (side, side, 3)
 
 
 @pytest.mark.parametrize(
