@@ -153,7 +153,8 @@ class LesionClassifier:
         with ThreadPoolExecutor(own_cores()) as readers, ThreadPoolExecutor(lanes) as runners:
             ahead = map_ahead(readers, read, images, ahead=2 * lanes * size)
             batches = iter(lambda: list(islice(ahead, size)), [])
-            for answers in map_ahead(runners, answer, batches, ahead=lanes):
+            # A single lane stays in this thread: in a new one torch would start its threads and fill its memory anew.
+            for answers in map(answer, batches) if lanes == 1 else map_ahead(runners, answer, batches, ahead=lanes):
                 yield from answers
 
     def explain(self, image: ImageInput) -> Explanation:

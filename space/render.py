@@ -16,7 +16,7 @@ from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
 
 DISPLAY_SIDE_PX = 640  # long side of the photo on the page: what a phone or half a desktop window shows
-MAP_SIDE_PX = 192  # the network's grid is 7 x 7; more pixels than this only cost time
+MAP_SIDE_PX = 128  # the network's grid is 7 x 7; more pixels than this only cost time
 OVERLAY_SIDE_PX = 1024
 OVERLAY_OPACITY = 0.6
 FADE_BELOW = 0.35  # weak evidence is see-through, so that the skin stays visible where nothing speaks for the diagnosis

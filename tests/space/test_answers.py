@@ -200,8 +200,8 @@ def test_pictures_and_maps_keep_the_aspect_and_orientation_of_the_photo(classifi
     picture = pixels_of(answer["picture"])
     assert picture.shape == (300, 200, 3)
     assert picture[10, 100, 1] < 60 < 200 < picture[290, 100, 1]
-    assert answer["map_size"] == (128, 192)
-    assert pixels_of(answer["maps"]).shape == (5 * 192, 128)
+    assert answer["map_size"] == (85, 128)
+    assert pixels_of(answer["maps"]).shape == (5 * 128, 85)
     seen = answers.render.squashed(
         Image.open(tmp_path / "turned.jpg").transpose(Image.Transpose.ROTATE_270), classifier
     )
@@ -215,15 +215,15 @@ def explanation(evidence: list[list[list[float]]]) -> Explanation:
 
 def test_maps_share_one_scale_and_the_contrast_tells_which_diagnosis_a_spot_speaks_for():
     sprite, (width, height) = render.grey_maps(explanation([[[4, 0], [0, -4]], [[0, 0], [0, 2]]]), ("MEL", "NV"))
-    assert (width, height) == (192, 192)
-    mel, nv, contrast = pixels_of(sprite).reshape(3, 192, 192)
-    # The centres of the four cells lie at 48 and 144.
-    assert mel[48, 48] >= 250  # the strongest evidence for any diagnosis
-    assert abs(int(nv[144, 144]) - 128) <= 8  # half of it
-    assert mel[144, 144] == 0
-    assert contrast[48, 48] > 200  # for MEL
-    assert contrast[144, 144] <= 5  # for NV
-    assert abs(int(contrast[48, 144]) - 128) <= 8  # neither
+    assert (width, height) == (128, 128)
+    mel, nv, contrast = pixels_of(sprite).reshape(3, 128, 128)
+    # The centres of the four cells lie at 32 and 96.
+    assert mel[32, 32] >= 250  # the strongest evidence for any diagnosis
+    assert abs(int(nv[96, 96]) - 128) <= 8  # half of it
+    assert mel[96, 96] == 0
+    assert contrast[32, 32] > 200  # for MEL
+    assert contrast[96, 96] <= 5  # for NV
+    assert abs(int(contrast[32, 96]) - 128) <= 8  # neither
 
 
 def test_the_contrast_of_the_page_is_of_the_two_most_probable_diagnoses_and_bright_for_the_first(classifier, photo):
