@@ -243,8 +243,7 @@ def test_the_tables_of_the_benchmarks_are_those_of_the_files_beside_them(monkeyp
     assert {name for name, _ in marks} == {"prediction", "cold_start"}
     for name, shown in marks:
         content = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        if "rows" in content:  # not of a run before 2026-11-26
-            assert shown.strip() == table(content["rows"])
+        assert shown.strip() == table(content["rows"])
 
 
 def test_no_placeholder_is_left():
