@@ -100,6 +100,7 @@ def train(options: TrainOptions) -> None:
             accelerator.print("dry run passed; nothing was trained.")
             return
         fitted = fit(run_dir, options, accelerator, data, model, resuming=resuming)
+        accelerator.free_memory()  # ends the loader processes: Python would wait for them for ever, deaf to signals as they are
         if accelerator.is_main_process:
             model_dir = evaluate(run_dir, options, data, fitted)
             publish(model_dir, options)

@@ -70,7 +70,8 @@ def lesion_dataset(
         cache_gb=cache_gb,
         show_progress=show_progress,
     )
-    train_px = round(options.image_size * TRAIN_FRACTION)
+    # Most networks halve their input five times, so they need 32 px.
+    train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
     augmentation = Augmentation(train_px, fill=(red, green, blue)) if augment else None
     return LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed)
 

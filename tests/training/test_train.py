@@ -508,11 +508,14 @@ def test_the_originals_recipe_is_the_originals():
     assert (options.ema_decay, options.image_size) == (0, 224)
 
 
-@pytest.mark.parametrize(("recipe", "train_px"), [("default", 80), ("original", 96)])
-def test_only_augmented_images_are_smaller_than_the_input_of_the_model(isic_folder, recipe, train_px):
-    options = train.parse_options(["--recipe", recipe, "--image_size", "96", "--data_dir", str(isic_folder)])
+@pytest.mark.parametrize(
+    ("recipe", "side_px", "train_px"),
+    [("default", 96, 80), ("default", 36, 32), ("default", 16, 16), ("original", 96, 96)],
+)
+def test_only_augmented_images_are_smaller_than_the_input_of_the_model(isic_folder, recipe, side_px, train_px):
+    options = train.parse_options(["--recipe", recipe, "--image_size", str(side_px)])
     rows = load_isic2019(isic_folder)[0].select(range(3))
-    for training, side in ((True, train_px), (False, 96)):
+    for training, side in ((True, train_px), (False, side_px)):
         images = lesion_dataset(rows, options, {"mean": (0.5, 0.5, 0.5)}, training=training)
         assert images[0]["pixels"].shape == (side, side, 3)
 
