@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from gradio_client import Client, handle_file
 
 from support.hub import HubServer
+from support.ports import free_port
 
 STARTS_WITHIN_S = 120
 
@@ -74,13 +75,6 @@ def client_of(server: subprocess.Popen[bytes], port: int) -> Client:
             return Client(f"http://127.0.0.1:{port}", verbose=False)
         time.sleep(1)
     raise RuntimeError(f"the Space did not start within {STARTS_WITHIN_S} s")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from PIL import Image
 
 from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
+from modeling.preprocessing import RESAMPLING
 
 DISPLAY_SIDE_PX = 640  # long side of the photo on the page: what a phone or half a desktop window shows
 MAP_SIDE_PX = 128  # the network's grid is 7 x 7; more pixels than this only cost time
@@ -27,8 +28,7 @@ COLOURS: dict[str, str] = json.loads((Path(__file__).parent / "colours.json").re
 
 def squashed(picture: Image.Image, classifier: LesionClassifier) -> Image.Image:
     """Return the square that the model sees, pixel by pixel."""
-    resampling = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    return picture.resize((classifier.size_px, classifier.size_px), resampling[classifier.interpolation])
+    return picture.resize((classifier.size_px, classifier.size_px), RESAMPLING[classifier.interpolation])
 
 
 def grey_maps(explanation: Explanation, contrast: tuple[str, str]) -> tuple[str, tuple[int, int]]:

@@ -34,6 +34,10 @@ import psutil
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.ports import free_port
+
 MAX_GROWTH = 1.10  # from 20 requests on
 MAX_LATE_GROWTH = 1.03  # of the last third over the middle one; medians, since one request may hold 100 MB for a moment
 MAX_DISK_BYTES = 200_000_000
@@ -47,9 +51,7 @@ class SpaceServer:
     """The page in a process of its own."""
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None, code: str | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = tempfile.TemporaryDirectory(prefix="space-test-")
         self.uploads = Path(self.folder.name) / "uploads"
