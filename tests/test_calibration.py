@@ -11,6 +11,7 @@ from sklearn.model_selection import GroupKFold
 
 from modeling.abstention import N_DIRECTIONS, AbstentionRule
 from modeling.calibration import (
+    CALIBRATIONS,
     Calibration,
     OperatingPoint,
     choose_threshold,
@@ -98,9 +99,16 @@ def test_a_calibration_that_cannot_be_is_refused() -> None:
             Calibration.from_dict({**values, name: value})
 
 
-def test_a_perfectly_separated_val_does_not_drive_the_temperature_to_zero() -> None:
-    labels = np.arange(40) % 4
-    assert 0.2 < fit_temperature(np.eye(4)[labels] * 8, labels) < 1
+@pytest.mark.parametrize("n", [5, 50])
+def test_images_told_apart_without_a_mistake_are_not_answered_with_certainty(n: int) -> None:
+    labels = np.arange(4 * n) % 4
+    logits = np.eye(4)[labels] * 8
+    expected = pytest.approx((n + 1) / (n + 2), abs=1e-3)  # Laplace's rule of succession
+    assert softmax(logits / fit_temperature(logits, labels)).max() == expected
+    # Whichever method is chosen, none of them answers with more.
+    for fit in CALIBRATIONS.values():
+        scale, bias = fit(logits / 40, labels)
+        assert softmax(logits / 40 * scale + bias).max() <= (n + 1) / (n + 2) + 1e-3
 
 
 def test_folding_gives_the_calibrated_logits() -> None:
