@@ -35,7 +35,7 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
     Diagnosis("SCC", "squamous cell carcinoma", "malignant"),
 )
 CODES: tuple[str, ...] = tuple(diagnosis.code for diagnosis in DIAGNOSES)
-# The four classes of the original system, in its order (an ImageFolder sorts by name).
+# The four classes of the reference system, in its order (an ImageFolder sorts by name).
 REFERENCE_CODES: tuple[str, ...] = ("BCC", "BKL", "MEL", "NV")
 
 _BY_CODE = {diagnosis.code: diagnosis for diagnosis in DIAGNOSES}

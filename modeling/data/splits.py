@@ -286,7 +286,7 @@ def _assign(table: pd.DataFrame, group: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _original_splits(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Reproduce `random_split(ImageFolder(...), [0.7, 0.15, rest])` of the original system, image by image."""
+    """Reproduce `random_split(ImageFolder(...), [0.7, 0.15, rest])` of the reference system, image by image."""
     table = table.assign(file=table["image_id"] + ".jpg").sort_values(["label", "file"], ignore_index=True)
     n = len(table)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()

@@ -1,4 +1,4 @@
-"""What the original system published, to be set beside this one like for like.
+"""What the reference system published, to be set beside this one like for like.
 
 Source: https://github.com/AshaSharm/skin_infection_classification, its README and notebook.
 """
@@ -37,7 +37,7 @@ def derived_scores() -> dict[str, float]:
 def compare(
     test: dict[str, Any], *, protocol: str, dataset: str, codes: tuple[str, ...], leakage_rate: float
 ) -> list[dict[str, Any]]:
-    """Return the rows of the comparison: the original as published, and this model under both protocols.
+    """Return the rows of the comparison: the reference system as published, and this model under both protocols.
 
     A row that this run did not measure says so instead of giving a number.
 

@@ -31,7 +31,7 @@ def split_datasets(
     pretrained_cfg: dict[str, Any],
     accelerator: Accelerator,
 ) -> dict[str, SplitData]:
-    """Decode and resize the images of each split; train is augmented unless the recipe is the original's."""
+    """Decode and resize the images of each split; train is augmented unless the recipe is the reference system's."""
     position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
     parts = {}
     for split in ("train", "val", "test"):

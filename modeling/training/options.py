@@ -49,12 +49,12 @@ class TrainOptions:
     )
     diagnoses: list[str] = option(
         list(REFERENCE_CODES),
-        "Codes to tell apart, or: all. Default: the original system's four, so that scores compare; a Hub data "
-        "set of other labels uses all.",
+        "Codes to tell apart, or: all. Default: the reference system's four, so that scores compare; a dataset "
+        "of other labels uses all.",
     )
     protocol: str = option(
         "lesion",
-        "lesion: no lesion is in two splits, so scores can be trusted. original: the original's image split, "
+        "lesion: no lesion is in two splits, so scores can be trusted. original: the reference system's split of images, "
         "which leaks; for comparison only. given: the train, validation and test of the dataset itself, as they are; how "
         "far they leak is reported.",
         "lesion | original | given",
@@ -116,7 +116,7 @@ class TrainOptions:
     )
     learning_rate: float = option(
         None,
-        "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the original's recipe.",
+        "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the reference system's recipe.",
         "(0, inf)",
     )
     weight_decay: float = option(0.05, "Of AdamW; not applied to biases and normalisation.", "[0, 1]")
@@ -146,7 +146,9 @@ class TrainOptions:
     max_bad_steps: int = option(
         20, "Give up after so many steps whose gradient is not finite; each is skipped and reported.", "[1, 1000000]"
     )
-    seed: int = option(42, "Of splits, weights, order and augmentation; 42 is the original's.", "[0, 4294967295]")
+    seed: int = option(
+        42, "Of splits, weights, order and augmentation; 42 is the reference system's.", "[0, 4294967295]"
+    )
     # run
     output_dir: str = option(None, "Run folder. Default: runs/<dataset>.")
     resume: str | None = option(

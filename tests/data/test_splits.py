@@ -1,4 +1,4 @@
-"""Lesions stay together, shares are kept, near-duplicates are found, and the original's split is reproduced exactly."""
+"""Lesions stay together, shares are kept, near-duplicates are found, and the reference system's split is reproduced exactly."""
 
 import io
 from pathlib import Path
