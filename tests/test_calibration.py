@@ -52,7 +52,7 @@ def test_no_other_temperature_is_better_on_val() -> None:
     assert nll(fit_temperature(2.5 * logits, labels)) < best + 1e-5
 
 
-def test_the_simplest_calibration_that_does_not_lose_is_chosen() -> None:
+def test_the_calibration_of_the_lowest_cross_validated_loss_is_chosen() -> None:
     logits, labels = drawn(4000)
     lesions = np.arange(4000) // 2
     found = {
@@ -64,6 +64,7 @@ def test_the_simplest_calibration_that_does_not_lose_is_chosen() -> None:
     assert {name: calibration.method for name, calibration in found.items()} == {name: name for name in found}
     for calibration in found.values():
         assert list(calibration.nll) == list(found)
+        assert calibration.method == min(calibration.nll, key=lambda name, nll=calibration.nll: nll[name])
         assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
     assert np.array(found["temperature scaling"].scale) == pytest.approx(np.full(4, 1 / 2.5), rel=0.05)
     bias = np.array(found["vector scaling"].bias)
