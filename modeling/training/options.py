@@ -116,7 +116,7 @@ class TrainOptions:
     )
     learning_rate: float = option(
         None,
-        "Peak rate. Default: 2.5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the reference system's recipe.",
+        "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the reference system's recipe.",
         "(0, inf)",
     )
     weight_decay: float = option(0.05, "Of AdamW; not applied to biases and normalisation.", "[0, 1]")
@@ -265,7 +265,7 @@ def resolve(options: TrainOptions) -> TrainOptions:
         "image_size": 160 if demo else 224,
         "epochs": 15 if original else 16 if demo else 30,
         "batch_size": 32,
-        "learning_rate": 1e-4 if original else 2.5e-4 if warm_start else 2e-3,
+        "learning_rate": 1e-4 if original else 5e-4 if warm_start else 2e-3,
         "ema_decay": 0.0 if original else 0.999,
         "output_dir": f"runs/{options.dataset.replace('/', '--')}",
     }
