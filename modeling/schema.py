@@ -1,13 +1,15 @@
-"""What config.json may hold: one declared schema, since a stranger may have written it.
+"""What config.json may hold: one declared schema, since a stranger may have written it. `read_json` keeps NaN out.
 
 It is declared for pydantic's core, which checks it in Rust; importing pydantic itself would double the time that serving
 takes to import.
 """
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
-from pydantic_core import SchemaValidator, ValidationError
+from pydantic_core import CoreSchema, SchemaValidator, ValidationError
+from pydantic_core import core_schema as cs
 
 from modeling.files import MAX_TEXT, ModelFolderError, is_name, shortened
 
@@ -15,8 +17,6 @@ CONFIG_SCHEMA = 2  # 1 said wanted_sensitivity
 MAX_CLASSES = 1000
 MAX_SIZE_PX = 1024
 MAX_OPERATING_POINTS = 100
-
-Schema = dict[str, Any]  # of pydantic_core.core_schema
 
 
 def _check_name(text: str) -> str:
@@ -32,65 +32,33 @@ def _check_size(size: list[int]) -> list[int]:
     return size
 
 
-def _checked(schema: Schema, function: Any) -> Schema:
-    return {"type": "function-after", "schema": schema, "function": {"type": "no-info", "function": function}}
+def _three(numbers: CoreSchema) -> CoreSchema:
+    return cs.list_schema(numbers, min_length=3, max_length=3)
 
 
-def _text(**limits: Any) -> Schema:
-    return {"type": "str", **limits}
+def _object(entries: Mapping[str, CoreSchema], *, others: Literal["forbid", "ignore"] = "forbid") -> CoreSchema:
+    """Declare an object; what may be null in it may also be missing."""
+    fields = {name: cs.typed_dict_field(one, required=one["type"] != "nullable") for name, one in entries.items()}
+    return cs.typed_dict_schema(fields, extra_behavior=others)
 
 
-def _float(**limits: float) -> Schema:
-    return {"type": "float", "allow_inf_nan": False, **limits}
-
-
-def _int(**limits: int) -> Schema:
-    return {"type": "int", **limits}
-
-
-def _one_of(*values: Any) -> Schema:
-    return {"type": "literal", "expected": list(values)}
-
-
-def _list(items: Schema, **limits: int) -> Schema:
-    return {"type": "list", "items_schema": items, **limits}
-
-
-def _by_name(values: Schema) -> Schema:
-    return {"type": "dict", "keys_schema": _text(), "values_schema": values}
-
-
-def _maybe(schema: Schema) -> Schema:
-    """Declare an entry that may be missing or null."""
-    return {"type": "nullable", "schema": schema}
-
-
-def _object(entries: dict[str, Schema], others: str = "forbid") -> Schema:
-    fields = {
-        name: {"type": "typed-dict-field", "schema": schema, "required": schema["type"] != "nullable"}
-        for name, schema in entries.items()
-    }
-    return {"type": "typed-dict", "fields": fields, "extra_behavior": others}
-
-
-NAME = _checked(_text(), _check_name)
-SHA256 = _text(pattern=r"^[0-9a-f]{64}$")
-FRACTION = _float(ge=0, le=1)
-THREE = {"min_length": 3, "max_length": 3}
-COUNT = _int(ge=0, lt=2**53)
-LAYER = _maybe({"type": "union", "choices": [_text(), _list(_text())]})
+NAME = cs.no_info_after_validator_function(_check_name, cs.str_schema())
+SHA256 = cs.str_schema(pattern=r"^[0-9a-f]{64}$")
+FRACTION = cs.float_schema(ge=0, le=1)
+COUNT = cs.int_schema(ge=0, lt=2**53)
+LAYER = cs.nullable_schema(cs.union_schema([cs.str_schema(), cs.list_schema(cs.str_schema())]))
 
 # What timm and transformers build the preprocessing from, and where the network's ends are.
 PREPROCESSING = {
-    "input_size": _checked(_list(_int(), **THREE), _check_size),
-    "interpolation": _one_of("bicubic", "bilinear"),
-    "crop_pct": _float(ge=1, le=1),  # as this package trains: no part of an image is cut off
-    "crop_mode": _one_of("squash"),
-    "mean": _list(_float(ge=0, lt=10), **THREE),
-    "std": _list(_float(ge=0.001, lt=10), **THREE),
-    "custom_load": _maybe(_one_of(False)),
-    "fixed_input_size": _maybe({"type": "bool"}),
-    "pool_size": _maybe(_list(_int())),
+    "input_size": cs.no_info_after_validator_function(_check_size, _three(cs.int_schema())),
+    "interpolation": cs.literal_schema(["bicubic", "bilinear"]),
+    "crop_pct": cs.float_schema(ge=1, le=1),  # as this package trains: no part of an image is cut off
+    "crop_mode": cs.literal_schema(["squash"]),
+    "mean": _three(cs.float_schema(ge=0, lt=10)),
+    "std": _three(cs.float_schema(ge=0.001, lt=10)),
+    "custom_load": cs.nullable_schema(cs.literal_schema([False])),
+    "fixed_input_size": cs.nullable_schema(cs.bool_schema()),
+    "pool_size": cs.nullable_schema(cs.list_schema(cs.int_schema())),
     "first_conv": LAYER,
     "classifier": LAYER,
 }
@@ -98,62 +66,54 @@ PREPROCESSING = {
 # As `to_dict` of each writes it.
 OPERATING_POINT = {
     "name": NAME,
-    "codes": _list(NAME, min_length=1),
+    "codes": cs.list_schema(NAME, min_length=1),
     **dict.fromkeys(("target_sensitivity", "threshold", "sensitivity", "specificity"), FRACTION),
     **dict.fromkeys(("n_positive", "n_negative"), COUNT),
 }
 CALIBRATION = {
     "method": NAME,
-    "scale": _list(_float(gt=0, lt=1e6)),
-    "bias": _list(_float()),
-    "nll": _by_name(_float()),
+    "scale": cs.list_schema(cs.float_schema(gt=0, lt=1e6)),
+    "bias": cs.list_schema(cs.float_schema()),
+    "nll": cs.dict_schema(cs.str_schema(), cs.float_schema()),
 }
 DECISION = {
     "method": NAME,
-    "tau": _float(ge=0, le=10),
-    "melanoma_weight": _float(ge=0.001, le=1000),
-    "priors": _list(_float(gt=0, le=1)),
+    "tau": cs.float_schema(ge=0, le=10),
+    "melanoma_weight": cs.float_schema(ge=0.001, le=1000),
+    "priors": cs.list_schema(cs.float_schema(gt=0, le=1)),
 }
 ABSTENTION = {
-    "method": _one_of("normalised ViM"),
-    "threshold": _float(),
+    "method": cs.literal_schema(["normalised ViM"]),
+    "threshold": cs.float_schema(),
     "false_alarm_rate": FRACTION,
-    "residual_weight": _float(gt=0),
-    "n_features": _int(ge=1, le=2**20),
-    **dict.fromkeys(("centre", "directions"), _text()),
+    "residual_weight": cs.float_schema(gt=0),
+    "n_features": cs.int_schema(ge=1, le=2**20),
+    **dict.fromkeys(("centre", "directions"), cs.str_schema()),
 }
 
 # The root key `lesion`: what this package adds to timm's layout. Entries that it does not know are not read.
-NAMES = [
-    "package_version",
-    "run_id",
-    "dataset",
-    "protocol",
-    "base_model",
-    "license",
-    "data_fingerprint",
-    "splits_sha256",
-]
+NAMES = ["package_version", "run_id", "dataset", "protocol", "base_model", "license"]
+NAMES += ["data_fingerprint", "splits_sha256"]
 LESION = {
     "weights_sha256": SHA256,
-    "onnx_sha256": _maybe(SHA256),
-    "config_sha256": _maybe(SHA256),
-    **dict.fromkeys(NAMES, _maybe(NAME)),
-    "synthetic": _maybe({"type": "bool"}),
-    "calibration": _maybe(_object(CALIBRATION)),  # folded into the weights
-    "decision": _maybe(_object(DECISION)),
-    "operating_points": _maybe(_list(_object(OPERATING_POINT), max_length=MAX_OPERATING_POINTS)),
-    "abstention": _maybe(_object(ABSTENTION)),
-    "golden": _maybe({"type": "dict", "keys_schema": _text()}),
+    "onnx_sha256": cs.nullable_schema(SHA256),
+    "config_sha256": cs.nullable_schema(SHA256),
+    **dict.fromkeys(NAMES, cs.nullable_schema(NAME)),
+    "synthetic": cs.nullable_schema(cs.bool_schema()),
+    "calibration": cs.nullable_schema(_object(CALIBRATION)),  # folded into the weights
+    "decision": cs.nullable_schema(_object(DECISION)),
+    "operating_points": cs.nullable_schema(cs.list_schema(_object(OPERATING_POINT), max_length=MAX_OPERATING_POINTS)),
+    "abstention": cs.nullable_schema(_object(ABSTENTION)),
+    "golden": cs.nullable_schema(cs.dict_schema(cs.str_schema())),
 }
 
 # All else would be for somebody else to obey: model_args, auto_map, url, file and more.
 CONFIG = {
-    "architecture": _text(pattern=r"^[a-z0-9_]+$", max_length=MAX_TEXT),
-    "num_classes": _int(),
-    "num_features": _maybe(_int()),
-    "label_names": _list(NAME, min_length=2, max_length=MAX_CLASSES),
-    "label_descriptions": _by_name(NAME),
+    "architecture": cs.str_schema(pattern=r"^[a-z0-9_]+$", max_length=MAX_TEXT),
+    "num_classes": cs.int_schema(),
+    "num_features": cs.nullable_schema(cs.int_schema()),
+    "label_names": cs.list_schema(NAME, min_length=2, max_length=MAX_CLASSES),
+    "label_descriptions": cs.dict_schema(cs.str_schema(), NAME),
     "pretrained_cfg": _object(PREPROCESSING),
     "lesion": _object(LESION, others="ignore"),
 }
