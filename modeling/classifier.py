@@ -51,7 +51,7 @@ class LesionClassifier:
         self.interpolation: str = config["pretrained_cfg"]["interpolation"]  # of that transform
         self.operating_points = [OperatingPoint.from_dict(point) for point in self.lesion.get("operating_points") or []]
         decision = self.lesion.get("decision")
-        self.decision = Decision.from_dict(decision, self.codes) if decision else most_probable(self.codes)
+        self.decision = Decision.from_dict(decision) if decision else most_probable(self.codes)
         abstention = self.lesion.get("abstention")
         self.abstention = AbstentionRule.from_dict(abstention) if abstention else None
         self.provenance: dict[str, str | None] = {

@@ -134,8 +134,11 @@ def check_config(config: dict[str, Any], where: str) -> None:
         _validator().validate_python(config, strict=True)  # no number where a text is due
     except ValidationError as error:
         raise ModelFolderError(f"{where}: {_in_words(error)}.") from None
-    names = config["label_names"]
-    of_points = {code for point in config["lesion"].get("operating_points") or [] for code in point["codes"]}
+    names, lesion = config["label_names"], config["lesion"]
+    of_points = {code for point in lesion.get("operating_points") or [] for code in point["codes"]}
+    calibration, decision = lesion.get("calibration"), lesion.get("decision")
+    per_diagnosis = [calibration["scale"], calibration["bias"]] if calibration else []
+    per_diagnosis += [decision["priors"]] if decision else []
     problem = ""
     if len(set(names)) < len(names):
         problem = "label_names must be different names"
@@ -143,6 +146,8 @@ def check_config(config: dict[str, Any], where: str) -> None:
         problem = f"num_classes is {config['num_classes']}, but there are {len(names)} label_names"
     elif not of_points <= {*names}:
         problem = f"an operating point is of {shortened(sorted(of_points - {*names})[0])}, which is no label_name"
+    elif {len(numbers) for numbers in per_diagnosis} - {len(names)}:
+        problem = f"calibration and decision must have a number for each of the {len(names)} label_names"
     if problem:
         raise ModelFolderError(f"{where}: {problem}.")
 

@@ -68,16 +68,6 @@ def test_a_diagnosis_without_an_image_in_val_divides_by_no_zero() -> None:
     assert decision.melanoma_weight == 1
 
 
-def test_a_decision_survives_config_json_and_a_damaged_one_is_refused() -> None:
+def test_a_decision_survives_config_json() -> None:
     decision = fit_decision(*drawn(1000, 0), CODES)
-    values = json.loads(json.dumps(decision.to_dict()))
-    assert Decision.from_dict(values, CODES) == decision
-    for name, value in (
-        ("tau", float("nan")),
-        ("tau", -1),
-        ("melanoma_weight", 0),
-        ("priors", [0.0] * 4),
-        ("priors", [1]),
-    ):
-        with pytest.raises(ValueError, match="cannot be"):
-            Decision.from_dict({**values, name: value}, CODES)
+    assert Decision.from_dict(json.loads(json.dumps(decision.to_dict()))) == decision

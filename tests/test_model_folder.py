@@ -36,6 +36,10 @@ def calibration(**changes):
     return {"method": "vector scaling", "scale": [1.0] * 4, "bias": [0.0] * 4, "nll": {}, **changes}
 
 
+def decision(**changes):
+    return {"method": "most probable", "tau": 0.0, "melanoma_weight": 1.0, "priors": [0.25] * 4, **changes}
+
+
 def deep(levels):
     return [] if levels == 0 else [deep(levels - 1)]
 
@@ -114,6 +118,17 @@ def test_the_folder_says_which_key_is_whose(folder):
         (
             lambda c: c["lesion"].update(calibration=calibration(scale=[1, 1, 1, 0])),
             r"scale\.3: Input should be greater than 0",
+        ),
+        (lambda c: c["lesion"].update(calibration=calibration(bias=[0.0])), "for each of the 4 label_names"),
+        (lambda c: c["lesion"].update(decision=decision(priors=[1])), "for each of the 4 label_names"),
+        (
+            lambda c: c["lesion"].update(decision=decision(priors=[0.0] * 4)),
+            r"priors\.0: Input should be greater than 0",
+        ),
+        (lambda c: c["lesion"].update(decision=decision(tau=-1)), r"tau: Input should be greater"),
+        (
+            lambda c: c["lesion"].update(decision=decision(melanoma_weight=0)),
+            r"melanoma_weight: Input should be greater",
         ),
         (lambda c: c["lesion"].update(operating_points=[{}] * 101), "at most 100 items"),
         (lambda c: c["lesion"].update(threshold=float("nan")), "not valid JSON"),
