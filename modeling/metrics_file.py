@@ -84,6 +84,7 @@ CHANGE = {"flip_rate": RATE, "balanced_accuracy": RATE, "balanced_accuracy_gain"
 BASELINE = _section(sees=TEXT, balanced_accuracy=RATE, accuracy=RATE, model_minus_baseline=NUMBER)
 MAP = _section(**_all("heat_inside pointing_game iou", RATE))
 
+EPOCH = _section(epoch=COUNT, **_all("train/loss val/loss val/balanced_accuracy val/accuracy", float))
 QUARTILES = _section(**_all("lower_quartile median upper_quartile", float | None))
 COMPARED = _section(**_all("internal external difference", NUMBER))
 EXTERNAL = _section(
@@ -112,7 +113,8 @@ METRICS: type[_Section] = _section(
         **_all("dataset fingerprint", NAME | None),
         synthetic=bool,
         splits_sha256=SHA256,
-        **_all("protocol split_unit", NAME),
+        protocol=Literal["lesion", "original", "given", "external"],
+        split_unit=NAME,
         leakage=_by_name(FRACTION | None),
         flow=_section(
             **_all("in_dataset skipped", COUNT),
@@ -193,7 +195,7 @@ METRICS: type[_Section] = _section(
     external=(EXTERNAL | None, None),  # only of an external evaluation
     training=_section(
         options=_by_name(Any),
-        history=_rows(_by_name(Any)),
+        history=_rows(EPOCH),
         best_epoch=COUNT | None,
         selection=NAME,
         origin=(ORIGIN | None, None),

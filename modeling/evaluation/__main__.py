@@ -21,11 +21,10 @@ from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
-from modeling.evaluation.sections import HISTORY_KEYS, training_section
 from modeling.evaluation.verify import verify
-from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError, shortened
+from modeling.files import METRICS_NAME, SPLITS_NAME
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import ModelFolder, file_beside
+from modeling.model_folder import file_beside
 from modeling.training.outputs import Outputs, run_model
 
 if TYPE_CHECKING:
@@ -86,7 +85,8 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
 
     accelerator = Accelerator()
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision, device=accelerator.device)
-    before = known_before(classifier.source)
+    metrics_json = file_beside(classifier.source, METRICS_NAME)
+    before = read_metrics(metrics_json) if metrics_json else None
     external: External | None = None
     if options.external or options.official_test:
         loaded, name = open_data(classifier, options)
@@ -109,9 +109,9 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
         splits=splits,
         val_outputs=outputs["val"],
         test_outputs=outputs["test"],
-        protocol="external" if external else before["protocol"],
-        run=before["run"],
-        history=before["history"],
+        protocol="external" if external else before["data"]["protocol"] if before else "lesion",
+        run=before["training"] if before else None,
+        history=before["training"]["history"] if before else (),
         masks_dir=Path(options.masks) if options.masks else None,
         tta_on_all=options.tta,
         external=external,
@@ -186,29 +186,6 @@ def _run_split(
     stored = classifier.lesion.get("calibration")
     # The folder's weights are calibrated already; what they said before follows from its config.
     return replace(outputs, raw_logits=Calibration.from_dict(stored).undo(outputs.logits)) if stored else outputs
-
-
-def known_before(source: ModelFolder) -> dict[str, Any]:
-    """Return protocol, run and history as the metrics.json beside the weights has them.
-
-    Raises:
-        ModelFolderError: If the file is damaged.
-    """
-    path = file_beside(source, METRICS_NAME)
-    if path is None:
-        return {"protocol": "lesion", "run": None, "history": []}
-    content = read_metrics(path)
-    try:
-        training, protocol = content["training"], content["data"]["protocol"]
-        training_section(training, training["history"])
-        numbers = [record[key] for record in training["history"] for key in ("epoch", *HISTORY_KEYS)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelFolderError(f"{path} is damaged or of another version ({type(error).__name__}: {error}).") from error
-    if protocol not in ("lesion", "original", "given") or not all(
-        isinstance(number, int | float) for number in numbers
-    ):
-        raise ModelFolderError(f"{path} is damaged: protocol {shortened(protocol)}, or an epoch without its numbers.")
-    return {"protocol": protocol, "run": training, "history": training["history"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

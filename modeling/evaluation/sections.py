@@ -40,7 +40,6 @@ from modeling.labels import diagnosis_of
 
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
 N_FAILURES = 10
-HISTORY_KEYS = ("train/loss", "val/loss", "val/balanced_accuracy", "val/accuracy")  # what figures show of an epoch
 NO_VAL = {"reason": "the splits have no val images"}
 
 
@@ -400,12 +399,7 @@ def reference_section(context: Context) -> list[dict[str, Any]]:
 
 
 def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    options = {
-        name: value
-        for name, value in (run or {}).get("options", {}).items()
-        # A path belongs to one machine; what --init_from named is told by the origin.
-        if not (name.endswith("_dir") or name in ("splits", "init_from", "config"))
-    }
+    options = dict((run or {}).get("options", {}))
     selection = "val/accuracy" if options.get("recipe") == "original" else "val/balanced_accuracy"
     best = max(history, key=lambda record: record[selection], default=None)
     return {

@@ -78,10 +78,8 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
 
     from modeling.classifier import LesionClassifier
     from modeling.data.splits import read_splits, write_splits
-    from modeling.evaluation.__main__ import known_before
     from modeling.evaluation.verify import verify
     from modeling.files import ModelFolderError, file_sha256
-    from modeling.model_folder import resolve_model_folder
     from modeling.network import load_model_folder
     from modeling.publish.card import render_card
     from modeling.publish.hub import PublishError
@@ -127,12 +125,9 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
         return len(text).to_bytes(8, "little") + text
 
     scored = shutil.copytree(model_folder, scratch / "scored")
-    source = resolve_model_folder(scored)
 
     def read_metrics(data: bytes) -> bool:
         (scored / "metrics.json").write_bytes(data)
-        with contextlib.suppress(ModelFolderError):
-            known_before(source)
         try:
             "".join(render_card(scored).values()).encode()
         except PublishError as error:
