@@ -2,6 +2,7 @@
 
 Of the two only the one that computes is imported. ONNX Runtime answers one image four times faster than torch on two
 cores and takes a fortieth of the room; torch runs on GPUs, and explains networks that do not end in one linear layer.
+Both are safe under threads. Of a list, `batch_size` images go through the network together, and `lanes` batches at once.
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,47 +52,9 @@ class ModelOutputs:
         return softmax(self.logits)
 
 
-class Engine(Protocol):
-    """A loaded network; safe under threads.
-
-    Attributes:
-        name: "onnx" or "torch".
-        device: "cpu", "cuda:0", …
-        batch_size: Images of a list that go through the network together.
-        lanes: Batches of a list that are computed at once.
-        network: timm's network, frozen, for what no engine offers. With ONNX Runtime loaded on first use; needs torch.
-    """
-
-    @property
-    def name(self) -> EngineName: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def lanes(self) -> int: ...
-    @property
-    def network(self) -> Any: ...
-
-    def forward(self, pixel_values: np.ndarray, *, in_lane: bool = False) -> ModelOutputs:
-        """Run the network once on pixel_values, float32 (B, 3, S, S); `in_lane` if other lanes have the other cores."""
-        ...
-
-    def evidence(self, outputs: ModelOutputs) -> tuple[np.ndarray, EngineName]:
-        """Return the signed Grad-CAM of every diagnosis for one image, and what computed it.
-
-        Returns:
-            float32 (C, h, w), in units of the logit; and the engine, which is torch where ONNX Runtime cannot do it.
-
-        Raises:
-            ModelFolderError: If it needs torch, and that is not installed.
-        """
-        ...
-
-
 def open_engine(
     source: ModelFolder, config: Mapping[str, Any], *, device: str | None, engine: Literal["auto", "onnx", "torch"]
-) -> Engine:
+) -> "Engine":
     """Load the network of a model folder; of a Hub repository, download the file that this engine needs.
 
     Args:
@@ -175,15 +138,20 @@ class OnnxEngine:
             return self.__dict__.get("_lane_session") or _open_session(self._read(), 1)
 
     def forward(self, pixel_values: np.ndarray, *, in_lane: bool = False) -> ModelOutputs:
+        """Run the network once on pixel_values, float32 (B, 3, S, S); `in_lane` if other lanes have the other cores."""
         session = self._lane_session if in_lane and self.lanes > 1 else self._session
         logits, features, feature_maps = session.run(OUTPUT_NAMES, {"pixel_values": np.ascontiguousarray(pixel_values)})
         return ModelOutputs(feature_maps, features, logits)
 
     def evidence(self, outputs: ModelOutputs) -> tuple[np.ndarray, EngineName]:
-        """As promised by `Engine`.
+        """Return the signed Grad-CAM of every diagnosis for one image, float32 (C, h, w) in units of the logit, and its engine.
 
         Behind average pooling and one linear layer, the gradient of a logit is the same at every position of a channel:
-        the classifier's weight by the number of positions. So Grad-CAM is the classifier's row times the feature map.
+        the classifier's weight by the number of positions. So Grad-CAM is the classifier's row times the feature map. For
+        other networks torch computes it.
+
+        Raises:
+            ModelFolderError: If it needs torch, and that is not installed.
         """
         weight, maps, features = self.classifier_weight, outputs.feature_maps, outputs.features
         pooled = maps.mean(axis=(2, 3)) if maps.ndim == 4 else None
@@ -198,7 +166,7 @@ class OnnxEngine:
 
     @property
     def network(self) -> Any:
-        """As promised by `Engine`."""
+        """The network in timm, frozen, for what no engine offers; loaded on first use."""
         return self._torch.network
 
     @cached_property
@@ -276,3 +244,6 @@ class TorchEngine:
 
         with _installed():
             return class_evidence(self.network, outputs.feature_maps, outputs.logits.shape[1]), self.name
+
+
+Engine = OnnxEngine | TorchEngine
