@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from modeling.evaluation.bootstrap import Bootstrap, estimate, estimate_rate, not_estimable
+from modeling.evaluation.bootstrap import Bootstrap, estimate_rate
 from modeling.evaluation.context import METADATA
-from modeling.evaluation.metrics import replicated_balanced_accuracy, score_balanced
+from modeling.evaluation.metrics import balanced_accuracy_gain, score_balanced
 
 UNKNOWN = "unknown"
 
@@ -52,26 +52,17 @@ def score_baselines(
         bootstrap: Of the test lesions.
     """
     labels = np.array([list(codes).index(code) for code in test["label"]])
-    model, _ = score_balanced(predicted, labels, codes, bootstrap)
-    model_replicates = replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap)
     majority = list(codes).index(str(train["label"].value_counts().idxmax()))
     baselines = {
         "metadata_only": (metadata_only_predictions(train, test, codes), f"only {', '.join(METADATA)}"),
         "majority": (np.full(len(labels), majority), f"always {codes[majority]}, the most frequent in train"),
     }
-    result: dict[str, Any] = {"model": {"balanced_accuracy": model}}
-    for name, (baseline_predicted, sees) in baselines.items():
-        baseline, _ = score_balanced(baseline_predicted, labels, codes, bootstrap)
-        difference = model_replicates - replicated_balanced_accuracy(baseline_predicted, labels, len(codes), bootstrap)
-        gain = (
-            estimate(model["value"] - baseline["value"], difference, bootstrap.n_lesions)
-            if model["value"] is not None and baseline["value"] is not None
-            else not_estimable("one of the two is not estimable")
-        )
+    result: dict[str, Any] = {"model": {"balanced_accuracy": score_balanced(predicted, labels, codes, bootstrap)}}
+    for name, (answers, sees) in baselines.items():
         result[name] = {
             "sees": sees,
-            "balanced_accuracy": baseline,
-            "accuracy": estimate_rate(baseline_predicted == labels, labels >= 0, bootstrap, reason="no image"),
-            "model_minus_baseline": gain,
+            "balanced_accuracy": score_balanced(answers, labels, codes, bootstrap),
+            "accuracy": estimate_rate(answers == labels, labels >= 0, bootstrap, reason="no image"),
+            "model_minus_baseline": balanced_accuracy_gain(predicted, answers, labels, codes, bootstrap),
         }
     return result

@@ -47,6 +47,10 @@ class Bootstrap:
         )
         return (self.draws.astype(np.float64) @ by_lesion).reshape((len(self.draws), *values.shape[1:]))
 
+    def count(self, images: np.ndarray) -> int:
+        """Return how many lesions some images show, boolean (N,)."""
+        return len(np.unique(self.lesion_index[images]))
+
     def of(self, chosen: np.ndarray) -> "Bootstrap":
         """Return a bootstrap of the lesions that some images show (boolean (N,)), drawn afresh among themselves."""
         return bootstrap_lesions(self.lesion_index[chosen], n_replicates=len(self.draws))
@@ -99,27 +103,24 @@ def estimate(value: float | None, replicates: np.ndarray, n_lesions: int, *, rea
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
+def estimate_mean(values: np.ndarray, bootstrap: Bootstrap, *, reason: str = "") -> Estimate:
+    """Return the mean of those of the values (N,) that are defined, with its interval; `reason` is why none is."""
+    values = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(values)
+    totals = bootstrap.totals(np.stack([np.where(known, values, 0), known], axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        replicates = totals[:, 0] / totals[:, 1]
+    return estimate(values[known].mean() if known.any() else None, replicates, bootstrap.count(known), reason=reason)
+
+
 def estimate_rate(hits: np.ndarray, counted: np.ndarray, bootstrap: Bootstrap, *, reason: str) -> Estimate:
-    """Return the rate of hits among the images that count, with its interval.
+    """Return the rate of hits (boolean (N,)) among the images that count (boolean (N,)), with its interval.
 
     Where every lesion agrees (0 % or 100 %) no replicate can differ, and the bootstrap would claim certainty; then the
     open end is the exact binomial bound for that many lesions (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
-
-    Args:
-        hits: True where the image is a hit, shape (N,).
-        counted: True where the image counts, shape (N,).
-        bootstrap: Of the lesions of these N images.
-        reason: What to say if no image counts.
     """
-    counted = np.asarray(counted, dtype=bool)
-    if not counted.any():
-        return not_estimable(reason)
-    hits = np.asarray(hits, dtype=bool) & counted
-    totals = bootstrap.totals(np.stack([hits, counted], axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        replicates = totals[:, 0] / totals[:, 1]
-    n_lesions = len(np.unique(bootstrap.lesion_index[counted]))
-    return with_exact_bound(estimate(hits.sum() / counted.sum(), replicates, n_lesions), n_lesions)
+    rate = estimate_mean(np.where(counted, hits, np.nan), bootstrap, reason=reason)
+    return with_exact_bound(rate, bootstrap.count(counted))
 
 
 def with_exact_bound(rate: Estimate, n_lesions: int) -> Estimate:

@@ -24,9 +24,17 @@ from modeling.data.sources import LoadedImages, fingerprint
 from modeling.data.splits import COLUMNS, group_lesions, to_table
 from modeling.engines import BATCH_SIZE
 from modeling.estimates import format_estimate
-from modeling.evaluation.bootstrap import Bootstrap, Estimate, bootstrap_lesions, estimate, estimate_rate, not_estimable
+from modeling.evaluation.bootstrap import (
+    Bootstrap,
+    Estimate,
+    bootstrap_lesions,
+    estimate,
+    estimate_mean,
+    estimate_rate,
+    not_estimable,
+)
 from modeling.evaluation.context import Context, External, classify_images
-from modeling.evaluation.metrics import replicated_balanced_accuracy, replicated_confusion
+from modeling.evaluation.metrics import replicated_confusion, score_balanced
 from modeling.files import METRICS_NAME
 from modeling.labels import CODES
 from modeling.metrics_file import read_metrics
@@ -75,14 +83,13 @@ def calibration_in_the_large(probs: np.ndarray, labels: np.ndarray, codes: Seque
         codes: Diagnoses, length C.
         bootstrap: Of the lesions of these N images.
     """
-    result = {}
-    counted = np.ones(len(labels))
-    for index, code in enumerate(codes):
-        shows = labels == index
-        totals = bootstrap.totals(np.stack([probs[:, index] - shows, counted], axis=1))
-        excess = estimate(float((probs[:, index] - shows).mean()), totals[:, 0] / totals[:, 1], bootstrap.n_lesions)
-        result[code] = {"excess_probability": excess, "slope": _slope(probs[:, index], shows, bootstrap)}
-    return result
+    return {
+        code: {
+            "excess_probability": estimate_mean(probs[:, index] - (labels == index), bootstrap),
+            "slope": _slope(probs[:, index], labels == index, bootstrap),
+        }
+        for index, code in enumerate(codes)
+    }
 
 
 def _slope(probs: np.ndarray, shows: np.ndarray, bootstrap: Bootstrap) -> Estimate:
@@ -382,11 +389,7 @@ def challenge_score(
     mean = (
         not_estimable(f"no image of {', '.join(absent)}")
         if absent
-        else estimate(
-            float(np.mean([value["value"] for value in recall.values()])),
-            replicated_balanced_accuracy(predicted, labels, len(place), bootstrap),
-            bootstrap.n_lesions,
-        )
+        else score_balanced(predicted, labels, CHALLENGE_CLASSES, bootstrap)
     )
     known = [name for name in place if name in codes]
     note = f"{UNKNOWN_CLASS} is answered where the model abstains"

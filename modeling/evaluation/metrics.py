@@ -17,6 +17,7 @@ from modeling.evaluation.bootstrap import (
     Bootstrap,
     Estimate,
     estimate,
+    estimate_mean,
     estimate_rate,
     not_estimable,
     replicated_ranking,
@@ -170,7 +171,7 @@ def score_split(
     per_class = {}
     for index, code in enumerate(codes):
         is_code, is_predicted = labels == index, predicted == index
-        scores: dict[str, Any] = {"n_images": int(is_code.sum()), "n_lesions": _n_lesions(bootstrap, is_code)}
+        scores: dict[str, Any] = {"n_images": int(is_code.sum()), "n_lesions": bootstrap.count(is_code)}
         # The side of the data that a number rests on, and what to say when it is empty.
         bases = {
             "precision": (is_predicted, f"no image was predicted {code}"),
@@ -180,7 +181,7 @@ def score_split(
             base, reason = bases.get(name, (is_code, f"no image of {code} in this split"))
             if name in ("auroc", "average_precision") and is_code.all():
                 reason = f"every image shows {code}"
-            n_lesions = _n_lesions(bootstrap, base)
+            n_lesions = bootstrap.count(base)
             number = estimate(points[f"{code}/{name}"], replicates[f"{code}/{name}"], n_lesions, reason=reason)
             exact = name in ("precision", "recall", "specificity")
             scores[name] = with_exact_bound(number, n_lesions) if exact else number
@@ -243,18 +244,24 @@ def by_lesion(
     return sums / np.bincount(index)[:, None], lesion_labels.astype(int), ids
 
 
-def score_balanced(
-    predicted: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
-) -> tuple[Estimate, list[str]]:
-    """Return balanced accuracy over the diagnoses that occur, and which these are; for groups and baselines."""
-    present = [index for index in range(len(codes)) if (labels == index).any()]
-    names = [codes[index] for index in present]
+def score_balanced(predicted: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap) -> Estimate:
+    """Return balanced accuracy over the diagnoses that occur; for groups and baselines."""
+    present = np.unique(labels)
     if len(present) < 2:
-        return not_estimable(f"all images show {names[0]}"), names
+        return not_estimable(f"all images show {codes[present[0]]}")
     value = float(sklearn_metrics.recall_score(labels, predicted, labels=present, average="macro"))
-    return estimate(
-        value, replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap), bootstrap.n_lesions
-    ), names
+    return estimate(value, replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap), bootstrap.n_lesions)
+
+
+def balanced_accuracy_gain(
+    predicted: np.ndarray, other: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
+) -> Estimate:
+    """Return how far the balanced accuracy of some answers is above that of others to the same images."""
+    ours, theirs = (score_balanced(answers, labels, codes, bootstrap) for answers in (predicted, other))
+    if ours["value"] is None:
+        return ours
+    replicates = [replicated_balanced_accuracy(given, labels, len(codes), bootstrap) for given in (predicted, other)]
+    return estimate(ours["value"] - theirs["value"], replicates[0] - replicates[1], bootstrap.n_lesions)
 
 
 def replicated_balanced_accuracy(
@@ -286,13 +293,9 @@ def score_calibration(
     one_hot, most_probable = np.eye(len(codes))[labels], probs.argmax(axis=1)
     drawn = calibrated_labels(probs, bootstrap)
 
-    def mean(values: np.ndarray) -> Estimate:
-        totals = bootstrap.totals(np.stack([values, np.ones(len(values))], axis=1))
-        return estimate(float(values.mean()), totals[:, 0] / totals[:, 1], bootstrap.n_lesions)
-
     return {
-        "nll": mean(-log_probs[rows, labels]),
-        "brier": mean(((probs - one_hot) ** 2).sum(axis=1)),
+        "nll": estimate_mean(-log_probs[rows, labels], bootstrap),
+        "brier": estimate_mean(((probs - one_hot) ** 2).sum(axis=1), bootstrap),
         "ece": ece_beside_chance(probs[rows, most_probable], labels == most_probable, drawn == most_probable),
         "ece_per_class": {
             code: ece_beside_chance(probs[:, index], labels == index, drawn == index)
@@ -376,9 +379,9 @@ def score_operating_point(
     prevalence = float(is_positive.mean())
     return {
         "n_positive_images": int(is_positive.sum()),
-        "n_positive_lesions": _n_lesions(bootstrap, is_positive),
+        "n_positive_lesions": bootstrap.count(is_positive),
         "n_negative_images": int((~is_positive).sum()),
-        "n_negative_lesions": _n_lesions(bootstrap, ~is_positive),
+        "n_negative_lesions": bootstrap.count(~is_positive),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "at_prevalence": [
@@ -457,7 +460,3 @@ def risk_coverage(uncertainty: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarra
     order = np.argsort(uncertainty, kind="stable")
     answered = np.arange(1, len(wrong) + 1)
     return answered / len(wrong), np.cumsum(wrong[order]) / answered
-
-
-def _n_lesions(bootstrap: Bootstrap, images: np.ndarray) -> int:
-    return len(np.unique(bootstrap.lesion_index[images]))

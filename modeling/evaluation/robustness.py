@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from modeling.data.artefacts import draw_ink, draw_ruler, draw_vignette
-from modeling.evaluation.bootstrap import Bootstrap, estimate, estimate_rate, not_estimable
-from modeling.evaluation.metrics import replicated_balanced_accuracy, score_balanced
+from modeling.evaluation.bootstrap import Bootstrap, estimate_rate
+from modeling.evaluation.metrics import balanced_accuracy_gain, score_balanced
 
 SEED = 0
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -83,17 +83,8 @@ def score_change(
         codes: Diagnoses of the model.
         bootstrap: Of the lesions of these N images.
     """
-    after, _ = score_balanced(changed, labels, codes, bootstrap)
-    before, _ = score_balanced(plain, labels, codes, bootstrap)
-    if after["value"] is None:
-        gain = not_estimable(after["reason"])
-    else:
-        differences = replicated_balanced_accuracy(
-            changed, labels, len(codes), bootstrap
-        ) - replicated_balanced_accuracy(plain, labels, len(codes), bootstrap)
-        gain = estimate(after["value"] - before["value"], differences, bootstrap.n_lesions)
     return {
         "flip_rate": estimate_rate(changed != plain, labels >= 0, bootstrap, reason="no image"),
-        "balanced_accuracy": after,
-        "balanced_accuracy_gain": gain,
+        "balanced_accuracy": score_balanced(changed, labels, codes, bootstrap),
+        "balanced_accuracy_gain": balanced_accuracy_gain(changed, plain, labels, codes, bootstrap),
     }

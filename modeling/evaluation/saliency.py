@@ -19,12 +19,13 @@ from scipy.stats import rankdata
 
 from modeling.classifier import LesionClassifier
 from modeling.engines import TorchEngine
-from modeling.evaluation.bootstrap import Bootstrap, estimate, not_estimable
+from modeling.evaluation.bootstrap import Bootstrap, estimate_mean
 from modeling.evaluation.context import track
 
 SEED = 0
 MASK_NAME = "{image_id}_segmentation.png"
 SCORES = ("heat_inside", "pointing_game", "iou")
+NO_HEAT = "no map has any heat"
 REMOVED_PERCENT = (10, 30, 50)
 OFF_CENTRE = 0.65
 
@@ -158,7 +159,7 @@ def score_heat_maps(
         "n_lesions": bootstrap.n_lesions,
         "mean_lesion_fraction": float(np.mean([inside.mean() for inside in masks])),
         **_mean_scores(scores, bootstrap),
-        "similarity_to_randomised": _mean(np.array(similarity), bootstrap),
+        "similarity_to_randomised": estimate_mean(np.array(similarity), bootstrap, reason=NO_HEAT),
         "off_centre": {"n_images": sum(used), **_mean_scores(moved, bootstrap.of(np.array(used)))}
         if any(used)
         else {"reason": "no crop shows a lesion and something else"},
@@ -170,7 +171,10 @@ def _mean_scores(scores: dict[str, list[dict[str, float]]], bootstrap: Bootstrap
     return {
         name: {
             "n_without_heat": int(sum(np.isnan(row["iou"]) for row in rows)),
-            **{score: _mean(np.array([row[score] for row in rows]), bootstrap) for score in SCORES},
+            **{
+                score: estimate_mean(np.array([row[score] for row in rows]), bootstrap, reason=NO_HEAT)
+                for score in SCORES
+            },
         }
         for name, rows in scores.items()
     }
@@ -209,7 +213,7 @@ def score_road(classifier: LesionClassifier, images: Sequence[Image.Image], boot
     return {
         "n_images": len(images),
         "n_lesions": bootstrap.n_lesions,
-        **{name: _mean(np.array(values), bootstrap) for name, values in scores.items()},
+        **{name: estimate_mean(np.array(values), bootstrap) for name, values in scores.items()},
     }
 
 
@@ -227,14 +231,3 @@ def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     if any(values.std() == 0 for values in ranks):
         return np.nan
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _mean(values: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Mean of what is defined, with its interval."""
-    known = np.isfinite(values)
-    if not known.any():
-        return not_estimable("no map has any heat")
-    totals = bootstrap.totals(np.stack([np.where(known, values, 0), known], axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        replicates = totals[:, 0] / totals[:, 1]
-    return estimate(float(values[known].mean()), replicates, len(np.unique(bootstrap.lesion_index[known])))

@@ -207,7 +207,7 @@ def abstention_section(context: Context) -> dict[str, Any]:
                 if abstained.all()
                 else score_balanced(
                     test.predicted[~abstained], test.labels[~abstained], context.codes, test.bootstrap.of(~abstained)
-                )[0],
+                ),
             },
         },
         "near": {
@@ -313,7 +313,7 @@ def robustness_section(context: Context) -> dict[str, Any]:
         "n_images": len(sample.images),
         "n_lesions": sample.bootstrap.n_lesions,
         "sample": SAMPLE_WORDS,
-        "balanced_accuracy": score_balanced(sample.predicted, sample.labels, codes, sample.bootstrap)[0],
+        "balanced_accuracy": score_balanced(sample.predicted, sample.labels, codes, sample.bootstrap),
         "changes": {name: score(name) for name in track(CHANGES, "robustness")},
     }
 

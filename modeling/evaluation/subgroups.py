@@ -50,21 +50,18 @@ def _score_group(
         return {**scores, "suppressed": f"fewer than {MIN_LESIONS} lesions"}
     probs, labels, predicted = test.probs[chosen], test.labels[chosen], test.predicted[chosen]
 
-    def n_lesions(counted: np.ndarray) -> int:
-        return len(np.unique(inside.lesion_index[counted]))
-
     def rate(hits: np.ndarray, counted: np.ndarray, what: str) -> dict[str, Any]:
-        if n_lesions(counted) < MIN_LESIONS:
+        if inside.count(counted) < MIN_LESIONS:
             return not_estimable(f"suppressed: fewer than {MIN_LESIONS} lesions {what}")
         return estimate_rate(hits, counted, inside, reason="no image")
 
     # The guard holds for each diagnosis that the mean is made of: one lesion of BKL would weigh as much as 300 of NV.
-    enough = [index for index in range(len(codes)) if n_lesions(labels == index) >= MIN_LESIONS]
+    enough = [index for index in range(len(codes)) if inside.count(labels == index) >= MIN_LESIONS]
     counted = np.isin(labels, enough)
     if len(enough) < 2:
         balanced = not_estimable(f"suppressed: fewer than two diagnoses with {MIN_LESIONS} lesions")
     else:
-        balanced, _ = score_balanced(predicted[counted], labels[counted], codes, inside.of(counted))
+        balanced = score_balanced(predicted[counted], labels[counted], codes, inside.of(counted))
     scores |= {
         "accuracy": rate(predicted == labels, labels >= 0, "in the group"),
         "balanced_accuracy": balanced,

@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
-from modeling.evaluation.bootstrap import bootstrap_lesions
+from modeling.evaluation.bootstrap import bootstrap_lesions, estimate_mean
 from modeling.evaluation.saliency import (
-    _mean,
     _ranks,
     centred_blob,
     off_centre,
@@ -183,7 +182,7 @@ def test_ranks_keep_the_order_of_heat_and_break_only_ties_by_chance() -> None:
 
 
 def test_maps_without_heat_count_neither_in_the_mean_nor_in_its_interval() -> None:
-    found = _mean(np.array([0.2, np.nan, 0.4, 0.6, np.nan, np.nan]), bootstrap_lesions([*"abcdef"]))
+    found = estimate_mean(np.array([0.2, np.nan, 0.4, 0.6, np.nan, np.nan]), bootstrap_lesions([*"abcdef"]))
     assert found["value"] == pytest.approx(0.4)
     assert found["high"] == pytest.approx(0.6)
-    assert "one lesion" in _mean(np.array([0.2, np.nan, np.nan]), bootstrap_lesions([*"abc"]))["reason"]
+    assert "one lesion" in estimate_mean(np.array([0.2, np.nan, np.nan]), bootstrap_lesions([*"abc"]))["reason"]
