@@ -111,21 +111,13 @@ def train(options: TrainOptions) -> None:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run learns from.
+    """What a run learns from."""
 
-    Attributes:
-        everything: All usable images.
-        chosen: Those of the diagnoses to tell apart; labels count from 0 in the order of `codes`.
-        codes: Those diagnoses.
-        splits: Rows of splits.csv.
-        config: Content of train_config.json.
-    """
-
-    everything: Dataset
-    chosen: Dataset
+    everything: Dataset  # all usable images
+    chosen: Dataset  # those of the diagnoses to tell apart; labels count from 0 in the order of `codes`
     codes: list[str]
-    splits: pd.DataFrame
-    config: dict[str, Any]
+    splits: pd.DataFrame  # rows of splits.csv
+    config: dict[str, Any]  # content of train_config.json
 
 
 def prepare_data(

@@ -24,22 +24,15 @@ class AbstentionRule:
     directions in which those of known images vary, minus the energy of the calibrated logits. Without the normalisation
     (Mahalanobis++, arXiv:2505.18032) an image with weak features, such as a blank one, lies near the centre and passes.
     benchmarks/README.md compares it with what else there is; the kinds that chose it are marked in metrics.json.
-
-    Attributes:
-        threshold: Images with a higher score are refused.
-        false_alarm_rate: Fraction of val images above the threshold.
-        residual_weight: Brings the distance to the scale of the logits.
-        centre: Mean of the normalised features of val, float32 (D,).
-        directions: Orthonormal directions of greatest variance, float32 (K, D).
     """
 
     method: ClassVar[str] = "normalised ViM"
 
-    threshold: float
-    false_alarm_rate: float
-    residual_weight: float
-    centre: np.ndarray
-    directions: np.ndarray
+    threshold: float  # images with a higher score are refused
+    false_alarm_rate: float  # fraction of val images above the threshold
+    residual_weight: float  # brings the distance to the scale of the logits
+    centre: np.ndarray  # mean of the normalised features of val, float32 (D,)
+    directions: np.ndarray  # orthonormal, of greatest variance, float32 (K, D)
 
     @classmethod
     def fit(

@@ -24,18 +24,12 @@ class Calibration:
     """What raw logits are multiplied by and shifted by, diagnosis by diagnosis, so that probabilities mean what they say.
 
     It folds into the classifier layer (`network.fold_calibration`), so that every loader gives calibrated probabilities.
-
-    Attributes:
-        method: One of CALIBRATIONS.
-        scale: Length C, above 0.
-        bias: Length C.
-        nll: Mean negative log-likelihood (nats) of each method on val, cross-validated over lesions.
     """
 
-    method: str
-    scale: tuple[float, ...]
-    bias: tuple[float, ...]
-    nll: dict[str, float]
+    method: str  # one of CALIBRATIONS
+    scale: tuple[float, ...]  # length C, above 0
+    bias: tuple[float, ...]  # length C
+    nll: dict[str, float]  # mean (nats) of each method on val, cross-validated over lesions
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated logits (N, C) of raw ones, in their own precision."""

@@ -21,16 +21,11 @@ class Decision:
     answers as if all diagnoses were equally frequent (Menon et al. 2021, arXiv:2007.07314); the weight says how much worse
     a missed melanoma is than another mistake (Elkan 2001, The foundations of cost-sensitive learning). The probabilities
     themselves stay calibrated, and loaders that know of no decision (transformers, timm) answer with the most probable.
-
-    Attributes:
-        tau: 0 or above.
-        melanoma_weight: Above 0; without effect on a model that does not know melanoma.
-        priors: How frequent each diagnosis is in val, length C, in the model's order.
     """
 
-    tau: float
-    melanoma_weight: float
-    priors: tuple[float, ...]
+    tau: float  # 0 or above
+    melanoma_weight: float  # above 0; without effect on a model that does not know melanoma
+    priors: tuple[float, ...]  # how frequent each diagnosis is in val, length C, in the model's order
 
     @property
     def method(self) -> str:

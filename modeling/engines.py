@@ -34,17 +34,11 @@ INSTALL_TORCH = 'pip install "skin-lesion-classifier[torch]" (in a clone: pip in
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What a network says of N images.
+    """What a network says of N images."""
 
-    Attributes:
-        feature_maps: (N, K, h, w), before pooling; an array, or with the torch engine a tensor that stays on its device.
-        features: Penultimate features, float32 (N, D); abstention is decided on them.
-        logits: Calibrated logits, float32 (N, C).
-    """
-
-    feature_maps: Any
-    features: np.ndarray
-    logits: np.ndarray
+    feature_maps: Any  # (N, K, h, w), before pooling; an array, or with the torch engine a tensor on its device
+    features: np.ndarray  # penultimate, float32 (N, D); abstention is decided on them
+    logits: np.ndarray  # calibrated, float32 (N, C)
 
     @property
     def probs(self) -> np.ndarray:

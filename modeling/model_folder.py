@@ -29,19 +29,12 @@ MAX_GIB = {WEIGHTS_NAME: 4, ONNX_NAME: 2}  # protobuf's own limit for the second
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that holds a model, and where it came from.
-
-    Attributes:
-        path: The folder on this machine.
-        model_id: Hub repository id, or the name of the run for a local folder.
-        revision: Full commit hash on the Hub; None for a local folder.
-        from_cache: True if the Hub did not answer and an earlier download is used.
-    """
+    """A folder that holds a model, and where it came from."""
 
     path: Path
-    model_id: str
-    revision: str | None
-    from_cache: bool = False
+    model_id: str  # Hub repository id, or the name of the run for a local folder
+    revision: str | None  # full commit hash on the Hub; None for a local folder
+    from_cache: bool = False  # the Hub did not answer, and an earlier download is used
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:

@@ -51,17 +51,11 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class LoadedImages:
-    """All usable images of a dataset.
+    """All usable images of a dataset."""
 
-    Attributes:
-        dataset: In the columns of the contract.
-        hashes: image_id, lesion_id and perceptual hash of each (`modeling.data.duplicates`).
-        given_splits: The split that the dataset itself puts each image in, by image id; None if it has just one.
-    """
-
-    dataset: datasets.Dataset
-    hashes: pd.DataFrame
-    given_splits: dict[str, str] | None = None
+    dataset: datasets.Dataset  # in the columns of the contract
+    hashes: pd.DataFrame  # image_id, lesion_id and perceptual hash of each (`modeling.data.duplicates`)
+    given_splits: dict[str, str] | None = None  # the dataset's own split of each image id; None if it has just one
 
 
 def load_data(

@@ -24,15 +24,10 @@ Estimate = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How often each lesion was drawn in each of R replicates.
+    """How often each of L lesions was drawn in each of R replicates."""
 
-    Attributes:
-        lesion_index: Which lesion each image shows, shape (N,), in 0 … L-1.
-        draws: How often each lesion was drawn, float32 (R, L).
-    """
-
-    lesion_index: np.ndarray
-    draws: np.ndarray
+    lesion_index: np.ndarray  # which lesion each image shows, (N,), in 0 … L-1
+    draws: np.ndarray  # float32 (R, L)
 
     @property
     def n_lesions(self) -> int:

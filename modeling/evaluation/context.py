@@ -33,21 +33,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Split:
-    """One split as the model answers it.
+    """One split as the model answers it, N images."""
 
-    Attributes:
-        outputs: Calibrated, with image ids.
-        rows: METADATA, `image_id`, `lesion_id` and `label` (code) of each image, in the order of the outputs.
-        probs: Calibrated probabilities, float64 (N, C).
-        predicted: The first answer, a label for each image, shape (N,).
-        bootstrap: Of the lesions of these images.
-    """
-
-    outputs: Outputs
-    rows: pd.DataFrame
-    probs: np.ndarray
-    predicted: np.ndarray
-    bootstrap: Bootstrap
+    outputs: Outputs  # calibrated
+    rows: pd.DataFrame  # METADATA, `image_id`, `lesion_id` and `label` (code), in the order of the outputs
+    probs: np.ndarray  # float64 (N, C)
+    predicted: np.ndarray  # the first answer, a label for each image, (N,)
+    bootstrap: Bootstrap  # of the lesions of these images
 
     @property
     def labels(self) -> np.ndarray:
@@ -57,56 +49,32 @@ class Split:
 
 @dataclass(frozen=True)
 class External:
-    """Where the images of an external evaluation come from, and what they are compared with.
+    """Where the images of an external evaluation come from, and what they are compared with."""
 
-    Attributes:
-        name: Of the dataset, as others see it.
-        fingerprint: Of all its images.
-        internal: Content of the model's own metrics.json; None if it was published without.
-        left_out: Images that the model has seen: image_id, known_id and reason (`data.duplicates.find_known`).
-        compared_by: What they were found by, in words.
-        challenge: True for the official test of ISIC 2019, which is also scored as the challenge did.
-    """
-
-    name: str
+    name: str  # of the dataset, as others see it
     fingerprint: str
-    internal: Mapping[str, Any] | None
-    left_out: pd.DataFrame
-    compared_by: str
-    challenge: bool = False
+    internal: Mapping[str, Any] | None  # content of the model's own metrics.json; None if it was published without
+    left_out: pd.DataFrame  # images that the model has seen, as of `find_known`
+    compared_by: str  # what they were found by, in words
+    challenge: bool  # the official test of ISIC 2019, which is also scored as the challenge did
 
 
 @dataclass(frozen=True)
 class Context:
-    """Everything that the sections of metrics.json are computed from; each section is a function of it.
-
-    Attributes:
-        classifier: The finished model: calibrated, with operating points and abstention rule in its config.
-        dataset: All images in the columns of the contract, those of other diagnoses included.
-        splits: Rows of `splits.make_splits` or `read_splits`.
-        val_outputs: Calibrated outputs of val, with image ids; None if the splits have no val.
-        test_outputs: The same of test.
-        protocol: How the splits were made, "lesion", "original" or "given".
-        n_skipped: Images left out because they could not be read.
-        run: Content of train_config.json, if known.
-        history: One record an epoch, as in log.jsonl.
-        masks_dir: Holds `<image_id>_segmentation.png`; without it heat maps are not scored against masks.
-        tta_on_all: Measure test-time augmentation on all of test, not on the sample.
-        external: Given where the images are not the model's own data.
-    """
+    """Everything that the sections of metrics.json are computed from; each section is a function of it."""
 
     classifier: LesionClassifier
-    dataset: datasets.Dataset
+    dataset: datasets.Dataset  # all images in the columns of the contract, those of other diagnoses included
     splits: pd.DataFrame
-    val_outputs: Outputs | None
+    val_outputs: Outputs | None  # calibrated; None if the splits have no val
     test_outputs: Outputs
-    protocol: str = "lesion"
-    n_skipped: int = 0
-    run: Mapping[str, Any] | None = None
-    history: Sequence[Mapping[str, Any]] = ()
-    masks_dir: Path | None = None
-    tta_on_all: bool = False
-    external: External | None = None
+    protocol: str = "lesion"  # how the splits were made
+    n_skipped: int = 0  # images left out because they could not be read
+    run: Mapping[str, Any] | None = None  # content of train_config.json, if known
+    history: Sequence[Mapping[str, Any]] = ()  # one record an epoch, as in log.jsonl
+    masks_dir: Path | None = None  # of <image_id>_segmentation.png; without it heat maps are not scored against masks
+    tta_on_all: bool = False  # measure test-time augmentation on all of test, not on the sample
+    external: External | None = None  # given where the images are not the model's own data
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -184,22 +152,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Sample:
-    """The images of test that are looked at many times.
+    """The n images of test that are looked at many times."""
 
-    Attributes:
-        places: Position of each in test, shape (n,).
-        rows: As in `Split`.
-        images: Upright RGB images.
-        labels: True labels, shape (n,).
-        predicted: The first answer to each image as it is, shape (n,).
-        bootstrap: Of the lesions of these images.
-    """
-
-    places: np.ndarray
-    rows: pd.DataFrame
-    images: list[Image.Image]
-    labels: np.ndarray
-    predicted: np.ndarray
+    places: np.ndarray  # position of each in test, (n,)
+    rows: pd.DataFrame  # as in `Split`
+    images: list[Image.Image]  # upright RGB
+    labels: np.ndarray  # (n,)
+    predicted: np.ndarray  # the first answer to each image as it is, (n,)
     bootstrap: Bootstrap
 
 

@@ -245,7 +245,7 @@ def mix_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[s
 
 
 def open_external(
-    classifier: LesionClassifier, loaded: LoadedImages, *, name: str, challenge: bool = False
+    classifier: LesionClassifier, loaded: LoadedImages, *, name: str, challenge: bool
 ) -> tuple[datasets.Dataset, pd.DataFrame, External]:
     """Leave out what the model has seen and make every other image of a known diagnosis test.
 

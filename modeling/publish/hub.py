@@ -38,17 +38,11 @@ class PublishError(RuntimeError):
 
 @dataclass(frozen=True)
 class Published:
-    """What is on the Hub after a push; `str()` of it is the address.
+    """What is on the Hub after a push; `str()` of it is the address."""
 
-    Attributes:
-        url: Page of the repository.
-        revision: Full hash of the commit that holds what was pushed.
-        changed: False if the Hub already had exactly this.
-    """
-
-    url: str
-    revision: str
-    changed: bool
+    url: str  # page of the repository
+    revision: str  # full hash of the commit that holds what was pushed
+    changed: bool  # False if the Hub already had exactly this
 
     def __str__(self) -> str:
         return self.url

@@ -95,7 +95,7 @@ def describe_run(
     return {
         "run_id": hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12],
         **fixed,
-        "origin": origin.to_dict(),
+        "origin": dataclasses.asdict(origin),
         "versions": {
             "python": platform.python_version(),
             **{

@@ -4,7 +4,7 @@
 own layout. An earlier model may have seen the images that a new run tests on, so its splits are compared with the new ones.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,13 @@ from modeling.network import TimmModel
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights came from that training started with, as metrics.json and the card say it.
+    """Where the weights came from that training started with, as metrics.json and the card say it."""
 
-    Attributes:
-        kind: "scratch" (random weights), "pretrained" (timm's weights from the Hub) or "weights" (`--init_from`).
-        name: Of the repository, folder or file; None from scratch.
-        sha256: Of its weights file; None from scratch, and where timm downloaded it.
-        base_model: Hub id of the model that these weights are, or were trained from; "unknown origin" where they do not say.
-        overlap: How it was made sure that they have not seen the images of val and test, or why it could not be.
-    """
-
-    kind: str
-    name: str | None = None
-    sha256: str | None = None
-    base_model: str | None = None
-    overlap: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    kind: str  # "scratch" (random weights), "pretrained" (timm's weights from the Hub) or "weights" (`--init_from`)
+    name: str | None = None  # of the repository, folder or file; None from scratch
+    sha256: str | None = None  # of its weights file; None from scratch, and where timm downloaded it
+    base_model: str | None = None  # Hub id of the model that they are, or were trained from; UNKNOWN_ORIGIN if not said
+    overlap: str | None = None  # how it was made sure that they have not seen val and test, or why it could not be
 
 
 @dataclass(frozen=True)

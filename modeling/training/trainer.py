@@ -153,43 +153,23 @@ class StopRequest:
 
 @dataclass
 class Trainer:
-    """One run's moving parts. Make it after `accelerator.prepare`; then `resume` or not, then `run`.
-
-    Attributes:
-        accelerator: Devices and processes.
-        model: The prepared network.
-        optimizer: The prepared optimiser.
-        scheduler: Learning-rate schedule, not prepared: it counts optimiser steps of the whole run.
-        ema: Moving average of the weights, which is what is evaluated and kept; None to keep the weights themselves.
-        train_loader: Prepared, shuffled.
-        val_loader: Prepared, in order.
-        score: val probabilities (N, C) and labels (N,) → metrics of the epoch.
-        selection: Name of the metric that chooses the best epoch.
-        epochs: How many at most.
-        patience: Stop after so many epochs without a better score.
-        max_grad_norm: Bound on the gradient's norm; infinity for none.
-        max_bad_steps: Give up after so many steps without a finite gradient.
-        checkpoint_every: Beside the one at the end of each epoch.
-        seed: Of dropout.
-        checkpoints: Where to write them.
-        log: `log.jsonl`.
-    """
+    """One run's moving parts. Make it after `accelerator.prepare`; then `resume` or not, then `run`."""
 
     accelerator: Accelerator
     model: nn.Module
     optimizer: Any
-    scheduler: Any
-    ema: ModelEmaV3 | None
+    scheduler: Any  # not prepared: it counts optimiser steps of the whole run
+    ema: ModelEmaV3 | None  # moving average of the weights, which is then what is evaluated and kept
     train_loader: DataLoader
     val_loader: DataLoader
-    score: Callable[[np.ndarray, np.ndarray], dict[str, float]]
-    selection: str
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]]  # probabilities (N, C), labels (N,) → metrics
+    selection: str  # the metric that chooses the best epoch
     epochs: int
     patience: int
     max_grad_norm: float
     max_bad_steps: int
     checkpoint_every: CheckpointInterval
-    seed: int
+    seed: int  # of dropout
     checkpoints: Checkpoints
     log: "EpochLog"
     progress: Progress = field(default_factory=Progress)
