@@ -27,7 +27,7 @@ from datasets import Dataset
 
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, read_hashes, write_hashes
-from modeling.data.sources import LoadedImages, fingerprint, load_images, select_diagnoses
+from modeling.data.sources import LoadedImages, fingerprint, load_images, rows_of, select_diagnoses
 from modeling.data.splits import (
     SPLITS,
     check_no_leakage,
@@ -238,11 +238,10 @@ def prepare_model(
     failure: Exception | None = None
     if accelerator.is_main_process:
         one_each = data.splits[data.splits["split"] == "val"].groupby("label")["image_id"].first()
-        rows = data.chosen.select([data.chosen["image_id"].index(image_id) for image_id in one_each])
         try:
             rehearse(
                 run_dir,
-                rows,
+                rows_of(data.chosen, one_each),
                 options=options,
                 accelerator=accelerator,
                 model=model,
@@ -284,10 +283,7 @@ def fit(
     )
     trainer.run()
     trainer.load_best()
-    outputs = {
-        split: run_model(trainer.evaluated_model, loaders[split], accelerator, image_ids=parts[split].image_ids)
-        for split in ("val", "test")
-    }
+    outputs = {split: run_model(trainer.evaluated_model, loaders[split], accelerator) for split in ("val", "test")}
     accelerator.end_training()
     return Fitted(trainer.evaluated_model, outputs, trainer.progress.history)
 

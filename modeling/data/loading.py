@@ -31,6 +31,7 @@ class LesionDataset(TorchDataset):
             seed: Of the augmentation.
         """
         self.images = images
+        self.image_ids: list[str] = images.source["image_id"][:]
         self.labels = list(labels)
         self.augmentation = augmentation
         self.seed = seed

@@ -272,6 +272,12 @@ def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> dat
     return result.select_columns(columns).select(np.flatnonzero(relabelled >= 0))
 
 
+def rows_of(dataset: datasets.Dataset, image_ids: Sequence[str]) -> datasets.Dataset:
+    """Return the rows of these images, in this order."""
+    position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
+    return dataset.select([position[image_id] for image_id in image_ids])
+
+
 def fingerprint(dataset: datasets.Dataset) -> str:
     """Return a sha256 over all columns, and image sizes or contents: the same on every machine.
 

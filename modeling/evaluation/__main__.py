@@ -16,7 +16,7 @@ from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
-from modeling.data.sources import LoadedImages, load_images
+from modeling.data.sources import LoadedImages, load_images, rows_of
 from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
@@ -176,13 +176,12 @@ def _run_split(
     accelerator: "Accelerator",
     batch_size: int,
 ) -> Outputs:
-    position = {image_id: place for place, image_id in enumerate(dataset["image_id"])}
-    rows = dataset.select([position[image_id] for image_id in image_ids])
+    rows = rows_of(dataset, image_ids)
     names = dataset.features["label"].names
     images = resized_images(rows, fingerprint="", size_px=classifier.size_px, exact=True, cache_gb=0)
     part = LesionDataset(images, [classifier.codes.index(names[label]) for label in rows["label"]])
     loader = accelerator.prepare(DataLoader(part, batch_size=batch_size))
-    outputs = run_model(classifier.engine.network, loader, accelerator, image_ids=image_ids)
+    outputs = run_model(classifier.engine.network, loader, accelerator)
     stored = classifier.lesion.get("calibration")
     # The folder's weights are calibrated already; what they said before follows from its config.
     return replace(outputs, raw_logits=Calibration.from_dict(stored).undo(outputs.logits)) if stored else outputs

@@ -67,7 +67,7 @@ def rehearse(
         )
         step = "the scoring of val"
         images = lesion_dataset(rows, options, model.pretrained_cfg, training=False)
-        val = run_model(model, DataLoader(images, len(rows)), image_ids=rows["image_id"])
+        val = run_model(model, DataLoader(images, len(rows)))
         step = "calibration and the writing of the model folder"
         calibration = write_model_folder(folder, model=model, val=val, options=options, config=config)
         step = "the ONNX export"

@@ -1,6 +1,5 @@
 """From splits to prepared loaders: decoded and resized once, train augmented."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -11,16 +10,9 @@ from torch.utils.data import DataLoader
 from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset, leave_signals_to_the_trainer
+from modeling.data.sources import rows_of
 from modeling.process import default_num_workers
 from modeling.training.options import TrainOptions
-
-
-@dataclass(frozen=True)
-class SplitData:
-    """One split, ready for a DataLoader, with the ids of its images by position."""
-
-    images: LesionDataset
-    image_ids: list[str]
 
 
 def split_datasets(
@@ -30,14 +22,11 @@ def split_datasets(
     data_fingerprint: str,
     pretrained_cfg: dict[str, Any],
     accelerator: Accelerator,
-) -> dict[str, SplitData]:
+) -> dict[str, LesionDataset]:
     """Decode and resize the images of each split; train is augmented unless the recipe is the reference system's."""
-    position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
-    parts = {}
-    for split in ("train", "val", "test"):
-        image_ids = splits.loc[splits["split"] == split, "image_id"].tolist()
-        images = lesion_dataset(
-            dataset.select([position[image_id] for image_id in image_ids]),
+    return {
+        split: lesion_dataset(
+            rows_of(dataset, splits["image_id"][splits["split"] == split]),
             options,
             pretrained_cfg,
             training=split == "train",
@@ -45,8 +34,8 @@ def split_datasets(
             cache_gb=options.image_cache_gb,
             show_progress=accelerator.is_main_process,
         )
-        parts[split] = SplitData(images, image_ids)
-    return parts
+        for split in ("train", "val", "test")
+    }
 
 
 def lesion_dataset(
@@ -76,18 +65,18 @@ def lesion_dataset(
     return LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed)
 
 
-def make_loaders(options: TrainOptions, parts: dict[str, SplitData], accelerator: Accelerator) -> dict[str, Any]:
+def make_loaders(options: TrainOptions, parts: dict[str, LesionDataset], accelerator: Accelerator) -> dict[str, Any]:
     """Make the prepared loaders: train shuffled, without its incomplete last batch; val and test in order."""
     workers = default_num_workers(accelerator.num_processes) if options.num_workers is None else options.num_workers
     loaders = {}
-    for split, part in parts.items():
+    for split, images in parts.items():
         training = split == "train"
         loaders[split] = DataLoader(
-            part.images,
+            images,
             batch_size=options.batch_size,
             shuffle=training,
             # A last batch of one or two images would spoil the statistics of batch normalisation.
-            drop_last=training and len(part.images) >= options.batch_size * accelerator.num_processes,
+            drop_last=training and len(images) >= options.batch_size * accelerator.num_processes,
             num_workers=workers,
             # To start them anew copies, page by page, the memory that this process has come to hold: seconds an epoch.
             persistent_workers=workers > 0 and split != "test",

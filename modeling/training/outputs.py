@@ -1,7 +1,6 @@
 """What a network says about every image of a split, gathered from all processes exactly once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
 class Outputs:
     """What a model said about each image of a split, sorted by the image's position in the dataset."""
 
-    index: np.ndarray  # (N,) position in the dataset
+    image_ids: list[str]
     labels: np.ndarray  # (N,)
     logits: np.ndarray  # (N, C) float32, as the network gives them: calibrated once the calibration is folded in
     features: np.ndarray  # (N, D) float32, penultimate: what the classifier layer sees
-    image_ids: list[str] = field(default_factory=list)
     raw_logits: np.ndarray | None = None  # (N, C) float32 before the calibration, where `logits` are calibrated
 
     def calibrated(self, calibration: Calibration) -> "Outputs":
@@ -31,20 +29,13 @@ class Outputs:
 
 
 @torch.inference_mode()
-def run_model(
-    model: torch.nn.Module,
-    loader: Any,
-    accelerator: "Accelerator | None" = None,
-    *,
-    image_ids: Sequence[str] | None = None,
-) -> Outputs:
+def run_model(model: torch.nn.Module, loader: Any, accelerator: "Accelerator | None" = None) -> Outputs:
     """Run a timm model over a loader and gather its outputs from all processes, exactly once per image.
 
     Args:
         model: A timm model, bare or wrapped by accelerate.
-        loader: Yields `pixels` uint8 (B, S, S, 3), `label` (B,) and `index` (B,), the position in the dataset.
+        loader: Of a `LesionDataset`.
         accelerator: Given under several processes; the loader must then be prepared by it.
-        image_ids: Names by position in the dataset; without them `Outputs.image_ids` stays empty.
 
     Raises:
         ValueError: If an image came twice or is missing, or a logit is not finite.
@@ -80,9 +71,8 @@ def run_model(
         )
     check_logits(gathered["logits"])
     return Outputs(
-        index=index,
+        image_ids=[loader.dataset.image_ids[position] for position in index],
         labels=gathered["labels"][order],
         logits=gathered["logits"][order],
         features=gathered["features"][order],
-        image_ids=[] if image_ids is None else [image_ids[position] for position in index],
     )

@@ -19,7 +19,7 @@ from modeling.data.cache import resized_images
 from modeling.data.demo import draw_lesion
 from modeling.data.isic2019 import FEATURES
 from modeling.data.loading import LesionDataset
-from modeling.data.sources import LoadedImages
+from modeling.data.sources import LoadedImages, rows_of
 from modeling.data.splits import lesions_of, make_splits, write_splits
 from modeling.decision import Decision
 from modeling.evaluation import __main__ as command
@@ -61,14 +61,13 @@ def small_data() -> datasets.Dataset:
 
 def outputs_of(model, dataset, splits, split: str, batch_size: int = 16) -> Outputs:
     ids = splits.loc[splits["split"] == split, "image_id"].tolist()
-    position = {name: place for place, name in enumerate(dataset["image_id"])}
-    rows = dataset.select([position[name] for name in ids])
+    rows = rows_of(dataset, ids)
     names = dataset.features["label"].names
     part = LesionDataset(
         resized_images(rows, fingerprint="", size_px=64, exact=True, cache_gb=0, show_progress=False),
         [CODES.index(names[label]) for label in rows["label"]],
     )
-    return run_model(model, DataLoader(part, batch_size=batch_size), image_ids=ids)
+    return run_model(model, DataLoader(part, batch_size=batch_size))
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +284,7 @@ class Shuffled(torch.utils.data.Dataset):
     """Images whose position is given out by hand."""
 
     def __init__(self, order: list[int], size: int) -> None:
-        self.order, self.size = order, size
+        self.order, self.size, self.image_ids = order, size, list("abcde")
 
     def __len__(self) -> int:
         return self.size
@@ -302,9 +301,7 @@ def loader_of(order: list[int], size: int) -> DataLoader:
 
 def test_outputs_come_in_the_order_of_the_dataset(tiny_model_folder) -> None:
     model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network.train()
-    straight, shuffled = (
-        run_model(model, loader_of(order, 5), image_ids="abcde") for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1])
-    )
+    straight, shuffled = (run_model(model, loader_of(order, 5)) for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]))
     assert shuffled.image_ids == list("abcde")
     assert shuffled.labels.tolist() == [0, 1, 2, 3, 0]
     assert shuffled.logits == pytest.approx(straight.logits, abs=1e-5)

@@ -69,7 +69,7 @@ def make_scored_folder(base: Path) -> Path:
         labels = np.array([codes.index(label_of[image_id]) for image_id in ids])
         logits = (2.5 * np.eye(len(codes))[labels] + rng.normal(0, 1.5, size=(len(ids), len(codes)))).astype(np.float32)
         features = rng.normal(size=(len(ids), model.num_features)).astype(np.float32)
-        outputs[split] = Outputs(np.arange(len(ids)), labels, logits, features, ids)
+        outputs[split] = Outputs(ids, labels, logits, features)
     val, lesion_ids = outputs["val"], lesions_of(splits, outputs["val"].image_ids)
     calibration = fit_calibration(val.logits, val.labels, lesion_ids)
     val, test = (outputs[split].calibrated(calibration) for split in ("val", "test"))
