@@ -128,20 +128,10 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
         codes: Diagnosis codes in the order of the classifier's outputs.
         lesion: Operating points, abstention rule and provenance; `schema` and the two hashes are added here.
     """
-    save_weights(model, folder)
-    save_config(model, folder, codes=codes, lesion=lesion)
-
-
-def save_weights(model: TimmModel, folder: Path) -> None:
-    """Write `model.safetensors` into a folder, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes it for its owner alone; a server may be another user
-
-
-def save_config(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
-    """Write `config.json` beside the weights; arguments as of `save_model_folder`."""
     config = {
         "architecture": model.pretrained_cfg["architecture"],
         # `num_classes` stands here only: inside model_args transformers 5 raises a TypeError for it.

@@ -16,7 +16,7 @@ from modeling.data.splits import lesions_of, load_splits
 from modeling.decision import fit_decision
 from modeling.files import RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN, write_json
 from modeling.labels import CODES, WEIGHTS_LICENSE
-from modeling.network import TimmModel, fold_calibration, save_config, save_weights
+from modeling.network import TimmModel, fold_calibration, save_model_folder
 from modeling.training.options import TrainOptions
 from modeling.training.outputs import Outputs
 from modeling.training.run_folder import dataset_name
@@ -60,10 +60,9 @@ def write_model_folder(
         "operating_points": [point.to_dict() for point in fit_operating_points(softmax(val.logits), val.labels, codes)],
         "abstention": AbstentionRule.fit(val.logits, val.features, lesion_ids).to_dict(),
     }
-    save_weights(model, folder)
-    save_config(model, folder, codes=codes, lesion=lesion)
+    save_model_folder(model, folder, codes=codes, lesion=lesion)
     lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder))
-    save_config(model, folder, codes=codes, lesion=lesion)
+    save_model_folder(model, folder, codes=codes, lesion=lesion)
     write_json(folder / RUN_NAME, config)
     for name in (SPLITS_NAME, HASHES_NAME):
         shutil.copyfile(folder.parent / name, folder / name)
