@@ -48,35 +48,21 @@ FEATURES = datasets.Features(
 )
 
 
-def load_isic2019(data_dir: str | Path | None = None) -> tuple[datasets.Dataset, list[Problem]]:
+def load_isic2019(
+    data_dir: str | Path | None = None, *, official_test: bool = False
+) -> tuple[datasets.Dataset, list[Problem]]:
     """Return all training images of ISIC 2019 whose rows are whole, and what is wrong with the others.
 
     The images are paths, not yet decoded. The table is cached until a CSV or the name, size or time of an image changes.
 
     Args:
         data_dir: A local copy in the official layout; None downloads the official files (9.1 GB) into the cache.
+        official_test: The 8,238 test images instead, with a ninth label, UNK; no lesion id is known of them.
 
     Raises:
         DataError: If a file or a column is missing or broken.
     """
-    return _load(data_dir, TRAINING, CODES)
-
-
-def load_official_test(data_dir: str | Path | None = None) -> tuple[datasets.Dataset, list[Problem]]:
-    """Return the 8,238 official test images like `load_isic2019`, with a ninth label, UNK; no lesion id is known of them.
-
-    Args:
-        data_dir: Holds ISIC_2019_Test_Input (or its zip) and the two CSVs of the test; None downloads them.
-
-    Raises:
-        DataError: If a file or a column is missing or broken.
-    """
-    return _load(data_dir, TEST, (*CODES, UNKNOWN_CLASS))
-
-
-def _load(
-    data_dir: str | Path | None, names: tuple[str, str, str], codes: tuple[str, ...]
-) -> tuple[datasets.Dataset, list[Problem]]:
+    names, codes = (TEST, (*CODES, UNKNOWN_CLASS)) if official_test else (TRAINING, CODES)
     images, labels_csv, metadata_csv = official_files(data_dir, names)
     rows, problems = read_rows(labels_csv, metadata_csv, images, names=names, codes=codes)
     if not rows:

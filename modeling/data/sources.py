@@ -15,7 +15,7 @@ import pandas as pd
 
 from modeling.data.demo import load_demo
 from modeling.data.duplicates import HASH_SIDE, perceptual_hash
-from modeling.data.isic2019 import FEATURES, IMAGE_SUFFIXES, load_isic2019, load_official_test
+from modeling.data.isic2019 import FEATURES, IMAGE_SUFFIXES, load_isic2019
 from modeling.data.problems import DataError, Problem, counts, describe, read_ages, write_skipped
 from modeling.files import is_name, shortened
 from modeling.images import ImageError, decode_image
@@ -93,7 +93,7 @@ def load_images(
     if official_test and dataset != "isic2019":
         raise DataError(f"only isic2019 has an official test, not {dataset}; leave --official_test out.")
     if dataset == "isic2019":
-        whole, problems = (load_official_test if official_test else load_isic2019)(data_dir)
+        whole, problems = load_isic2019(data_dir, official_test=official_test)
     elif dataset == "demo":
         if data_dir is not None:
             raise DataError("the demo data are drawn, not read: leave --data_dir out, or pass --dataset isic2019.")
