@@ -8,6 +8,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -76,22 +77,9 @@ class Progress:
     loss_sum: float = 0.0
     images_seen: int = 0
     bad_steps: int = 0
-    best_score: float = -math.inf
+    best_score: float = -1.0  # below every score, which lie in [0, 1]
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
-
-    def save(self, path: Path) -> None:
-        content = asdict(self)
-        # JSON has no minus infinity.
-        content["best_score"] = None if self.best_epoch < 0 else self.best_score
-        write_json(path, content)
-
-    @classmethod
-    def load(cls, path: Path) -> "Progress":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["best_score"] is None:
-            content["best_score"] = -math.inf
-        return cls(**content)
 
 
 @dataclass(frozen=True)
@@ -108,15 +96,10 @@ class CheckpointInterval:
         Raises:
             ValueError: If it is none of these.
         """
-        for unit in ("min", "steps", "step", "epochs", "epoch"):
-            if text.endswith(unit):
-                try:
-                    number = float(text.removesuffix(unit))
-                except ValueError:
-                    break
-                if number > 0:
-                    return cls(number, unit.rstrip("s"))
-        raise ValueError(f"--checkpoint_every must be like 10min, 500steps or 1epoch, got {text!r}.")
+        found = re.fullmatch(r"([0-9]*\.?[0-9]+)(min|step|epoch)s?", text)
+        if found is None or float(found[1]) == 0:
+            raise ValueError(f"--checkpoint_every must be like 10min, 500steps or 1epoch, got {text!r}.")
+        return cls(float(found[1]), found[2])
 
     def due(self, *, seconds: float, steps: int) -> bool:
         """True inside an epoch, if so much time or so many steps have passed since the last checkpoint."""
@@ -407,7 +390,7 @@ class Trainer:
         if self.accelerator.is_main_process and self.best_weights:
             save_file(self.best_weights, folder / BEST_NAME, metadata={"format": "pt"})
         # Each process has summed the losses of its own images.
-        self.progress.save(folder / f"progress-{self.accelerator.process_index}.json")
+        write_json(folder / f"progress-{self.accelerator.process_index}.json", asdict(self.progress))
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False if there is none."""
@@ -415,7 +398,8 @@ class Trainer:
         if folder is None:
             return False
         self.accelerator.load_state(str(folder))
-        self.progress = Progress.load(folder / f"progress-{self.accelerator.process_index}.json")
+        progress = (folder / f"progress-{self.accelerator.process_index}.json").read_text(encoding="utf-8")
+        self.progress = Progress(**json.loads(progress))
         if self.progress.best_epoch >= 0:
             self.best_weights = load_file(folder / BEST_NAME)
         self.saved_at = (time.monotonic(), self.progress.step)
