@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from modeling.calibration import check_logits, lesion_folds
+from modeling.calibration import lesion_folds
 
 FALSE_ALARM_RATE = 0.05
 # Few, because val has few images: more directions fit its images better than those of test.
@@ -49,11 +49,8 @@ class AbstentionRule:
             features: Penultimate features of val, shape (N, D).
             lesion_ids: Lesion of each image, shape (N,).
             false_alarm_rate: Fraction of ordinary images that may be refused, in (0, 1).
-
-        Raises:
-            ValueError: If there is no image, or a logit or feature is not finite.
         """
-        logits, features = check_logits(logits), check_logits(features)
+        logits, features = (np.asarray(values, dtype=np.float64) for values in (logits, features))
         rule = cls(math.inf, false_alarm_rate, 1.0, *_principal_plane(_normalised(features)))
         # In the paper the distance is on known images as large as the highest logit on average; here twice as large.
         weight = DISTANCE_WEIGHT * abs(logits.max(axis=1).mean()) / max(rule._distance(features).mean(), 1e-12)

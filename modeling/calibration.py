@@ -59,11 +59,8 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray, lesion_ids: Sequence
         logits: Raw logits of val, shape (N, C).
         labels: True labels of val, shape (N,).
         lesion_ids: Lesion of each image, shape (N,).
-
-    Raises:
-        ValueError: If there is no image, or a logit is not finite.
     """
-    logits, fold = check_logits(logits), lesion_folds(lesion_ids)
+    logits, fold = np.asarray(logits, dtype=np.float64), lesion_folds(lesion_ids)
     losses = {method: np.empty(len(logits)) for method in CALIBRATIONS}  # (N,), from folds that did not see the image
     for number in np.unique(fold):
         held_out = fold == number
@@ -126,13 +123,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Args:
         logits: Raw logits, shape (N, C).
         labels: True labels, shape (N,).
-
-    Raises:
-        ValueError: If there is no image, or a logit is not finite.
     """
     from scipy.optimize import minimize_scalar
 
-    logits = check_logits(logits)
     targets = smoothed_targets(labels, logits.shape[1])
 
     def loss(log_temperature: float) -> float:
@@ -152,25 +145,6 @@ def smoothed_targets(labels: np.ndarray, n_classes: int) -> np.ndarray:
     targets = np.repeat(doubt[:, None] / (n_classes - 1), n_classes, axis=1)
     targets[np.arange(len(labels)), labels] = 1 - doubt
     return targets
-
-
-def check_logits(logits: np.ndarray) -> np.ndarray:
-    """Return the logits as float64 (N, C).
-
-    Raises:
-        ValueError: If there are none, or some are not finite.
-    """
-    logits = np.asarray(logits, dtype=np.float64)
-    if logits.ndim != 2 or len(logits) == 0:
-        raise ValueError(f"wanted logits of shape (N, C) with N > 0, got {logits.shape}: the split has no images")
-    broken = ~np.isfinite(logits).all(axis=1)
-    if broken.any():
-        raise ValueError(
-            f"{broken.sum()} of {len(logits)} images have logits that are not finite (first at position "
-            f"{int(np.flatnonzero(broken)[0])}): the weights are broken; train again with a lower learning rate, "
-            "or in full precision"
-        )
-    return logits
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -268,16 +242,11 @@ def choose_threshold(scores: np.ndarray, is_positive: np.ndarray, *, min_sensiti
 
     Args:
         scores: Probability of the target, shape (N,).
-        is_positive: True where the image shows it, shape (N,).
+        is_positive: True where the image shows it, shape (N,); at least one does.
         min_sensitivity: Fraction of positives to catch, in (0, 1].
-
-    Raises:
-        ValueError: If no image is positive, so that sensitivity is undefined.
 
     Source: Fawcett (2006), An introduction to ROC analysis, doi:10.1016/j.patrec.2005.10.010.
     """
-    if not is_positive.any():
-        raise ValueError("no image is positive: sensitivity is undefined; fit on a split that shows the target")
     positives = np.sort(scores[is_positive])[::-1]
     n_caught = math.ceil(min_sensitivity * len(positives) - 1e-9)
     lowest_caught = positives[n_caught - 1]

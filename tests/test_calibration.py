@@ -130,15 +130,6 @@ def test_a_classifier_that_cannot_take_the_calibration_is_refused() -> None:
         fold_calibration(Headless(), Calibration("none", (1.0,), (0.0,), {}))
 
 
-def test_logits_that_are_not_finite_are_counted_and_refused() -> None:
-    logits, labels = drawn(10)
-    logits[[3, 7], 1] = np.nan
-    with pytest.raises(ValueError, match=r"2 of 10 images.*position 3"):
-        fit_temperature(logits, labels)
-    with pytest.raises(ValueError, match="no images"):
-        fit_temperature(logits[:0], labels[:0])
-
-
 def test_softmax_does_not_overflow() -> None:
     assert softmax(np.array([[1000.0, 0.0]])) == pytest.approx(np.array([[1.0, 0.0]]))
 
@@ -149,8 +140,6 @@ def test_threshold_is_worked_out_by_hand() -> None:
     # 3 of 4 positives are 75 %: the third highest positive is 0.6, the next score below is 0.4.
     assert choose_threshold(scores, is_positive, min_sensitivity=0.75) == pytest.approx(0.5)
     assert choose_threshold(scores, is_positive, min_sensitivity=0.76) == pytest.approx(0.35)
-    with pytest.raises(ValueError, match="no image is positive"):
-        choose_threshold(scores, np.zeros(7, bool), min_sensitivity=0.9)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -57,12 +57,7 @@ def bootstrap_lesions(lesion_ids: Sequence[Any] | np.ndarray, *, n_replicates: i
     Args:
         lesion_ids: Lesion of each image, shape (N,).
         n_replicates: How many times.
-
-    Raises:
-        ValueError: If there is no image.
     """
-    if len(lesion_ids) == 0:
-        raise ValueError("there is no image: the split or group is empty")
     lesions, lesion_index = np.unique(np.asarray(lesion_ids), return_inverse=True)
     n_lesions = len(lesions)
     draws = np.random.default_rng(SEED).multinomial(n_lesions, np.full(n_lesions, 1 / n_lesions), size=n_replicates)

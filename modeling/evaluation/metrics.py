@@ -84,15 +84,7 @@ def point_metrics(
         labels: True labels, shape (N,).
         codes: Diagnoses of the model.
         predicted: The first answer to each image, shape (N,); the most probable diagnosis by default.
-
-    Raises:
-        ValueError: If a probability is not finite, or there is no image.
     """
-    probs, labels = np.asarray(probs, dtype=np.float64), np.asarray(labels)
-    if len(labels) == 0:
-        raise ValueError("the split has no images: nothing can be scored")
-    if not np.isfinite(probs).all():
-        raise ValueError("some probabilities are not finite: the weights are broken; train again at a lower rate")
     predicted, classes = probs.argmax(axis=1) if predicted is None else predicted, list(range(len(codes)))
     confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=classes)
     weighted = sklearn_metrics.precision_recall_fscore_support(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from modeling.calibration import Calibration, check_logits
+from modeling.calibration import Calibration
 from modeling.network import normalise
 
 if TYPE_CHECKING:
@@ -59,8 +59,6 @@ def run_model(model: torch.nn.Module, loader: Any, accelerator: "Accelerator | N
         for name, value in values.items():
             parts[name].append(value.cpu())
     bare.train(was_training)
-    if not parts["index"]:
-        raise ValueError("the loader gave no batch: the split has no images")
     gathered = {name: torch.cat(values).numpy() for name, values in parts.items()}
     order = np.argsort(gathered["index"], kind="stable")
     index = gathered["index"][order]
@@ -69,7 +67,12 @@ def run_model(model: torch.nn.Module, loader: Any, accelerator: "Accelerator | N
         raise ValueError(
             f"wanted each of {n_images} images once, got {len(index)} predictions of {len(np.unique(index))} images"
         )
-    check_logits(gathered["logits"])
+    broken = ~np.isfinite(gathered["logits"]).all(axis=1)
+    if broken.any():
+        raise ValueError(
+            f"{broken.sum()} of {n_images} images have logits that are not finite: the weights are broken; train again with a "
+            "lower learning rate, or in full precision"
+        )
     return Outputs(
         image_ids=[loader.dataset.image_ids[position] for position in index],
         labels=gathered["labels"][order],

@@ -320,19 +320,8 @@ def test_broken_weights_are_an_error_and_not_a_score(tiny_model_folder) -> None:
     model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network
     with torch.no_grad():
         model.get_classifier().bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="2 of 2 images have logits that are not finite"):
         run_model(model, loader_of([0, 1], 2))
-
-
-def test_outputs_of_other_images_than_the_splits_are_refused(evaluated, tmp_path) -> None:
-    test = evaluated["context"].test_outputs
-    wrong = replace(test, image_ids=["?", *test.image_ids[1:]])
-    with pytest.raises(ValueError, match="splits"):
-        evaluate_model(
-            replace(evaluated["context"], test_outputs=wrong),
-            output_dir=tmp_path,
-            predictions_csv=tmp_path / "predictions.csv",
-        )
 
 
 def test_a_model_with_other_diagnoses_than_the_data_is_refused(evaluated, small_data) -> None:
@@ -469,10 +458,8 @@ def test_sample_is_even_over_the_diagnoses_and_the_same_each_time() -> None:
     assert np.bincount(labels[sample]).tolist() == [103, 30, 10, 5]
 
 
-def test_rounding_refuses_what_json_cannot_hold() -> None:
+def test_rounding_leaves_plain_values() -> None:
     assert rounded({"a": np.float64(1 / 3), "b": (np.int64(2), -1e-9)}) == {"a": 0.333333, "b": [2, 0.0]}
-    with pytest.raises(ValueError, match="null with a reason"):
-        rounded(float("nan"))
 
 
 def test_evaluation_of_splits_without_test_is_refused(evaluated, small_data, tmp_path, monkeypatch) -> None:

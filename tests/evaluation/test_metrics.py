@@ -99,13 +99,6 @@ def test_a_diagnosis_that_is_missing_is_not_estimable_and_never_zero() -> None:
     assert precision["reason"] == "no image was predicted NV"
 
 
-def test_no_images_or_broken_probabilities_are_refused() -> None:
-    with pytest.raises(ValueError, match="no images"):
-        point_metrics(np.empty((0, 4)), np.empty(0, int), CODES)
-    with pytest.raises(ValueError, match="not finite"):
-        point_metrics(np.full((3, 4), np.nan), np.zeros(3, int), CODES)
-
-
 def test_each_replicate_s_metrics_agree_with_scikit_learn_on_repeated_images() -> None:
     logits, labels, lesions = drawn(120)
     predicted = logits.argmax(axis=1)
