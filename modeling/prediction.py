@@ -59,15 +59,7 @@ def verdict(
     *,
     abstained: bool,
 ) -> str:
-    """Sum an answer up in one line, thresholds first, which every surface shows alike.
-
-    Args:
-        points: The model's operating points.
-        reached: For each by name, whether the image lies above its threshold.
-        probabilities: Calibrated probability of every diagnosis by code.
-        diagnosis: Code of the first answer.
-        abstained: True if the answer should not be used.
-    """
+    """Sum an answer up in one line, thresholds first, which every surface shows alike."""
     above = [point for point in points if reached[point.name]]
     below = [point for point in points if not reached[point.name]]
     parts = [f"above {_thresholds(above)}"] if above else []

@@ -162,16 +162,8 @@ def _leaves_folder(member: zipfile.ZipInfo) -> bool:
 def read_rows(
     labels_csv: Path, metadata_csv: Path, images: Path, *, names: tuple[str, str, str], codes: tuple[str, ...]
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Join both CSVs with the image files; return the rows of the contract that are whole, and what is wrong.
-
-    Args:
-        labels_csv: One column a diagnosis, exactly one of them 1.
-        metadata_csv: Age, site, sex and, in the training data, lesion.
-        images: Folder of the image files.
-        names: Official names of images, labels and metadata, for messages: a download has others.
-        codes: Diagnoses to keep.
-    """
-    _, labels_name, metadata_name = names
+    """Join both CSVs with the image files; return the rows of the contract that are whole, and what is wrong."""
+    _, labels_name, metadata_name = names  # for messages: a download has others
     labels = _read_csv(labels_csv, ("image", *codes))
     lesion = () if names == TEST else ("lesion_id",)  # the official test does not tell lesions
     metadata = _read_csv(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))

@@ -22,14 +22,7 @@ class LesionDataset(TorchDataset):
     def __init__(
         self, images: ResizedImages, labels: Sequence[int], *, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
-        """Take images and labels of one split.
-
-        Args:
-            images: Squashed images, N of them.
-            labels: N integers.
-            augmentation: None for images as they are.
-            seed: Of the augmentation.
-        """
+        """Take images and labels of one split; without `augmentation`, of this seed, the images stay as they are."""
         self.images = images
         self.image_ids: list[str] = images.source["image_id"][:]
         self.labels = list(labels)

@@ -201,13 +201,7 @@ def _file_problems(whole: datasets.Dataset, folder: Path) -> list[Problem]:
 def to_contract(
     dataset: datasets.Dataset, image_ids: Sequence[str], *, name: str
 ) -> tuple[datasets.Dataset, list[Problem]]:
-    """Rename, cast and complete the columns of a Hub dataset; return it and what is wrong with its rows.
-
-    Args:
-        dataset: All of its splits.
-        image_ids: Used where it has no unique ids of its own.
-        name: What an error calls it.
-    """
+    """Rename, cast and complete the columns of a Hub dataset, with `image_ids` where it has no unique ids of its own."""
     image_column = _find_image_column(dataset, name)
     label_column = _find_label_column(dataset, name)
     names, labels = _labels_of(dataset, label_column)

@@ -21,11 +21,6 @@ def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, codes: Se
 
     Logistic regression with class weights on the categories (age is given in steps of 5 years), fitted on train: what
     can be reached by reading nothing but the form that came with the image. Boosted trees and forests were no better.
-
-    Args:
-        train: Columns `label` (code) and METADATA, one row an image.
-        test: The same columns.
-        codes: Diagnoses of the model.
     """
     baseline = make_pipeline(
         OneHotEncoder(handle_unknown="ignore"), LogisticRegression(class_weight="balanced", max_iter=3000)
@@ -42,15 +37,7 @@ def _inputs(table: pd.DataFrame) -> np.ndarray:
 def score_baselines(
     train: pd.DataFrame, test: pd.DataFrame, predicted: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Return the balanced accuracy of the baselines beside the model's, and how far it is above them, with intervals.
-
-    Args:
-        train: Columns `label` (code) and METADATA.
-        test: The same columns, in the order of `predicted`.
-        predicted: The first answer to each test image, shape (N,).
-        codes: Diagnoses of the model.
-        bootstrap: Of the test lesions.
-    """
+    """Return the balanced accuracy of the baselines beside the model's, `predicted` (N,), and how far it is above them."""
     labels = np.array([list(codes).index(code) for code in test["label"]])
     majority = list(codes).index(str(train["label"].value_counts().idxmax()))
     baselines = {

@@ -76,12 +76,6 @@ def calibration_in_the_large(probs: np.ndarray, labels: np.ndarray, codes: Seque
 
     Both are 0 and 1 where the model is calibrated; a slope below 1 means that probabilities are too extreme
     (Van Calster et al. 2019, doi:10.1186/s12916-019-1466-7).
-
-    Args:
-        probs: Calibrated probabilities (N, C).
-        labels: True labels (N,).
-        codes: Diagnoses, length C.
-        bootstrap: Of the lesions of these N images.
     """
     return {
         code: {
@@ -122,14 +116,7 @@ def logistic_slopes(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def accuracy_at_mix(predicted: np.ndarray, labels: np.ndarray, mix: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    """Return the accuracy that these answers would have if diagnoses were as frequent as in another set.
-
-    Args:
-        predicted: Answers (N,).
-        labels: True labels (N,).
-        mix: How many images of each diagnosis the other set has, (C,).
-        bootstrap: Of the lesions of these N images.
-    """
+    """Return what the accuracy would be if diagnoses were as frequent as in a set of `mix` (C,) images of each."""
     weights = mix / mix.sum()
     missing = [index for index in np.flatnonzero(weights) if not (labels == index).any()]
     if missing:
@@ -370,14 +357,7 @@ def _challenge_answers(context: Context, logits: np.ndarray, features: np.ndarra
 def challenge_score(
     answers: np.ndarray, truths: np.ndarray, lesions: np.ndarray, codes: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the mean recall over the nine classes of the challenge, and each of them.
-
-    Args:
-        answers: Class that was answered to each image, shape (N,).
-        truths: Class of each image, shape (N,).
-        lesions: Lesion that each shows, shape (N,).
-        codes: Diagnoses that the model tells apart.
-    """
+    """Return the mean recall of answers (N,) of str over the nine classes of the challenge, and each of them."""
     place = {name: index for index, name in enumerate(CHALLENGE_CLASSES)}
     predicted, labels = (np.array([place[name] for name in names]) for names in (answers, truths))
     bootstrap = bootstrap_lesions(lesions)

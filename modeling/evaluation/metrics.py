@@ -136,15 +136,7 @@ def score_split(
     bootstrap: Bootstrap,
     predicted: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return the numbers of `point_metrics` with their intervals, and the confusion matrix.
-
-    Args:
-        probs: Probabilities, shape (N, C).
-        labels: True labels, shape (N,).
-        codes: Diagnoses of the model.
-        bootstrap: Of the lesions of these N images.
-        predicted: The first answer to each image, shape (N,); the most probable diagnosis by default.
-    """
+    """Return the numbers of `point_metrics` with their intervals, and the confusion matrix."""
     predicted, n_classes = probs.argmax(axis=1) if predicted is None else predicted, len(codes)
     points = point_metrics(probs, labels, codes, predicted)
     replicates = _from_confusion(replicated_confusion(predicted, labels, n_classes, bootstrap), codes)

@@ -40,13 +40,6 @@ def compare(
     """Return the rows of the comparison: the reference system as published, and this model under both protocols.
 
     A row that this run did not measure says so instead of giving a number.
-
-    Args:
-        test: Image-level scores of this model on its test split, from `metrics.score_split`.
-        protocol: How this run was split, "lesion" or "original".
-        dataset: Name of the data that it was measured on.
-        codes: Diagnoses of this model.
-        leakage_rate: Share of this test split whose lesion is also in train.
     """
     rows: list[dict[str, Any]] = [
         {

@@ -74,15 +74,7 @@ def change_images(name: str, images: Sequence[Image.Image]) -> list[Image.Image]
 def score_change(
     plain: np.ndarray, changed: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Return the share of changed answers, balanced accuracy after the change, and its gain over the plain image.
-
-    Args:
-        plain: What each image is predicted as it is, shape (N,).
-        changed: What it is predicted after the change, shape (N,).
-        labels: True labels, shape (N,).
-        codes: Diagnoses of the model.
-        bootstrap: Of the lesions of these N images.
-    """
+    """Return the flip rate from plain to changed answers (N,), balanced accuracy after the change, and its gain."""
     return {
         "flip_rate": estimate_rate(changed != plain, labels >= 0, bootstrap, reason="no image"),
         "balanced_accuracy": score_balanced(changed, labels, codes, bootstrap),

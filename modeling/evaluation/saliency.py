@@ -31,12 +31,7 @@ OFF_CENTRE = 0.65
 
 
 def read_mask(folder: Path, image_id: str, size: tuple[int, int]) -> np.ndarray:
-    """Read one lesion mask as boolean (H, W), True inside the lesion.
-
-    Args:
-        folder: Holds `<image_id>_segmentation.png`, white inside the lesion.
-        image_id: Of the image.
-        size: (height, width) of the image; a mask of another size is resized to it.
+    """Read a lesion mask, white inside the lesion, as boolean (H, W) of its image's (height, width).
 
     Raises:
         ValueError: If the mask marks no pixel, or all of them.
@@ -122,14 +117,7 @@ def randomise_classifier(classifier: LesionClassifier) -> LesionClassifier:
 def score_heat_maps(
     classifier: LesionClassifier, images: Sequence[Image.Image], masks: Sequence[np.ndarray], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Score the first answer's heat map of each image against its mask, and those of baselines.
-
-    Args:
-        classifier: The model.
-        images: N upright RGB images.
-        masks: Their lesion masks, boolean (H, W).
-        bootstrap: Of the lesions of these N images.
-    """
+    """Score the first answer's heat map of each image against its mask, boolean (H, W), and those of baselines."""
     randomised = randomise_classifier(classifier)
     generators = np.random.default_rng(SEED).spawn(len(images))
     scores: dict[str, list[dict[str, float]]] = {

@@ -26,13 +26,7 @@ def group_columns(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def score_groups(test: Split, codes: Sequence[str], points: Sequence[OperatingPoint]) -> dict[str, Any]:
-    """Return scores by source, sex, age band and site; a number on fewer than 30 lesions is suppressed.
-
-    Args:
-        test: The split, with metadata.
-        codes: Diagnoses of the model.
-        points: Operating points, whose sensitivity and specificity are given for each group.
-    """
+    """Return scores by source, sex, age band and site; a number on fewer than 30 lesions is suppressed."""
     return {
         name: {
             group: _score_group(test, groups.to_numpy() == group, codes, points) for group in sorted(groups.unique())

@@ -55,15 +55,7 @@ def write_drawn_examples(folder: Path, classifier: LesionClassifier) -> None:
 def write_isic_examples(
     folder: Path, classifier: LesionClassifier, dataset: Dataset, splits: pd.DataFrame, n: int
 ) -> None:
-    """Add n test images of ISIC 2019, the diagnoses in turn, that the model answers, and a drawn image that it abstains on.
-
-    Args:
-        folder: The model folder.
-        classifier: The model in it.
-        dataset: All images, with `image_id` and `image`.
-        splits: Rows of splits.csv.
-        n: How many photographs.
-    """
+    """Add n test images of ISIC 2019 that the model answers, the diagnoses in turn, and one drawn to abstain on."""
     row_of = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
     test = splits[splits["split"] == "test"].sort_values("image_id")
     waiting = {

@@ -40,16 +40,7 @@ def rehearse(
     config: dict[str, Any],
     export: Callable[[Path], object],
 ) -> None:
-    """Do everything once on a few images, on a copy of the network.
-
-    Args:
-        run_dir: Takes a model folder, which is removed again.
-        rows: At least two images.
-        options: Of the run.
-        accelerator: For its device and precision.
-        model: The network that will be trained; it stays as it is.
-        config: Content of train_config.json.
-        export: Writes the ONNX network into a model folder.
+    """Do everything once on two images or more, on a copy of the network, in a folder that is removed again.
 
     Raises:
         TrainingError: If a step fails; names the step.

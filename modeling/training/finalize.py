@@ -30,15 +30,7 @@ SAME_PROBABILITY = 1e-4
 def write_model_folder(
     folder: Path, *, model: TimmModel, val: Outputs, options: TrainOptions, config: dict[str, Any]
 ) -> Calibration:
-    """Calibrate the network on val and write it with its operating points and abstention rule; return the calibration.
-
-    Args:
-        folder: Replaced if it is there.
-        model: The network with the best weights; the calibration is folded into its classifier.
-        val: What it said of val before that.
-        options: Of the run.
-        config: Content of train_config.json.
-    """
+    """Calibrate the network on val, in place, and write it with all that is fitted there; return the calibration."""
     codes = config["codes"]
     shutil.rmtree(folder, ignore_errors=True)
     lesion_ids = lesions_of(load_splits(folder.parent / SPLITS_NAME), val.image_ids)
