@@ -201,7 +201,7 @@ def _file_problems(whole: datasets.Dataset, folder: Path) -> list[Problem]:
 def to_contract(
     dataset: datasets.Dataset, image_ids: Sequence[str], *, name: str
 ) -> tuple[datasets.Dataset, list[Problem]]:
-    """Rename, cast and complete the columns of a Hub dataset, with `image_ids` where it has no unique ids of its own."""
+    """Rename, cast and complete the columns of a Hub dataset; `image_ids` where it has no unique ids of its own."""
     image_column = _find_image_column(dataset, name)
     label_column = _find_label_column(dataset, name)
     names, labels = _labels_of(dataset, label_column)

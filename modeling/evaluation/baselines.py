@@ -37,7 +37,7 @@ def _inputs(table: pd.DataFrame) -> np.ndarray:
 def score_baselines(
     train: pd.DataFrame, test: pd.DataFrame, predicted: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Return the balanced accuracy of the baselines beside the model's, `predicted` (N,), and how far it is above them."""
+    """Return balanced accuracy of the baselines beside the model's, `predicted` (N,), and how far it is above them."""
     labels = np.array([list(codes).index(code) for code in test["label"]])
     majority = list(codes).index(str(train["label"].value_counts().idxmax()))
     baselines = {

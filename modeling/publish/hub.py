@@ -292,7 +292,7 @@ def _sentence(error: BaseException, repo_id: str) -> str:
     return f"{type(cause).__name__}: {cause}"
 
 
-def token_or_refuse(token: str | None) -> str:
+def token_or_refuse(token: str | None = None) -> str:
     found = token or get_token()
     if not found:
         raise PublishError(
@@ -309,7 +309,7 @@ def with_namespace(api: HfApi, repo_id: str) -> str:
     return repo_id
 
 
-def check_no_token(files: Mapping[str, Path | bytes], token: str | None) -> None:
+def check_no_token(files: Mapping[str, Path | bytes], token: str) -> None:
     """Refuse to send a file with a Hub token in it; a published token is anybody's."""
     for name, source in files.items():
         if isinstance(source, Path) and source.stat().st_size == 0:
@@ -323,8 +323,8 @@ def check_no_token(files: Mapping[str, Path | bytes], token: str | None) -> None
             raise PublishError(f"{name} has a Hub token in it; take it out, and revoke the token if it was shared.")
 
 
-def _has_token(content: "bytes | mmap.mmap", token: str | None) -> bool:
-    return HUB_TOKEN.search(content) is not None or (token is not None and content.find(token.encode()) >= 0)
+def _has_token(content: "bytes | mmap.mmap", token: str) -> bool:
+    return HUB_TOKEN.search(content) is not None or content.find(token.encode()) >= 0
 
 
 def command(*arguments: str) -> str:

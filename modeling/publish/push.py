@@ -75,7 +75,7 @@ def push_model(
     """
     folder = Path(folder)
     token = token_or_refuse(token)
-    check_model_folder(folder, token=token)
+    check_model_folder(folder, token)
     run_id = read_config(folder)["lesion"].get("run_id", folder.resolve().parent.name)
     files: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in files_of(folder)}
     retry = ["model", str(folder), "--repo_id", repo_id]
@@ -98,7 +98,7 @@ def push_model(
         )
 
 
-def check_can_push(repo_id: str, token: str | None = None, *, repo_type: str = "model") -> str:
+def check_can_push(repo_id: str, token: str | None = None) -> str:
     """Find out before hours of training whether a push to `repo_id` would be allowed, and return its full name.
 
     Raises:
@@ -114,7 +114,7 @@ def check_can_push(repo_id: str, token: str | None = None, *, repo_type: str = "
         if reason:
             raise PublishError(reason)
         try:
-            persist(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True))
+            persist(lambda: api.auth_check(repo_id, write=True))
         except RepositoryNotFoundError:
             logger.info("%s is not there yet and will be created.", repo_id)
     return repo_id
@@ -161,7 +161,7 @@ def _contradictions(folder: Path, config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def check_model_folder(folder: Path, *, token: str | None = None) -> None:
+def check_model_folder(folder: Path, token: str) -> None:
     """Make sure that a model folder is complete, consistent and holds nothing that must not get out.
 
     Raises:

@@ -32,7 +32,6 @@ def push_space(
     *,
     model_revision: str | None = None,
     private: bool = False,
-    token: str | None = None,
 ) -> Published:
     """Create or update the Space that serves a model: page and package in one commit, and the variables it reads.
 
@@ -41,12 +40,11 @@ def push_space(
         space_id: "me/space", or "space" for the user of the token. Created if it is not there.
         model_revision: Branch, tag or commit of the model; pinned to its full commit hash. By default the newest.
         private: Make a new Space private; an existing public one is then refused.
-        token: As in `push_model`.
 
     Raises:
         PublishError: As in `push_model`.
     """
-    token = token_or_refuse(token)
+    token = token_or_refuse()
     retry = ["space", "--model_id", model_id, "--space_id", space_id]
     retry += ["--model_revision", model_revision] if model_revision else []
     retry += ["--private"] if private else []
