@@ -42,14 +42,7 @@ class AbstentionRule:
         lesion_ids: Sequence[str] | np.ndarray,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> "AbstentionRule":
-        """Fit on val: about `false_alarm_rate` of such images, all of known diagnoses, lie above the threshold.
-
-        Args:
-            logits: Calibrated logits of val, shape (N, C).
-            features: Penultimate features of val, shape (N, D).
-            lesion_ids: Lesion of each image, shape (N,).
-            false_alarm_rate: Fraction of ordinary images that may be refused, in (0, 1).
-        """
+        """Fit on calibrated logits (N, C) and features (N, D) of val; refuses about `false_alarm_rate` of such images."""
         logits, features = (np.asarray(values, dtype=np.float64) for values in (logits, features))
         rule = cls(math.inf, false_alarm_rate, 1.0, *_principal_plane(_normalised(features)))
         # In the paper the distance is on known images as large as the highest logit on average; here twice as large.
@@ -67,12 +60,7 @@ class AbstentionRule:
         return replace(rule, threshold=float(np.quantile(scores, 1 - false_alarm_rate)))
 
     def score(self, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return the OOD score of each image, shape (N,); higher is further from the training data.
-
-        Args:
-            logits: Calibrated logits, shape (N, C).
-            features: Penultimate features, shape (N, D).
-        """
+        """Return the OOD score of each image, (N,), of logits (N, C) and features (N, D); higher is further away."""
         logits = np.asarray(logits, dtype=np.float64)
         highest = logits.max(axis=1)
         energy = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))

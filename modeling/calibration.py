@@ -49,16 +49,11 @@ class Calibration:
 
 
 def fit_calibration(logits: np.ndarray, labels: np.ndarray, lesion_ids: Sequence[str] | np.ndarray) -> Calibration:
-    """Choose on val how raw logits become calibrated ones, and fit it.
+    """Choose on val how raw logits (N, C) become calibrated ones, and fit it.
 
     The method of the lowest negative log-likelihood under cross-validation that keeps the photos of a lesion together:
     nothing, one temperature (Guo et al. 2017, arXiv:1706.04599), or vector scaling (same source), a factor and a bias for
     each diagnosis. Of equals the simplest.
-
-    Args:
-        logits: Raw logits of val, shape (N, C).
-        labels: True labels of val, shape (N,).
-        lesion_ids: Lesion of each image, shape (N,).
     """
     logits, fold = np.asarray(logits, dtype=np.float64), lesion_folds(lesion_ids)
     losses = {method: np.empty(len(logits)) for method in CALIBRATIONS}  # (N,), from folds that did not see the image
@@ -118,12 +113,7 @@ CALIBRATIONS = {
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Fit the temperature that calibrated logits are divided by, by negative log-likelihood of `smoothed_targets`.
-
-    Args:
-        logits: Raw logits, shape (N, C).
-        labels: True labels, shape (N,).
-    """
+    """Fit the temperature that raw logits (N, C) are divided by, by negative log-likelihood of `smoothed_targets`."""
     from scipy.optimize import minimize_scalar
 
     targets = smoothed_targets(labels, logits.shape[1])
@@ -191,11 +181,6 @@ def fit_operating_points(probs: np.ndarray, labels: np.ndarray, codes: Sequence[
     """Fit on val the thresholds for melanoma, and for malignant against benign, at the target sensitivities.
 
     A target without images on one of its two sides has no operating point and is left out; the evaluation says so.
-
-    Args:
-        probs: Calibrated probabilities of val, shape (N, C).
-        labels: True labels of val, shape (N,), into `codes`.
-        codes: The model's diagnoses, in the order of the columns.
     """
     points = []
     for target, target_codes in operating_targets(codes).items():

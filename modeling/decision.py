@@ -52,17 +52,12 @@ def most_probable(codes: Sequence[str]) -> Decision:
 
 
 def fit_decision(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -> Decision:
-    """Choose on val how the first answer is made.
+    """Choose on val, of calibrated probabilities (N, C), how the first answer is made.
 
     Of all tau and weights that leave the most frequent diagnosis a recall of FREQUENT_RECALL (or what it has as the most
     probable, if that is less), take the best balanced accuracy; each point that the recall of melanoma falls short of
     MELANOMA_RECALL counts as one point of it. Each candidate is judged by the mean over its neighbours on the grid, since
     a peak of one candidate alone is chance.
-
-    Args:
-        probs: Calibrated probabilities of val, shape (N, C).
-        labels: True labels of val, shape (N,).
-        codes: Diagnoses of the model.
     """
     from scipy.ndimage import uniform_filter  # fitting is for training only; serving does not install scipy
 

@@ -27,12 +27,7 @@ class _Head(nn.Module):
 
 
 def class_evidence(model: TimmModel, features: torch.Tensor | np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the signed Grad-CAM of every diagnosis for one image.
-
-    Args:
-        model: timm network with frozen weights, in evaluation mode.
-        features: Its `forward_features` of one image, (1, K, h, w).
-        num_classes: Number of diagnoses C.
+    """Return the signed Grad-CAM of every diagnosis for the feature map (1, K, h, w) of one image.
 
     Returns:
         float32 (C, h, w), in units of the logit.

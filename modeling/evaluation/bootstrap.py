@@ -130,13 +130,7 @@ def not_estimable(reason: str) -> Estimate:
 def replicated_ranking(
     scores: np.ndarray, is_positive: np.ndarray, bootstrap: Bootstrap
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return AUROC and average precision of every replicate, each of shape (R,); NaN where one side is missing.
-
-    Args:
-        scores: Higher means more likely positive, shape (N,).
-        is_positive: Shape (N,).
-        bootstrap: Of the lesions of these N images.
-    """
+    """Return AUROC and average precision of scores (N,) in each replicate, each (R,); NaN where a side is missing."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf) != 0)  # where a group of tied scores begins
     tied = len(starts) < len(scores)

@@ -75,15 +75,9 @@ def epoch_scorer(codes: Sequence[str]) -> Callable[[np.ndarray, np.ndarray], dic
 def point_metrics(
     probs: np.ndarray, labels: np.ndarray, codes: Sequence[str], predicted: np.ndarray | None = None
 ) -> dict[str, float | None]:
-    """Return every headline and per-diagnosis number of one split, as `name` and `code/name`.
+    """Return every headline and per-diagnosis number of probabilities (N, C), as `name` and `code/name`.
 
     None means not estimable: the number is undefined because a diagnosis has no image, or none was predicted it.
-
-    Args:
-        probs: Probabilities, shape (N, C), columns in the order of `codes`.
-        labels: True labels, shape (N,).
-        codes: Diagnoses of the model.
-        predicted: The first answer to each image, shape (N,); the most probable diagnosis by default.
     """
     predicted, classes = probs.argmax(axis=1) if predicted is None else predicted, list(range(len(codes)))
     confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=classes)

@@ -129,11 +129,6 @@ def load_start(model: TimmModel, weights: Path) -> None:
 def check_not_seen(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> Origin:
     """Compare what earlier weights were trained and chosen on with the val and test of a new run.
 
-    Args:
-        start: The weights.
-        splits: Of the new run.
-        images: image_id, lesion_id and hash of its images, as of `hash_images`.
-
     Returns:
         Their origin, with what was compared.
 
