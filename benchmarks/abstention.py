@@ -15,7 +15,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.metrics import roc_auc_score
 
 from modeling.classifier import LesionClassifier
-from modeling.data.sources import load_data
+from modeling.data.sources import load_images
 from modeling.data.splits import load_splits
 from modeling.evaluation.context import StoredImages, classify_images, metadata_table
 from modeling.evaluation.ood import CHOSEN_ON, FAR_KINDS, far_images
@@ -93,7 +93,7 @@ def off_plane(known: np.ndarray, n_directions: int, scale: Callable) -> Callable
 def compare(model: str, data_dir: str | None, photographs: list[str]) -> None:
     """Print the table of one model."""
     classifier = LesionClassifier.from_pretrained(model)
-    dataset = load_data(str(classifier.lesion["dataset"]), data_dir=data_dir)
+    dataset = load_images(str(classifier.lesion["dataset"]), data_dir=data_dir).dataset
     table, splits = metadata_table(dataset), load_splits(Path(model) / "splits.csv")
     images = StoredImages(dataset, table)
     names = {split: splits["image_id"][splits["split"] == split] for split in ("val", "test")}

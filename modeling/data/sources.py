@@ -58,17 +58,6 @@ class LoadedImages:
     given_splits: dict[str, str] | None = None  # the dataset's own split of each image id; None if it has just one
 
 
-def load_data(
-    dataset: str,
-    *,
-    data_dir: str | Path | None = None,
-    skip_bad_images: bool = False,
-    skipped_csv: Path | None = None,
-) -> datasets.Dataset:
-    """Return all usable images of a dataset in the columns of the contract; `load_images` says more of them."""
-    return load_images(dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, skipped_csv=skipped_csv).dataset
-
-
 def load_images(
     dataset: str,
     *,

@@ -20,7 +20,7 @@ from PIL import Image
 from modeling.data import isic2019, sources
 from modeling.data.isic2019 import IMAGES, LABELS_CSV, METADATA_CSV
 from modeling.data.problems import DataError
-from modeling.data.sources import fingerprint, load_data, load_images
+from modeling.data.sources import fingerprint, load_images
 from modeling.labels import CODES
 
 IDS = [f"ISIC_000000{number}" for number in range(9)] + ["ISIC_0000009_downsampled"]
@@ -79,7 +79,7 @@ def drop_row(path: Path) -> None:
 
 
 def test_a_folder_gives_every_image_in_the_columns_of_the_contract(copy: Path) -> None:
-    dataset = load_data("isic2019", data_dir=copy)
+    dataset = load_images("isic2019", data_dir=copy).dataset
     assert dataset.column_names == [
         "image", "image_id", "label", "lesion_id", "source", "age_approx", "sex", "anatom_site_general",
     ]  # fmt: skip
@@ -105,7 +105,7 @@ def test_a_folder_gives_every_image_in_the_columns_of_the_contract(copy: Path) -
 
 
 def test_the_cache_holds_paths_and_no_copy_of_the_pixels(copy: Path) -> None:
-    dataset = load_data("isic2019", data_dir=copy)
+    dataset = load_images("isic2019", data_dir=copy).dataset
     stored = dataset.cast_column("image", datasets.Image(decode=False))[3]["image"]
     assert stored == {"bytes": None, "path": str(copy / IMAGES / f"{IDS[3]}.jpg")}
     expected = np.asarray(Image.open(copy / IMAGES / f"{IDS[3]}.jpg"))
@@ -117,7 +117,7 @@ def test_other_files_of_the_archive_and_the_masks_beside_it_are_no_images(copy: 
     (copy / IMAGES / "._ISIC_0000000.jpg").write_bytes(b"left by a file manager")
     (copy / "lesion_masks").mkdir()
     (copy / "lesion_masks" / "ISIC_0000000.png").write_bytes(b"")
-    assert load_data("isic2019", data_dir=copy).num_rows == 10
+    assert load_images("isic2019", data_dir=copy).dataset.num_rows == 10
 
 
 def image_paths(dataset: datasets.Dataset) -> list[str]:
@@ -136,10 +136,10 @@ def zip_images(folder: Path, prefix: str = f"{IMAGES}/") -> Path:
 
 
 def test_the_zip_not_yet_unpacked_gives_the_same_as_the_folder(copy: Path) -> None:
-    from_folder = load_data("isic2019", data_dir=copy)
+    from_folder = load_images("isic2019", data_dir=copy).dataset
     pixels = [np.asarray(image) for image in from_folder["image"]]
     zip_images(copy)
-    from_zip = load_data("isic2019", data_dir=copy)
+    from_zip = load_images("isic2019", data_dir=copy).dataset
     assert from_zip.remove_columns("image")[:] == from_folder.remove_columns("image")[:]
     for image, expected in zip(from_zip["image"], pixels, strict=True):
         np.testing.assert_array_equal(np.asarray(image), expected)
@@ -147,9 +147,9 @@ def test_the_zip_not_yet_unpacked_gives_the_same_as_the_folder(copy: Path) -> No
 
 def test_unpacked_files_that_were_removed_from_the_cache_are_unpacked_again(copy: Path, tmp_path: Path) -> None:
     zip_images(copy)
-    removed = Path(image_paths(load_data("isic2019", data_dir=copy))[4])
+    removed = Path(image_paths(load_images("isic2019", data_dir=copy).dataset)[4])
     removed.unlink()
-    dataset = load_data("isic2019", data_dir=copy)
+    dataset = load_images("isic2019", data_dir=copy).dataset
     assert dataset.num_rows == 10
     assert removed.is_file()
 
@@ -162,7 +162,7 @@ def test_a_zip_that_points_outside_of_itself_is_refused_before_anything_is_writt
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(name, b"outside")
     with pytest.raises(DataError, match=r"1 entries of .* point outside"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
     assert not list(tmp_path.rglob("*evil*"))
     assert not list((tmp_path / "cache").rglob("*.jpg"))
 
@@ -171,7 +171,7 @@ def test_a_zip_cut_short_is_named_with_what_to_do(copy: Path) -> None:
     archive = zip_images(copy)
     archive.write_bytes(archive.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"not a whole zip file.*Download it again"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
 
 
 @pytest.mark.parametrize(("flag", "method"), [(1, None), (0, 99)])
@@ -189,7 +189,7 @@ def test_a_zip_that_is_encrypted_or_packed_by_an_unknown_method_is_named(
             data[found.start() + at + 2] = data[found.start() + at + 2] if method is None else method
     archive.write_bytes(data)
     with pytest.raises(DataError, match=rf"{IMAGES}\.zip cannot be unpacked.*encrypted, or .*unknown method"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
     assert not list((tmp_path / "cache").rglob("*.jpg"))
 
 
@@ -197,11 +197,11 @@ def test_a_csv_that_is_a_folder_is_named_as_missing(copy: Path) -> None:
     (copy / LABELS_CSV).unlink()
     (copy / LABELS_CSV).mkdir()
     with pytest.raises(DataError, match=f"lacks the file {LABELS_CSV}; it must hold"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
 
 
 def test_an_edited_metadata_file_is_another_dataset(copy: Path) -> None:
-    before = fingerprint(load_data("isic2019", data_dir=copy))
+    before = fingerprint(load_images("isic2019", data_dir=copy).dataset)
     for column, value in (
         ("age_approx", "50"),
         ("sex", "female"),
@@ -212,7 +212,7 @@ def test_an_edited_metadata_file_is_another_dataset(copy: Path) -> None:
             copy / METADATA_CSV,
             lambda table, column=column, value=value: table.assign(**{column: [value, *table[column][1:]]}),
         )
-        after = fingerprint(load_data("isic2019", data_dir=copy))
+        after = fingerprint(load_images("isic2019", data_dir=copy).dataset)
         assert after != before, column
         before = after
 
@@ -281,11 +281,13 @@ def test_a_fault_is_counted_and_named_or_left_out_and_listed(copy: Path, tmp_pat
     make, message, bad = FAULTS[fault]
     make(copy)
     with pytest.raises(DataError) as raised:
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
     assert message in str(raised.value)
     assert "--skip_bad_images" in str(raised.value)
 
-    dataset = load_data("isic2019", data_dir=copy, skip_bad_images=True, skipped_csv=tmp_path / "run" / "skipped.csv")
+    dataset = load_images(
+        "isic2019", data_dir=copy, skip_bad_images=True, skipped_csv=tmp_path / "run" / "skipped.csv"
+    ).dataset
     assert dataset["image_id"][:] == [image_id for image_id in IDS if image_id not in bad]
     with (tmp_path / "run" / "skipped.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -298,7 +300,7 @@ def test_a_fault_is_counted_and_named_or_left_out_and_listed(copy: Path, tmp_pat
 def test_the_list_of_left_out_images_is_written_again_from_the_cache(copy: Path, tmp_path: Path) -> None:
     image_of(copy).unlink()
     for name in ("first.csv", "second.csv"):
-        load_data("isic2019", data_dir=copy, skip_bad_images=True, skipped_csv=tmp_path / name)
+        load_images("isic2019", data_dir=copy, skip_bad_images=True, skipped_csv=tmp_path / name)
     assert (tmp_path / "first.csv").read_text() == (tmp_path / "second.csv").read_text()
     assert IDS[0] in (tmp_path / "second.csv").read_text()
 
@@ -307,47 +309,47 @@ def test_an_error_names_only_the_first_few(copy: Path) -> None:
     for index in range(8):
         image_of(copy, index).unlink()
     with pytest.raises(DataError, match=r"8 × row without an image file: ISIC_0000000, .*ISIC_0000004, …"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
 
 
 @pytest.mark.parametrize(("name", "column"), [(LABELS_CSV, "SCC"), (METADATA_CSV, "lesion_id"), (LABELS_CSV, "image")])
 def test_a_csv_without_a_column_is_named_with_the_column(copy: Path, name: str, column: str) -> None:
     change(copy / name, lambda table: table.drop(columns=column))
     with pytest.raises(DataError, match=rf"{name} lacks 1 columns: {column} "):
-        load_data("isic2019", data_dir=copy, skip_bad_images=True)
+        load_images("isic2019", data_dir=copy, skip_bad_images=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x01", b'image,"MEL\n1,2\n'])
 def test_a_csv_that_is_none_is_named(copy: Path, content: bytes) -> None:
     (copy / LABELS_CSV).write_bytes(content)
     with pytest.raises(DataError, match=LABELS_CSV):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
 
 
 def test_a_copy_without_its_files_is_told_the_layout(copy: Path, tmp_path: Path) -> None:
     (copy / METADATA_CSV).unlink()
     with pytest.raises(DataError, match=f"lacks the file {METADATA_CSV}; it must hold a folder {IMAGES}/"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
     with pytest.raises(DataError, match="is not a folder"):
-        load_data("isic2019", data_dir=tmp_path / "nowhere")
+        load_images("isic2019", data_dir=tmp_path / "nowhere")
 
 
 def test_a_file_that_vanishes_or_breaks_after_the_first_load_is_noticed(copy: Path) -> None:
-    load_data("isic2019", data_dir=copy)
+    load_images("isic2019", data_dir=copy)
     whole = image_of(copy).read_bytes()
     image_of(copy).unlink()
     with pytest.raises(DataError, match="1 × row without an image file"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
     image_of(copy).write_bytes(whole[:-300])
     with pytest.raises(DataError, match="1 × image cannot be read"):
-        load_data("isic2019", data_dir=copy)
+        load_images("isic2019", data_dir=copy)
 
 
 def test_a_corrected_label_is_noticed(copy: Path) -> None:
-    assert load_data("isic2019", data_dir=copy)[0]["label"] == 0
+    assert load_images("isic2019", data_dir=copy).dataset[0]["label"] == 0
     set_label(copy, IDS[0], "MEL", "0.0")
     set_label(copy, IDS[0], "NV", "1.0")
-    assert load_data("isic2019", data_dir=copy)[0]["label"] == 1
+    assert load_images("isic2019", data_dir=copy).dataset[0]["label"] == 1
 
 
 def test_images_are_checked_once_and_not_at_every_load(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,9 +361,9 @@ def test_images_are_checked_once_and_not_at_every_load(copy: Path, monkeypatch: 
 
     decode = sources.decode_image
     monkeypatch.setattr(sources, "decode_image", counting)
-    load_data("isic2019", data_dir=copy)
+    load_images("isic2019", data_dir=copy)
     assert len(decoded) == 10
-    load_data("isic2019", data_dir=copy)
+    load_images("isic2019", data_dir=copy)
     assert len(decoded) == 10
 
 
@@ -431,13 +433,15 @@ def test_without_a_folder_the_official_files_are_downloaded_once(copy: Path, mon
     zip_images(copy)
     with served(copy) as url:
         monkeypatch.setattr(isic2019, "URL", url)
-        first = load_data("isic2019")
+        first = load_images("isic2019").dataset
     assert first["image_id"][:] == IDS
-    assert load_data("isic2019")[:]["label"] == first[:]["label"]  # the server is gone: this comes from the cache
+    assert (
+        load_images("isic2019").dataset[:]["label"] == first[:]["label"]
+    )  # the server is gone: this comes from the cache
 
 
 def test_the_real_images_are_all_read_with_their_metadata(real_data: Path) -> None:
-    dataset = load_data("isic2019", data_dir=real_data / "isic2019")
+    dataset = load_images("isic2019", data_dir=real_data / "isic2019").dataset
     assert dataset.num_rows == 10015
     assert set(dataset["source"]) == {"HAM"}
     assert len(set(dataset["lesion_id"])) == 7470
@@ -454,4 +458,4 @@ def test_the_full_csvs_beside_a_few_images_are_refused_with_the_count(real_data:
     for name in (LABELS_CSV, METADATA_CSV):
         (folder / name).symlink_to(real_data / "isic2019_csv" / name)
     with pytest.raises(DataError, match=r"25329 × row without an image file: ISIC_0000000, "):
-        load_data("isic2019", data_dir=folder)
+        load_images("isic2019", data_dir=folder)

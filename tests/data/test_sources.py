@@ -16,7 +16,7 @@ from modeling.data import sources
 from modeling.data.duplicates import hash_images
 from modeling.data.isic2019 import FEATURES
 from modeling.data.problems import DataError
-from modeling.data.sources import COLUMNS, fingerprint, load_data, load_images, select_diagnoses
+from modeling.data.sources import COLUMNS, fingerprint, load_images, select_diagnoses
 from modeling.labels import CODES
 
 CONTRACT = ["image", "image_id", "label", "lesion_id", "source", "age_approx", "sex", "anatom_site_general"]
@@ -53,7 +53,7 @@ def labelled(tmp_path: Path, names: list[str], labels: list[int], **more: Any) -
 
 
 def test_a_hub_data_set_with_other_column_names_comes_out_in_the_columns_of_the_contract(tmp_path: Path) -> None:
-    dataset = load_data(labelled(tmp_path, ["cat", "dog"], [1, 0, 1]))
+    dataset = load_images(labelled(tmp_path, ["cat", "dog"], [1, 0, 1])).dataset
     assert list(COLUMNS) == CONTRACT == dataset.column_names
     assert dataset.features["label"].names == ["cat", "dog"]
     assert dataset["label"][:] == [1, 0, 1]
@@ -89,7 +89,7 @@ def test_ham10000_as_the_hub_has_it_gets_isic_codes_and_its_metadata(tmp_path: P
     features = {name: datasets.Value("string") for name in columns} | {
         "image": datasets.Image(), "age": datasets.Value("float64"),
     }  # fmt: skip
-    dataset = load_data(save(tmp_path / "data", columns, features))
+    dataset = load_images(save(tmp_path / "data", columns, features)).dataset
     assert dataset.features["label"].names == list(CODES)
     assert [CODES[label] for label in dataset["label"]] == ["NV", "NV", "AK", "BKL"]
     assert dataset["image_id"][:] == columns["image_id"]
@@ -101,7 +101,7 @@ def test_ham10000_as_the_hub_has_it_gets_isic_codes_and_its_metadata(tmp_path: P
 
 def test_dx_codes_of_ham10000_become_isic_codes(tmp_path: Path) -> None:
     names = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
-    dataset = load_data(labelled(tmp_path, names, list(range(7))))
+    dataset = load_images(labelled(tmp_path, names, list(range(7)))).dataset
     assert [CODES[label] for label in dataset["label"]] == ["AK", "BCC", "BKL", "DF", "MEL", "NV", "VASC"]
 
 
@@ -109,24 +109,24 @@ def test_splits_with_other_string_labels_are_joined_by_name(tmp_path: Path) -> N
     features = {"image": datasets.Image(), "label": datasets.Value("string")}
     folder = save(tmp_path / "data", {"image": pictures(2), "label": ["wart", "mole"]}, features)
     save(tmp_path / "data", {"image": pictures(1, 40), "label": ["wart"]}, features, split="test")
-    dataset = load_data(folder)
+    dataset = load_images(folder).dataset
     names = dataset.features["label"].names
     found = {row["image_id"]: names[row["label"]] for row in dataset.remove_columns("image")}
     assert found == {"train-000000": "wart", "train-000001": "mole", "test-000000": "wart"}
 
 
 def test_image_ids_that_are_not_unique_are_made_from_split_and_row(tmp_path: Path) -> None:
-    dataset = load_data(labelled(tmp_path, ["a", "b"], [0, 1], image_id=["same", "same"]))
+    dataset = load_images(labelled(tmp_path, ["a", "b"], [0, 1], image_id=["same", "same"])).dataset
     assert dataset["image_id"][:] == ["train-000000", "train-000001"]
 
 
 def test_a_data_set_without_image_or_label_is_refused_with_its_columns(tmp_path: Path) -> None:
     no_image = save(tmp_path / "a", {"text": ["x"], "label": ["y"]}, {"text": datasets.Value("string"), "label": datasets.Value("string")})  # fmt: skip # noqa: E501
     with pytest.raises(DataError, match=r"0 image columns \(none\) among text, label"):
-        load_data(no_image)
+        load_images(no_image)
     no_label = save(tmp_path / "b", {"image": pictures(1), "text": ["y"]}, {"image": datasets.Image(), "text": datasets.Value("string")})  # fmt: skip # noqa: E501
     with pytest.raises(DataError, match="no label column among image, text"):
-        load_data(no_label)
+        load_images(no_label)
 
 
 def test_broken_and_unlabelled_images_of_a_hub_data_set_are_counted_or_left_out(tmp_path: Path) -> None:
@@ -135,10 +135,10 @@ def test_broken_and_unlabelled_images_of_a_hub_data_set_are_counted_or_left_out(
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder = save(tmp_path / "data", {"image": images, "label": [0, 1, -1, 1]}, features)
     with pytest.raises(DataError) as raised:
-        load_data(folder)
+        load_images(folder)
     assert "1 × image without a label: train-000002" in str(raised.value)
     assert "1 × image cannot be read (truncated, or no image): train-000001" in str(raised.value)
-    dataset = load_data(folder, skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+    dataset = load_images(folder, skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv").dataset
     assert dataset["image_id"][:] == ["train-000000", "train-000003"]
     assert set(pd.read_csv(tmp_path / "skipped.csv")["image_id"]) == {"train-000001", "train-000002"}
 
@@ -205,7 +205,7 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_order_or_the_place(tmp
 
 def test_the_demo_takes_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="leave --data_dir out"):
-        load_data("demo", data_dir=tmp_path)
+        load_images("demo", data_dir=tmp_path)
 
 
 def test_isic2019_is_read_from_its_folder_through_the_same_door(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_isic2019_is_read_from_its_folder_through_the_same_door(tmp_path: Path) 
     (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text(
         "image,age_approx,anatom_site_general,lesion_id,sex\nISIC_1,5,,HAM_1,"
     )
-    row = load_data("isic2019", data_dir=tmp_path).remove_columns("image")[0]
+    row = load_images("isic2019", data_dir=tmp_path).dataset.remove_columns("image")[0]
     assert row == {
         "image_id": "ISIC_1", "label": 0, "lesion_id": "HAM_1", "source": "HAM", "age_approx": 5.0, "sex": None,
         "anatom_site_general": None,
@@ -280,10 +280,10 @@ def test_a_fault_of_a_folder_is_counted_and_named_or_left_out_and_listed(tmp_pat
     folder = image_folder(tmp_path / "data", rows)
     harm(folder)
     with pytest.raises(DataError) as raised:
-        load_data(str(folder))
+        load_images(str(folder))
     assert message in str(raised.value)
     assert all(name in str(raised.value) for name in bad)
-    dataset = load_data(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+    dataset = load_images(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv").dataset
     every = [f"train-{index:06d}" for index in range(rows.count("\n"))]
     assert dataset["image_id"][:] == [name for name in every if name not in bad]
     assert pd.read_csv(tmp_path / "skipped.csv")["image_id"].tolist() == bad
@@ -293,7 +293,7 @@ def test_a_fault_of_a_folder_is_counted_and_named_or_left_out_and_listed(tmp_pat
 def test_a_row_that_names_a_file_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     folder = image_folder(tmp_path / "data", ROWS + f"{name},MEL,30\n")
     with pytest.raises(DataError, match=r"cannot be read .*etc/passwd"):
-        load_data(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+        load_images(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
 
 
 def test_a_folder_without_images_or_without_a_table_is_told_what_it_must_hold(tmp_path: Path) -> None:
@@ -302,18 +302,18 @@ def test_a_folder_without_images_or_without_a_table_is_told_what_it_must_hold(tm
         with pytest.raises(
             DataError, match="a folder that holds a folder of images for each diagnosis, or images and a"
         ):
-            load_data(str(folder))
+            load_images(str(folder))
     folder = image_folder(tmp_path / "data")
     (folder / "metadata.csv").unlink()
     (folder / "metadata.csv").mkdir()
     with pytest.raises(DataError, match="has no label column among image"):
-        load_data(str(folder))
+        load_images(str(folder))
 
 
 def test_an_edited_metadata_file_of_a_folder_is_another_dataset(tmp_path: Path) -> None:
-    before = fingerprint(load_data(str(image_folder(tmp_path / "data"))))
+    before = fingerprint(load_images(str(image_folder(tmp_path / "data"))).dataset)
     (tmp_path / "data" / "metadata.csv").write_text("file_name,label,age\n" + second_age("50"))
-    assert fingerprint(load_data(str(tmp_path / "data"))) != before
+    assert fingerprint(load_images(str(tmp_path / "data")).dataset) != before
 
 
 def test_images_of_a_folder_are_decoded_once_and_again_after_a_change(

@@ -15,7 +15,7 @@ from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import hash_images, near_duplicates
 from modeling.data.isic2019 import FEATURES, source_of
 from modeling.data.problems import DataError
-from modeling.data.sources import load_data
+from modeling.data.sources import load_images
 from modeling.data.splits import (
     LeakageError,
     check_no_leakage,
@@ -301,7 +301,7 @@ def test_the_official_csv_is_split_within_a_point_in_every_large_stratum(
 
 
 def test_the_byte_identical_real_images_share_a_split_with_or_without_their_ids(real_data: Path) -> None:
-    dataset = load_data("isic2019", data_dir=real_data / "isic2019")
+    dataset = load_images("isic2019", data_dir=real_data / "isic2019").dataset
     pairs = (("ISIC_0024366", "ISIC_0029861"), ("ISIC_0024777", "ISIC_0029938"))
     splits = make_splits(dataset, diagnoses=CODES).set_index("image_id")["split"]
     assert all(splits[first] == splits[second] for first, second in pairs)
