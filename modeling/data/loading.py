@@ -24,12 +24,15 @@ class LesionDataset(TorchDataset):
     ) -> None:
         """Take images and labels of one split; without `augmentation`, of this seed, the images stay as they are."""
         self.images = images
-        self.image_ids: list[str] = images.source["image_id"][:]
         self.labels = list(labels)
         self.augmentation = augmentation
         self.seed = seed
         # Shared with loader processes, which live on from one epoch to the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def image_ids(self) -> list[str]:
+        return self.images.source["image_id"][:]
 
     @property
     def epoch(self) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,7 +255,7 @@ def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> dat
     return result.select_columns(columns).select(np.flatnonzero(relabelled >= 0))
 
 
-def rows_of(dataset: datasets.Dataset, image_ids: Sequence[str]) -> datasets.Dataset:
+def rows_of(dataset: datasets.Dataset, image_ids: Iterable[str]) -> datasets.Dataset:
     """Return the rows of these images, in this order."""
     position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
     return dataset.select([position[image_id] for image_id in image_ids])

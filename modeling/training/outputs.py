@@ -73,8 +73,9 @@ def run_model(model: torch.nn.Module, loader: Any, accelerator: "Accelerator | N
             f"{broken.sum()} of {n_images} images have logits that are not finite: the weights are broken; train again with a "
             "lower learning rate, or in full precision"
         )
+    image_ids = loader.dataset.image_ids
     return Outputs(
-        image_ids=[loader.dataset.image_ids[position] for position in index],
+        image_ids=[image_ids[position] for position in index],
         labels=gathered["labels"][order],
         logits=gathered["logits"][order],
         features=gathered["features"][order],
