@@ -96,7 +96,7 @@ class CheckpointInterval:
         Raises:
             ValueError: If it is none of these.
         """
-        found = re.fullmatch(r"([0-9]*\.?[0-9]+)(min|step|epoch)s?", text)
+        found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(min|step|epoch)s?", text)
         if found is None or float(found[1]) == 0:
             raise ValueError(f"--checkpoint_every must be like 10min, 500steps or 1epoch, got {text!r}.")
         return cls(float(found[1]), found[2])
