@@ -48,7 +48,8 @@ SYNTHETIC_NOTICE = (
     "Trained on synthetic drawings, not on photographs of skin: its answers about real images mean nothing."
 )
 
-WEIGHTS_LICENSE = "cc-by-nc-4.0"
+WEIGHTS_LICENSE = "cc-by-nc-4.0"  # of ISIC 2019, and so of what was trained on it
+SYNTHETIC_LICENSE = "apache-2.0"  # of weights that have seen nothing but this package's drawings
 ATTRIBUTION = (
     "ISIC 2019 challenge data, CC BY-NC 4.0: "
     "BCN_20000 (c) Department of Dermatology, Hospital Clinic de Barcelona (arXiv:1908.02288); "

@@ -73,7 +73,8 @@ def verdict(
     def with_probability(code: str) -> str:
         return f"{diagnosis_of(code).name}, {percent(rounded(probabilities[code]))}"
 
-    first = "" if diagnosis == best else f"First answer, weighted for rare diagnoses: {with_probability(diagnosis)}. "
+    weighted = f"weighted towards rare diagnoses{' and melanoma' if 'MEL' in probabilities else ''}"
+    first = "" if diagnosis == best else f"First answer, {weighted}: {with_probability(diagnosis)}. "
     return (
         f"{warning if abstained else ''}{tested[0].upper()}{tested[1:]}. {first}"
         f"Most probable: {with_probability(best)}."

@@ -31,7 +31,7 @@ from answers import Photo, QuestionError
 from endpoints import MANY, ONE_LESION, add_endpoints, mcp_server
 from report import report_html
 from samples import load_samples
-from serving import forget_session, launch
+from serving import launch
 
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError
@@ -86,9 +86,6 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         else:
             yield {"done": len(rows), "total": len(rows), "rows": rows, "csv": batches.to_csv(rows, classifier)}
 
-    def forget(request: gr.Request) -> None:
-        forget_session(demo, request.session_hash)
-
     with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
         gr.HTML(pages.header(classifier), elem_id="lesion-head")
         lesion = drawn_by(
@@ -108,7 +105,6 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         batch.halt(lambda: None, None, batch, cancels=running, **QUIET)
         card.wanted(lambda: pages.card(classifier), None, card, **QUIET)
         add_endpoints(classifier)
-        demo.unload(forget)
     uploads.guard_requests(demo)
     return demo
 

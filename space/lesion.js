@@ -109,7 +109,7 @@ function probabilityCard(answer) {
     el("table", { class: "differential" },
       el("thead", { class: "sr-only" }, el("tr", {}, el("th", {}, "Diagnosis"), el("th", {}, "Probability"), el("th", {}, "Bar"))),
       el("tbody", {}, ...rows)),
-    el("p", { class: "small", id: "not-known" }, lacking.length ? `This model cannot recognise ${listed(lacking, "or")}: it gives them a name from above.` : "To any other disease it gives a name from above, too."));
+    el("p", { class: "small", id: "not-known" }, lacking.length ? `This model cannot recognise ${listed(lacking, "or")}: it labels them as one of the diagnoses above.` : "It labels any other disease as one of the diagnoses above, too."));
 }
 
 function listed(words, last) {

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,7 +20,7 @@ from modeling.images import MAX_FILE_BYTES
 
 HERE = Path(__file__).parent
 MAX_SESSIONS = 16  # this page keeps no state, so one that is forgotten misses nothing; their answers hold pictures
-KEEP_ANSWERS_S = 60  # that nobody fetches; clients do at once
+KEEP_ANSWERS_S = 60  # that nobody fetches, and of a page that asks for nothing more
 
 Asked = tuple[str, frozenset[str]]  # a client's session, and its requests whose answers have not been fetched
 
@@ -81,6 +82,7 @@ def lifespan_of(tools: FastMCP | None) -> Any:
             while True:
                 await asyncio.sleep(uploads.SWEEP_EVERY_S)
                 seen = forget_answers(server.get_blocks(), seen, now_s=monotonic())
+                forget_sessions(server.get_blocks())
 
         async with tools.session_manager.run() if tools else contextlib.nullcontext():
             task = asyncio.create_task(keep_forgetting())
@@ -92,10 +94,13 @@ def lifespan_of(tools: FastMCP | None) -> Any:
     return lifespan
 
 
-def forget_session(demo: gr.Blocks, session: str | None) -> None:
-    """Drop what gradio remembers of a closed page, such as the last answer with its pictures."""
-    if session is not None:
-        demo.state_holder.session_data.pop(session, None)
+def forget_sessions(demo: gr.Blocks) -> None:
+    """Drop what gradio remembers of a page that asks for nothing, open or closed, such as the last answer with its pictures."""
+    holder = demo.state_holder
+    for session, used in list(holder.time_last_used.items()):
+        if (datetime.now() - used).total_seconds() >= KEEP_ANSWERS_S:
+            holder.session_data.pop(session, None)
+            holder.time_last_used.pop(session, None)
 
 
 def forget_answers(demo: gr.Blocks, seen: dict[Asked, float], *, now_s: float) -> dict[Asked, float]:

@@ -24,8 +24,8 @@ def test_a_nevus_above_the_melanoma_threshold_is_headed_by_the_threshold():
 
 def test_a_first_answer_that_is_not_the_most_probable_is_said_beside_it():
     assert line([MEL_95], "MEL@95", answer="MEL") == (
-        "Above the threshold set to catch 95 % of melanomas. First answer, weighted for rare diagnoses: melanoma, 31 %. "
-        "Most probable: melanocytic nevus, 69 %."
+        "Above the threshold set to catch 95 % of melanomas. First answer, weighted towards rare diagnoses and "
+        "melanoma: melanoma, 31 %. Most probable: melanocytic nevus, 69 %."
     )
 
 

@@ -298,7 +298,7 @@ def baselines_section(context: Context) -> dict[str, Any]:
 def groups_section(context: Context) -> dict[str, Any]:
     return {
         **score_groups(context.test, context.codes, context.classifier.operating_points),
-        "not_measured": {"skin tone": "ISIC 2019 does not record it, so fairness over skin tones is unknown"},
+        "not_measured": {"skin tone": "no column of the data gives it, so fairness over skin tones is unknown"},
     }
 
 

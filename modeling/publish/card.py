@@ -18,7 +18,6 @@ from modeling.publish.hub import PublishError
 CARD_NAME, EVALUATION_NAME = "README.md", "evaluation.md"
 TEMPLATES = {CARD_NAME: "model_card.md", EVALUATION_NAME: "evaluation_card.md"}  # at the top of the repository
 EXTERNAL = "external"  # folder of external validations in a model folder, one metrics.json a dataset
-SYNTHETIC_LICENSE = "apache-2.0"
 # Entries of the model index: the Hub's name of a metric, and ours.
 RESULTS = {
     "accuracy": "accuracy",
@@ -98,7 +97,8 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
                 metrics=metrics,
                 externals=externals,
                 start=start_sentence(metrics["training"].get("origin"), config["lesion"].get("base_model")),
-                license=_license(config["lesion"]),
+                split=split_sentence(metrics["data"]),
+                license=config["lesion"].get("license"),
                 diagnoses=[diagnosis_of(code) for code in config["label_names"]],
                 notice=NOTICE,
                 synthetic_notice=SYNTHETIC_NOTICE,
@@ -135,6 +135,20 @@ def start_sentence(origin: Mapping[str, Any] | None, base_model: str | None) -> 
     )
 
 
+def split_sentence(data: Mapping[str, Any]) -> str:
+    """Say what was kept apart, and whether the scores can be trusted for it."""
+    unit = {
+        "lesion": "The unit of the split is the **lesion**: all images of a lesion are in one split, and images without a lesion "
+        "id are grouped with their near-duplicates.",
+        "given": "The split is the dataset's own, used as it is; lesions are told apart by their ids, and images without one by "
+        "near-duplicates.",
+        "original": "The unit of the split is the **image**, drawn at random as by the reference system.",
+    }[data["protocol"]]
+    rate = data["leakage"]["overall"]
+    leak = f"Leakage rate (test images whose lesion is also in train): {format_number(rate)}."
+    return f"{unit} {leak}{' **So the scores above are too good**, and are here for comparison only.' if rate else ''}"
+
+
 @cache
 def _template(root: Path, name: str) -> Any:
     # Imported late: publishing the Space does not need it.
@@ -169,7 +183,7 @@ def _card_metadata(
         "transformers",
     ]
     return ModelCardData(
-        license=_license(config["lesion"]),
+        license=config["lesion"].get("license"),
         library_name="timm",
         pipeline_tag="image-classification",
         base_model=config["lesion"].get("base_model"),
@@ -197,12 +211,6 @@ def _results(metrics: Mapping[str, Any], dataset_name: str) -> list[EvalResult]:
         for kind, name in RESULTS.items()
         if metrics["test"][name]["value"] is not None
     ]
-
-
-def _license(lesion: Mapping[str, Any]) -> str | None:
-    """Return the licence of the weights; drawings are this package's own, and for other data only their owner knows."""
-    license = lesion.get("license") or (SYNTHETIC_LICENSE if lesion.get("synthetic") else None)
-    return str(license) if license else None
 
 
 def _estimate(value: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from modeling.data.duplicates import HASHES_NAME
 from modeling.data.splits import lesions_of, load_splits
 from modeling.decision import fit_decision
 from modeling.files import RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN, write_json
-from modeling.labels import CODES, WEIGHTS_LICENSE
+from modeling.labels import CODES, SYNTHETIC_LICENSE, WEIGHTS_LICENSE
 from modeling.network import TimmModel, fold_calibration, save_model_folder
 from modeling.training.options import TrainOptions
 from modeling.training.outputs import Outputs
@@ -44,7 +44,7 @@ def write_model_folder(
         "synthetic": options.dataset == "demo",
         "protocol": options.protocol,
         "base_model": base_model_of(config["origin"], model),
-        "license": WEIGHTS_LICENSE if options.dataset == "isic2019" else None,
+        "license": license_of(options, config["origin"]),
         "data_fingerprint": config["data_fingerprint"],
         "splits_sha256": config["splits_sha256"],
         "calibration": calibration.to_dict(),
@@ -87,6 +87,13 @@ def golden_prediction(classifier: LesionClassifier) -> dict[str, Any]:
         "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
         "abstained": prediction.abstained,
     }
+
+
+def license_of(options: TrainOptions, origin: dict[str, Any]) -> str | None:
+    """Return the licence of the weights; of other data, and of other weights to start from, only their owners know."""
+    if options.dataset == "isic2019":
+        return WEIGHTS_LICENSE
+    return SYNTHETIC_LICENSE if options.dataset == "demo" and origin["kind"] == "scratch" else None
 
 
 def base_model_of(origin: dict[str, Any], model: TimmModel) -> str | None:

@@ -89,7 +89,7 @@ class TrainOptions:
     init_from: str | None = option(
         None,
         "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or REPO@REVISION, of "
-        "this package or of timm; the way on without the Hub.",
+        "this package or of timm. Use it where the Hub cannot be reached.",
     )
     image_size: int = option(
         None,
@@ -101,16 +101,14 @@ class TrainOptions:
     # training
     recipe: str = option(
         "default",
-        "default: this project's. original: no augmentation, Adam 1e-4, batch 32, 15 epochs, plain loss, best by "
-        "accuracy.",
+        "default: this project's. original: no augmentation, Adam at a constant 1e-4, batch 32, 15 epochs, no average of the "
+        "weights, best by accuracy; --weight_decay, --warmup_epochs, --max_grad_norm and --patience are not used.",
         "default | original",
     )
     epochs: int = option(
-        None, "At most so many. Default: 30 (demo 16, original 15); early stopping may end before.", "[1, 10000]"
+        None, "Maximum number. Default: 30 (demo 16, original 15); early stopping may end before.", "[1, 10000]"
     )
-    batch_size: int = option(
-        None, "Images per process and batch. Default: 32, which fits 4 GB of GPU memory at 224 px.", "[2, 4096]"
-    )
+    batch_size: int = option(None, "Images per process and batch. Default: 32.", "[2, 4096]")
     gradient_accumulation_steps: int = option(
         1, "Batches per optimiser step; raise it when a larger batch does not fit.", "[1, 1024]"
     )
@@ -137,7 +135,7 @@ class TrainOptions:
         "auto | no | bf16 | fp16",
     )
     compile: bool = option(
-        False, "torch.compile the network; pays in long runs on a recent GPU, costs minutes at the start."
+        False, "torch.compile the network: meant for long runs on a recent GPU, costs minutes at the start."
     )
     deterministic: bool = option(
         False, "Only deterministic kernels on the GPU: the same bits again, slower. On a CPU runs repeat anyway."
@@ -155,7 +153,7 @@ class TrainOptions:
         None, "auto: go on from the newest whole checkpoint of the run folder, or start if there is none.", "auto"
     )
     dry_run: bool = option(
-        False, "Try everything on a few images and stop before training; every run begins with this, in seconds."
+        False, "Try everything on a few images and stop before training; every new run begins with this, in seconds."
     )
     checkpoint_every: str = option(
         "10min", "Such as 10min, 500steps or 1epoch; each epoch ends with a checkpoint anyway."
@@ -167,7 +165,7 @@ class TrainOptions:
     examples: int = option(
         0,
         "Put so many test images of ISIC 2019 into the model folder, with licence and attribution, for whoever opens its "
-        "page without a photo. The demo brings drawings anyway.",
+        "page without a photo. For no other dataset; the demo brings drawings.",
         "[0, 8]",
     )
     push_to_hub: bool = option(
@@ -277,6 +275,10 @@ def resolve(options: TrainOptions) -> TrainOptions:
             wanted = f"a number in {allowed}" if isinstance(value, int | float) else allowed.replace(" | ", " or ")
             raise ValueError(f"--{entry.name} must be {wanted}, got {shortened(value)}.")
     CheckpointInterval.parse(options.checkpoint_every)
+    if options.examples and options.dataset != "isic2019":
+        raise ValueError(
+            "--examples takes images of ISIC 2019 with its licence and attribution; leave it out for other data."
+        )
     if options.push_to_hub and not options.hub_model_id:
         raise ValueError("--push_to_hub needs --hub_model_id, such as me/skin-lesion-b0.")
     if options.warmup_epochs > options.epochs:

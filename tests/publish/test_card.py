@@ -305,6 +305,28 @@ def test_the_card_says_what_training_started_from_and_never_what_not(folder, ori
         assert "did not start" not in page
 
 
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("protocol", "unit"), [("lesion", "**lesion**"), ("given", "dataset's own"), ("original", "**image**")]
+)
+def test_scores_are_said_to_be_too_good_where_and_only_where_the_split_leaks(folder, protocol, unit, leak):
+    edit_metrics(folder, data__protocol=protocol, data__leakage__overall=leak)
+    for page in render_card(folder).values():
+        assert unit in page
+        assert f"also in train): {leak:.3f}." in page
+        assert ("too good**" in page) == (leak > 0)
+
+
+def test_images_in_no_split_have_a_row_in_the_flow(folder):
+    flow = json.loads((folder / "metrics.json").read_text())["data"]["flow"]
+    left = flow["in_dataset"] - sum(flow["other_diagnoses"].values())
+    assert left == sum(part["n_images"] for part in flow["splits"].values())
+    assert "in no split" not in render_card(folder)["evaluation.md"]
+    edit_metrics(folder, data__flow__in_dataset=flow["in_dataset"] + 7)
+    (row,) = [line for line in render_card(folder)["evaluation.md"].splitlines() if "in no split" in line]
+    assert row.endswith("| 7 |")
+
+
 def test_a_card_of_synthetic_data_says_so_before_anything_else(scored_folder):
     body = ModelCard(render_card(scored_folder)["README.md"]).text
     first = body.strip().splitlines()[2]
@@ -328,7 +350,7 @@ def test_a_card_of_isic_2019_gives_attribution_and_no_word_of_drawings(folder):
 
 def test_a_card_of_somebody_elses_data_claims_no_licence(folder):
     edit_metrics(folder, data__dataset="someone/lesions", data__synthetic=False)
-    edit_lesion(folder, synthetic=False)
+    edit_lesion(folder, license=None, synthetic=False)
     card = ModelCard(render_card(folder)["README.md"])
     assert card.data.license is None
     assert "no licence is stated" in card.text

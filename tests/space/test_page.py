@@ -264,7 +264,7 @@ def test_the_picture_opens_on_the_first_answer_in_page_and_report(browser, picky
     with visit(browser, picky_url) as page:
         choose(page, good)
         answered(page)
-        assert "First answer, weighted for rare diagnoses: melanoma" in text_of(page, "#verdict")
+        assert "First answer, weighted towards rare diagnoses and melanoma: melanoma" in text_of(page, "#verdict")
         assert page.locator("#which-map").input_value() == "MEL"
         assert page.locator("#overlay").get_attribute("aria-label") == "Heat map for melanoma over the photo"
         opened = canvas(page, "overlay")

@@ -32,8 +32,10 @@ from support.scored import make_scored_folder
 from support.space import pixels_of
 
 
-def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier, monkeypatch):
+def test_the_server_forgets_the_last_answer_of_a_page_that_stays_open(url, classifier, monkeypatch):
     monkeypatch.setattr(serving, "MAX_FILE_BYTES", 50_000)
+    monkeypatch.setattr(uploads, "SWEEP_EVERY_S", 0.1)
+    monkeypatch.setattr(serving, "KEEP_ANSWERS_S", 0.5)
     before = {thread for thread in threading.enumerate() if thread.name == "janitor"}
     demo = app.build_demo(classifier)
     address = serving.launch(demo, prevent_thread_lock=True, quiet=True)
@@ -43,14 +45,13 @@ def test_closing_the_page_makes_the_server_forget_its_answers(url, classifier, m
     with pytest.raises(AnswerError, match=r"exceeded|size"):
         client.upload(bytes(50_001))
     client.classify(photos(1)[0])
-    sessions = demo.state_holder.session_data
-    (session,) = sessions
-    with client.http.stream("GET", f"/heartbeat/{session}") as heartbeat:  # open for as long as the page is
-        next(heartbeat.iter_lines())
+    holder = demo.state_holder
+    assert holder.session_data
     deadline = time.monotonic() + 20
-    while len(sessions) and time.monotonic() < deadline:
+    while (holder.session_data or holder.time_last_used) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(sessions) == 0
+    assert (len(holder.session_data), len(holder.time_last_used)) == (0, 0)
+    assert client.classify(photos(1)[0])["diagnosis"] in classifier.codes  # the same page goes on
     janitor.stopped.set()
     demo.close(verbose=False)
 

@@ -16,7 +16,7 @@ from modeling.data.splits import lesions_of, make_splits
 from modeling.decision import fit_decision
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model
-from modeling.labels import CODES, REFERENCE_CODES
+from modeling.labels import CODES, REFERENCE_CODES, SYNTHETIC_LICENSE
 from modeling.network import build_model, save_model_folder
 from modeling.publish.onnx import export_onnx
 from modeling.training.outputs import Outputs
@@ -80,7 +80,7 @@ def make_scored_folder(base: Path) -> Path:
         "run_id": "card-run",
         "dataset": "demo",
         "synthetic": True,
-        "license": None,
+        "license": SYNTHETIC_LICENSE,
         "base_model": "timm/efficientnet_b0.ra_in1k",
         "data_fingerprint": "f" * 64,
         "calibration": calibration.to_dict(),

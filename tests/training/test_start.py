@@ -16,6 +16,8 @@ from modeling.data.duplicates import hash_images, write_hashes
 from modeling.data.splits import LeakageError, write_splits
 from modeling.files import UNKNOWN_ORIGIN, ModelFolderError, file_sha256
 from modeling.network import build_model
+from modeling.training.finalize import license_of
+from modeling.training.options import parse_options
 from modeling.training.start import Start, check_not_seen, find_start, load_start
 
 
@@ -175,3 +177,17 @@ def test_a_near_duplicate_is_found_by_the_hashes_that_the_weights_bring(folder):
 def test_weights_without_splits_are_said_to_be_unchecked(folder):
     origin = check_not_seen(found(folder), BEFORE, images(["a"]))
     assert origin.overlap == "could not be checked, since these weights come without splits.csv"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "license"),
+    [
+        ("isic2019", "pretrained", "cc-by-nc-4.0"),
+        ("demo", "scratch", "apache-2.0"),
+        ("demo", "weights", None),
+        ("demo", "pretrained", None),
+        ("me/lesions", "scratch", None),
+    ],
+)
+def test_weights_have_a_licence_only_where_all_that_they_have_seen_is_known(dataset, kind, license):
+    assert license_of(parse_options(["--dataset", dataset]), {"kind": kind}) == license
