@@ -58,7 +58,7 @@ from modeling.training.options import TrainOptions, parse_options
 from modeling.training.outputs import Outputs, run_model
 from modeling.training.processes import make_accelerator, warn_of_missing_processes
 from modeling.training.recipe import make_trainer
-from modeling.training.run_folder import check_same_run, describe_run, holds_run, number_of_skipped, sole_user
+from modeling.training.run_folder import check_same_run, describe_run, holds_run, sole_user
 from modeling.training.start import Start, check_not_seen, find_start, load_start
 from modeling.training.trainer import Interrupted, TrainingError
 
@@ -114,6 +114,7 @@ class RunData:
     """What a run learns from."""
 
     everything: Dataset  # all usable images
+    n_skipped: int  # images that cannot be used
     chosen: Dataset  # those of the diagnoses to tell apart; labels count from 0 in the order of `codes`
     codes: list[str]
     splits: pd.DataFrame  # rows of splits.csv
@@ -164,7 +165,7 @@ def prepare_data(
     elif accelerator.is_main_process:
         write_json(run_dir / RUN_NAME, config)
     announce(accelerator, options, splits, codes)
-    return RunData(everything, chosen, codes, splits, config)
+    return RunData(everything, loaded.n_skipped, chosen, codes, splits, config)
 
 
 def diagnoses_of(options: TrainOptions, dataset: Dataset) -> list[str]:
@@ -311,7 +312,7 @@ def evaluate(run_dir: Path, options: TrainOptions, data: RunData, fitted: Fitted
         val_outputs=fitted.outputs["val"].calibrated(calibration),
         test_outputs=fitted.outputs["test"].calibrated(calibration),
         protocol=options.protocol,
-        n_skipped=number_of_skipped(run_dir / "skipped.csv"),
+        n_skipped=data.n_skipped,
         run=data.config,
         history=fitted.history,
     )

@@ -270,6 +270,9 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     # Colour profiles are ignored: training, transformers and timm read files with a plain convert("RGB"), and a model
     # must see the same numbers here as there.
+    if image.mode.startswith("I;16"):  # convert("RGB") would cut at 255, which leaves white
+        to_8_bits = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+        return Image.fromarray(to_8_bits[np.asarray(image)]).convert("RGB")
     if image.has_transparency_data:
         # What lies under transparent pixels, often black, was never seen by the sender; viewers and web pages show
         # transparency on white.
@@ -279,9 +282,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return rgb
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16"):  # convert("RGB") would cut at 255, which leaves white
-        to_8_bits = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-        return Image.fromarray(to_8_bits[np.asarray(image)]).convert("RGB")
     if image.mode in ("I", "F"):
         values = np.asarray(image)
         top = 65535 if image.mode == "I" else 1 if values.max() <= 1 else 255

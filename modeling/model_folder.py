@@ -140,21 +140,8 @@ def fetch(source: ModelFolder, name: str) -> Path:
     Raises:
         ModelFolderError: If it cannot be had, or is too large.
     """
-    path = source.path / name
-    if source.revision is not None and not path.is_file():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            path = Path(
-                hf_hub_download(source.model_id, name, revision=source.revision, local_files_only=source.from_cache)
-            )
-        except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            raise ModelFolderError(
-                f"{name} of {source.model_id} could not be downloaded ({type(error).__name__}: {str(error)[:300]}); "
-                "check the network and try again, or give a model folder."
-            ) from error
-    if not path.is_file():
+    path = file_beside(source, name)
+    if path is None:
         pickles = sorted(file.name for file in source.path.iterdir() if file.suffix in PICKLE_SUFFIXES)
         hint = f"; {pickles[0]} is a pickle, which can run code when it is opened, and is refused" if pickles else ""
         raise ModelFolderError(f"{source.path} has no {name}{hint}.")
@@ -189,14 +176,27 @@ def _compare(path: Path, found_sha256: str, expected_sha256: str | None) -> None
 
 
 def file_beside(source: ModelFolder, name: str) -> Path | None:
-    """Return a file beside the model's weights, from its folder or from the same revision on the Hub; None without one."""
-    path = source.path / name
-    if source.revision is not None and not path.is_file():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+    """Return a file of a model, from its folder or from the same revision on the Hub; None if there is no such file.
 
-        try:
-            return Path(hf_hub_download(source.model_id, name, revision=source.revision))
-        except EntryNotFoundError:
-            return None
-    return path if path.is_file() else None
+    Raises:
+        ModelFolderError: If the Hub does not say whether it has one, and no earlier download of it is on this machine.
+    """
+    path = source.path / name
+    if path.is_file():
+        return path
+    if source.revision is None:
+        return None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return Path(
+            hf_hub_download(source.model_id, name, revision=source.revision, local_files_only=source.from_cache)
+        )
+    except RemoteEntryNotFoundError:
+        return None
+    except OSError as error:  # of the Hub's client, too
+        raise ModelFolderError(
+            f"{name} of {source.model_id} could not be downloaded ({type(error).__name__}: {str(error)[:300]}); "
+            "check the network and try again, or give a model folder."
+        ) from error

@@ -6,6 +6,7 @@ MODEL_ID=me/skin-lesion-b0 MODEL_REVISION=v1.0 python app.py     # as a hosted S
 
 import argparse
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +43,13 @@ RETRY_EVERY_S = 60
 PROGRESS_EVERY_S = 0.4
 # While the browser waits it says so itself; what the server cannot even begin to answer ends up there too.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-UNREACHED = """() => ({ error: "The server did not answer. It may be busy or restarting: try again in a minute." })"""
+UNREACHED = """() => ({ nonce: Math.random(),
+  error: "The server did not answer. It may be busy or restarting: try again in a minute." })"""
+
+
+def told(**fields: Any) -> dict[str, Any]:
+    """Return what the page is told; gradio passes on only what differs from what it was told before."""
+    return {**fields, "nonce": secrets.token_hex(4)}
 
 
 def build_demo(classifier: LesionClassifier) -> gr.Blocks:
@@ -52,12 +59,12 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
     def answer(photos: Callable[[], list[Photo]]) -> dict[str, Any]:
         try:
             fields = answers.answer_lesion(classifier, photos())
-            return {**fields, "report_html": report_html(fields)}
+            return told(**fields, report_html=report_html(fields))
         except (ImageError, QuestionError, ModelFolderError) as error:  # the last: heat maps that need torch
-            return {"error": str(error)}
+            return told(error=str(error))
         except Exception as error:
             uploads.note_fault(error)
-            return {"error": uploads.FAULT}
+            return told(error=uploads.FAULT)
 
     def answer_photos(event: gr.EventData) -> dict[str, Any]:
         return answer(lambda: photos_of(event))
@@ -65,7 +72,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
     def answer_example(event: gr.EventData) -> dict[str, Any]:
         index = event._data["index"]
         if type(index) is not int or not 0 <= index < len(samples.items):
-            return {"error": "There is no such example."}
+            return told(error="There is no such example.")
         sample = samples.items[index]
         return {**answer(lambda: [sample.photo]), "example": f"Example, known diagnosis: {sample.about}."}
 
@@ -82,9 +89,9 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
                     told = monotonic()
                     yield {"done": done, "total": total}
         except (ImageError, QuestionError) as error:
-            yield {"error": str(error)}
+            yield told(error=str(error))
         else:
-            yield {"done": len(rows), "total": len(rows), "rows": rows, "csv": batches.to_csv(rows, classifier)}
+            yield told(done=len(rows), total=len(rows), rows=rows, csv=batches.to_csv(rows, classifier))
 
     with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
         gr.HTML(pages.header(classifier), elem_id="lesion-head")

@@ -304,7 +304,7 @@ function filledReport(answer, parts) {
 
 // The numbers without the pictures.
 function asJson(answer) {
-  const { report_html, photos, ...rest } = answer;
+  const { report_html, nonce, photos, ...rest } = answer;
   const bare = photos.map(({ thumbnail, picture, model_input, maps, map_size, ...photo }) => photo);
   return JSON.stringify({ ...rest, photos: bare }, null, 2);
 }

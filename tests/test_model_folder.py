@@ -16,7 +16,7 @@ from modeling import __version__
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import CONFIG_SCHEMA, config_sha256
+from modeling.model_folder import CONFIG_SCHEMA, config_sha256, file_beside, resolve_model_folder
 from modeling.network import build_model, load_model_folder, save_model_folder
 from modeling.predictor import main as classify
 from modeling.schema import CONFIG
@@ -398,6 +398,18 @@ def test_an_earlier_download_serves_while_the_hub_is_down(folder, revision, monk
         assert (again.revision, again.source.from_cache) == (repo.head.oid, True)
         with pytest.raises(ModelFolderError, match="no earlier download"):
             LesionClassifier.from_pretrained("me/others", device="cpu")
+
+
+def test_a_hub_that_does_not_answer_is_no_proof_that_a_file_is_missing(folder, monkeypatch, tmp_path):
+    (folder / "splits.csv").write_text("image_id,lesion_id,label,source,split\n")
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        hub.add_repo("me/lesions", folder)
+        source = resolve_model_folder("me/lesions")
+        assert file_beside(source, "image_hashes.csv") is None
+        hub.fail("*", status=503, times=float("inf"))
+        with pytest.raises(ModelFolderError, match=r"splits\.csv of me/lesions could not be downloaded"):
+            file_beside(source, "splits.csv")
 
 
 def test_a_missing_repository_and_a_missing_revision_are_told_apart(folder, monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ import pandas as pd
 from modeling.data.demo import load_demo
 from modeling.data.duplicates import HASH_SIDE, perceptual_hash
 from modeling.data.isic2019 import FEATURES, IMAGE_SUFFIXES, load_isic2019
-from modeling.data.problems import DataError, Problem, counts, describe, read_ages, write_skipped
+from modeling.data.problems import BLANK, DataError, Problem, counts, describe, read_ages, write_skipped
 from modeling.files import is_name, shortened
 from modeling.images import ImageError, decode_image
 from modeling.labels import CODES, DIAGNOSES
@@ -55,6 +55,7 @@ class LoadedImages:
 
     dataset: datasets.Dataset  # in the columns of the contract
     hashes: pd.DataFrame  # image_id, lesion_id and perceptual hash of each (`modeling.data.duplicates`)
+    n_skipped: int = 0  # images that were left out since they cannot be used
     given_splits: dict[str, str] | None = None  # the dataset's own split of each image id; None if it has just one
 
 
@@ -109,7 +110,7 @@ def load_images(
     hashes = inspected.loc[kept, ["image_id", "hash"]].reset_index(drop=True)
     usable = whole if len(kept) == len(whole) else whole.select(kept)
     hashes.insert(1, "lesion_id", usable["lesion_id"][:])
-    return LoadedImages(usable, hashes, given)
+    return LoadedImages(usable, hashes, len(bad), given)
 
 
 def inspect_images(whole: datasets.Dataset) -> pd.DataFrame:
@@ -201,7 +202,9 @@ def to_contract(
     n = len(dataset)
     table: dict[str, list[Any]] = {}
     for column, existing in chosen.items():
-        table[column] = [None] * n if existing is None else [_text(value) for value in dataset[existing]]
+        texts = [None] * n if existing is None else [_text(value) for value in dataset[existing]]
+        # One "nan" for all images without a lesion id would make one lesion of them.
+        table[column] = [None if text is None or text.lower() in BLANK else text for text in texts]
     own_ids = set(table["image_id"])
     if len(own_ids) < n or None in own_ids:
         table["image_id"] = list(image_ids)

@@ -18,6 +18,7 @@ from modeling.data.problems import DataError
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
+MIN_STRATUM_LESIONS = 20  # of a diagnosis from one source; smaller ones are split together
 COLUMNS = ("image_id", "lesion_id", "label", "source", "split")
 MAX_CELL = 200  # characters
 MAX_LINE = 10_000  # characters; pandas makes a column of every comma, so that one long line fills the memory
@@ -274,6 +275,9 @@ def _assign(table: pd.DataFrame, group: np.ndarray, seed: int) -> np.ndarray:
     # A hash of seed and name orders groups of one size: no generator's stream, which may change with its library.
     groups["order"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in groups["name"]]
     groups = groups.sort_values(["size", "order"], ascending=[False, True])
+    # The first lesion of a stratum goes to train, the second to val: many small ones would leave nothing for test.
+    n_alike = groups.groupby(["label", "source"])["size"].transform("count")
+    groups["source"] = groups["source"].where(n_alike >= MIN_STRATUM_LESIONS, "")
     fractions = np.array([FRACTIONS[split] for split in SPLITS])
     chosen: dict[Any, int] = {}
     for _, stratum in groups.groupby(["label", "source"], sort=True):

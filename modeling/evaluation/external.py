@@ -34,7 +34,7 @@ from modeling.evaluation.bootstrap import (
     not_estimable,
 )
 from modeling.evaluation.context import Context, External, classify_images
-from modeling.evaluation.metrics import replicated_confusion, score_balanced
+from modeling.evaluation.metrics import no_image_of, replicated_confusion, score_balanced
 from modeling.files import METRICS_NAME
 from modeling.labels import CODES
 from modeling.metrics_file import read_metrics
@@ -167,10 +167,10 @@ def image_properties(files: Sequence[bytes], images: Sequence[Image.Image]) -> d
 
 def jpeg_quality(file: bytes) -> float | None:
     """Estimate libjpeg's quality setting of a JPEG from its luminance quantisation; None for other formats."""
-    with Image.open(io.BytesIO(file)) as image:
-        table = getattr(image, "quantization", {}).get(0)
-    if table is None:
+    if not file.startswith(b"\xff\xd8"):
         return None
+    with Image.open(io.BytesIO(file)) as image:
+        table = image.quantization[0]  # type: ignore[attr-defined]  # of JPEGs
     scale = float(np.median(100 * np.array(table) / _JPEG_QUALITY_50))  # per cent of the table of quality 50
     return float(np.clip(5000 / scale if scale > 100 else 100 - scale / 2, 1, 100))
 
@@ -367,7 +367,7 @@ def challenge_score(
     }
     absent = [name for name, value in recall.items() if value["value"] is None]
     mean = (
-        not_estimable(f"no image of {', '.join(absent)}")
+        not_estimable(no_image_of(absent))
         if absent
         else score_balanced(predicted, labels, CHALLENGE_CLASSES, bootstrap)
     )

@@ -141,7 +141,7 @@ def score_split(
     replicates["macro_auroc"] = np.mean([replicates[f"{code}/auroc"] for code in codes], axis=0)
 
     missing = [code for index, code in enumerate(codes) if not (labels == index).any()]
-    missing_reason = f"no image of {', '.join(missing)} in this split"
+    missing_reason = f"{no_image_of(missing)} in this split"
     headline = {
         name: estimate(points[name], replicates[name], bootstrap.n_lesions, reason=missing_reason) for name in HEADLINE
     }
@@ -284,14 +284,20 @@ def score_calibration(
     }
 
 
+def no_image_of(codes: Sequence[str]) -> str:
+    """Say which diagnoses a score lacks; of many, the first."""
+    more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
+    return f"no image of {', '.join(codes[:5])}{more}"
+
+
 def calibrated_labels(probs: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
-    """Draw the labels that the images would have if these probabilities (N, C) were perfectly calibrated: int8 (R, N).
+    """Draw the labels that the images would have if these probabilities (N, C) were perfectly calibrated: int16 (R, N).
 
     The photos of a lesion share one random number, so that they get one label as far as their probabilities agree.
     """
     shape = len(bootstrap.draws), bootstrap.n_lesions
     chance = np.random.default_rng(SEED).random(shape, dtype=np.float32)[:, bootstrap.lesion_index]  # (R, N)
-    labels = np.zeros(chance.shape, dtype=np.int8)
+    labels = np.zeros(chance.shape, dtype=np.int16)
     for below in np.cumsum(probs, axis=1).T[:-1]:
         labels += chance > below
     return labels

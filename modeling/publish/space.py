@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from modeling.files import CONFIG_NAME, ROOT, files_of
 from modeling.model_folder import ONNX_NAME
@@ -53,6 +53,10 @@ def push_space(
         space_id = with_namespace(api, space_id)
         try:
             model = persist(lambda: api.model_info(model_id, revision=model_revision))
+        except RevisionNotFoundError:
+            raise PublishError(
+                f"{model_id} has no revision {model_revision}; give a branch, a tag or a commit."
+            ) from None
         except RepositoryNotFoundError:
             raise PublishError(
                 f"the Hub has no model {model_id} that this token may read; push it first: "

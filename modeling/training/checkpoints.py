@@ -119,7 +119,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             # One of a later step is damaged: the run went on from before it.
             kept = [path for path in self._all() if path.name <= folder.name][-KEPT:]
-            for path in self.folder.iterdir():
+            for path in [*self._all(), *self.folder.glob(".step-*.partial")]:
                 if path not in kept:
                     shutil.rmtree(path)
         return folder

@@ -221,12 +221,15 @@ def arguments_of_file(path: Path) -> list[str]:
     if not isinstance(content or {}, dict):
         raise ValueError(f"--config {path} must hold lines such as `epochs: 30`, got {shortened(content)}.")
     arguments: list[str] = []
+    kinds = get_type_hints(TrainOptions)
     for name, value in (content or {}).items():
         if name not in TrainOptions.__dataclass_fields__:
             raise ValueError(f"--config {path}: there is no option {shortened(name)}; --help lists them.")
-        if isinstance(value, list) and get_origin(get_type_hints(TrainOptions)[name]) is not list:
+        if isinstance(value, list) and get_origin(kinds[name]) is not list:
             raise ValueError(f"--config {path}: {name} takes one value, got the list {shortened(value)}.")
         values = value if isinstance(value, list) else [] if value is None else [value]
+        if kinds[name] is str or kinds[name] == str | None:
+            values = ["no" if item is False else item for item in values]  # YAML takes the word for False
         for item in values:
             if isinstance(item, int) and item.bit_length() > 64:
                 raise ValueError(f"--config {path}: the number of {name} is too large.")

@@ -131,8 +131,3 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
             + "\n  ".join(differences)
             + "\nGive the same settings, or start anew with another --output_dir."
         )
-
-
-def number_of_skipped(path: Path) -> int:
-    """Return how many images `skipped.csv` lists; 0 if none had to be left out."""
-    return len(pd.read_csv(path)) if path.exists() else 0

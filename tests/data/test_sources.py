@@ -63,6 +63,13 @@ def test_a_hub_data_set_with_other_column_names_comes_out_in_the_columns_of_the_
     assert dataset["image"][2].getpixel((0, 0)) == (2, 1, 60)
 
 
+def test_a_missing_lesion_id_is_missing_however_it_is_written(tmp_path: Path) -> None:
+    written = ["nan", "NaN", "unknown", "None", " ", "lesion 1", "7"]
+    dataset = load_data(labelled(tmp_path, ["cat", "unknown"], [0, 1, 1, 1, 0, 1, 0], lesion_id=written))
+    assert dataset["lesion_id"][:] == [None] * 5 + ["lesion 1", "7"]
+    assert dataset.features["label"].names == ["cat", "unknown"]  # a diagnosis may have that name
+
+
 def test_all_splits_of_a_hub_data_set_are_taken(tmp_path: Path) -> None:
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder = save(tmp_path / "data", {"image": pictures(2), "label": [0, 1]}, features)

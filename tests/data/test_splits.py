@@ -53,6 +53,14 @@ def official(request: pytest.FixtureRequest) -> pd.DataFrame:
     return table
 
 
+@pytest.mark.parametrize("per_source", [1, 2, 3, 5])
+def test_many_small_sources_leave_each_split_its_part(per_source: int) -> None:
+    rows = [(f"i{n}", f"l{n}", ("MEL", "NV")[n % 2], f"site {n // 2 // per_source}") for n in range(600)]
+    table = pd.DataFrame(rows, columns=["image_id", "lesion_id", "label", "source"])
+    parts = make_splits(table, diagnoses=["MEL", "NV"])["split"].value_counts(normalize=True)
+    assert parts.to_dict() == pytest.approx({"train": 0.7, "val": 0.15, "test": 0.15}, abs=0.01)
+
+
 def test_all_images_of_a_lesion_share_a_split() -> None:
     splits = make_splits(lesions(), diagnoses=["MEL", "NV"])
     assert len(splits) == len(lesions())

@@ -154,6 +154,7 @@ def test_jpeg_quality_is_read_from_the_file(quality):
     buffer = io.BytesIO()
     noise.save(buffer, "PNG")
     assert jpeg_quality(buffer.getvalue()) is None
+    assert jpeg_quality(b"\0\0\0\x18ftypheic") is None  # Pillow alone cannot open it
 
 
 def test_image_properties_tell_blurred_dark_and_small_images():

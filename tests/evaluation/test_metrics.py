@@ -14,6 +14,7 @@ from modeling.evaluation.metrics import (
     calibrated_labels,
     equal_mass_bins,
     expected_calibration_error,
+    no_image_of,
     point_metrics,
     replicated_balanced_accuracy,
     replicated_confusion,
@@ -172,6 +173,14 @@ def test_labels_of_a_calibrated_model_follow_its_probabilities_and_its_lesions()
         assert (labels == index).mean(axis=0) == pytest.approx(probs[:, index], abs=0.04)
     assert np.array_equal(labels[:, 0], labels[:, 1])  # photos of one lesion with the same probabilities
     assert not np.array_equal(labels[:, 0], labels[:, 2])
+
+
+def test_of_many_diagnoses_the_last_is_drawn_too_and_a_reason_names_only_the_first() -> None:
+    probs = np.zeros((4, 200))
+    probs[:, 190] = 1
+    assert (calibrated_labels(probs, bootstrap_lesions(np.arange(4), n_replicates=3)) == 190).all()
+    assert no_image_of(["A", "B"]) == "no image of A, B"
+    assert no_image_of(list("ABCDEFGH")) == "no image of A, B, C, D, E and 3 more"
 
 
 def test_the_band_beside_an_ece_is_that_of_the_scikit_learn_errors_of_drawn_labels() -> None:

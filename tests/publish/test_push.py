@@ -383,6 +383,13 @@ def test_the_command_line_exits_with_its_status(hub, folders):
 # ---- The Space -----------------------------------------------------------------------------------------------------
 
 
+def test_a_revision_that_the_model_lacks_is_named(hub, folders, tmp_path, monkeypatch):
+    copy_sources(tmp_path, monkeypatch)
+    push_model(folders[0], "me/lesions")
+    with pytest.raises(PublishError, match=r"me/lesions has no revision v9; give a branch, a tag or a commit"):
+        push_space("me/lesions", "me/lesion-space", model_revision="v9")
+
+
 def test_a_space_is_one_commit_with_its_model_pinned_and_the_same_push_again_changes_nothing(
     hub, folders, tmp_path, monkeypatch
 ):

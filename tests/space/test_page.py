@@ -211,6 +211,9 @@ def test_an_example_is_answered_at_a_click_and_its_diagnosis_told(browser, tmp_p
         answered(page)
         assert text_of(page, "#verdict") == classifier.predict(folder / "examples" / "drawn_MEL.jpg").verdict
         assert "Example, known diagnosis: melanoma." in page.locator(".verdict").inner_text()
+        page.locator("#verdict").evaluate("verdict => { verdict.id = 'old'; }")
+        page.get_by_role("button", name="melanoma").click()  # the same answer again is an answer, too
+        page.wait_for_selector("#verdict")
         assert page.locator("#original").get_attribute("alt") == "Photo drawn_MEL.jpg"
         assert page.get_by_role("button", name="Remove").count() == 0  # it is not the visitor's
         page.get_by_role("button", name="melanocytic nevus").click()

@@ -131,6 +131,9 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
     reads("one-bit-g4.tif", encode(one_bit, "TIFF", compression="group4"), "1-bit fax TIFF", corners=black_and_white)
     deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
     reads("grey-16-bit.png", encode(Image.fromarray(deep), "PNG"), "16-bit grey PNG", corners=grey)
+    buffer = io.BytesIO()
+    Image.fromarray(deep).save(buffer, "PNG", transparency=1)
+    reads("grey-16-bit-transparent.png", buffer.getvalue(), "16-bit grey PNG with a transparent value", corners=grey)
     reads("grey-16-bit.tif", encode(Image.fromarray(deep), "TIFF"), "16-bit grey TIFF", corners=grey)
     rows = np.asarray(image).astype(">u2") * 257
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)

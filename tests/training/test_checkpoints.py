@@ -43,6 +43,15 @@ def test_the_last_two_are_kept(tmp_path, accelerator):
     assert names(tmp_path) == ["step-00000003", "step-00000010"]
 
 
+def test_what_others_put_there_is_left_alone(tmp_path, accelerator):
+    checkpoints = Checkpoints(tmp_path, accelerator)
+    (tmp_path / ".DS_Store").write_text("")
+    (tmp_path / "step-00000001-keep").mkdir()
+    for step in (1, 2, 3):
+        checkpoints.save(step, writer())
+    assert names(tmp_path) == [".DS_Store", "step-00000001-keep", "step-00000002", "step-00000003"]
+
+
 def test_a_step_taken_again_replaces_its_checkpoint(tmp_path, accelerator):
     checkpoints = Checkpoints(tmp_path, accelerator)
     for content in ("first", "second"):

@@ -432,6 +432,8 @@ def test_every_file_of_the_hostile_corpus_is_trained_on_or_listed(isic_folder, t
         trained_on = {row["image_id"] for row in csv.DictReader(file)}
     assert {name for name, file in hostile.items() if file.expected == "refused"} == set(skipped)
     assert all(skipped.values())
+    flow = json.loads((run_dir / "model" / "metrics.json").read_text())["data"]["flow"]
+    assert flow["skipped"] == len(skipped)
     assert {name for name, file in hostile.items() if file.expected == "reads"} <= trained_on
 
 
@@ -497,9 +499,10 @@ def test_help_explains_every_option_with_its_default(capsys):
 
 def test_options_can_come_from_a_file_and_the_command_line_wins(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("dataset: demo\nepochs: 3\ndiagnoses: [MEL, NV]\n")
+    path.write_text("dataset: demo\nepochs: 3\ndiagnoses: [MEL, NV]\nmixed_precision: no\n")
     options = train.parse_options(["--config", str(path), "--epochs", "4"])
     assert (options.dataset, options.epochs, options.diagnoses) == ("demo", 4, ["MEL", "NV"])
+    assert options.mixed_precision == "no"  # which YAML reads as False
 
 
 def test_the_originals_recipe_is_the_originals():
