@@ -65,7 +65,7 @@ def test_a_hub_data_set_with_other_column_names_comes_out_in_the_columns_of_the_
 
 def test_a_missing_lesion_id_is_missing_however_it_is_written(tmp_path: Path) -> None:
     written = ["nan", "NaN", "unknown", "None", " ", "lesion 1", "7"]
-    dataset = load_data(labelled(tmp_path, ["cat", "unknown"], [0, 1, 1, 1, 0, 1, 0], lesion_id=written))
+    dataset = load_images(labelled(tmp_path, ["cat", "unknown"], [0, 1, 1, 1, 0, 1, 0], lesion_id=written)).dataset
     assert dataset["lesion_id"][:] == [None] * 5 + ["lesion 1", "7"]
     assert dataset.features["label"].names == ["cat", "unknown"]  # a diagnosis may have that name
 
