@@ -81,12 +81,12 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
 
     def answer_batch(event: gr.EventData) -> Iterator[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        told = 0.0
+        told_at = 0.0
         try:
             for done, total, row in batches.classify_rows(classifier, photos_of(event), for_page=True):
                 rows.append(row)
-                if done < total and monotonic() - told > PROGRESS_EVERY_S:
-                    told = monotonic()
+                if done < total and monotonic() - told_at > PROGRESS_EVERY_S:
+                    told_at = monotonic()
                     yield {"done": done, "total": total}
         except (ImageError, QuestionError) as error:
             yield told(error=str(error))
