@@ -400,6 +400,7 @@ def test_an_earlier_download_serves_while_the_hub_is_down(folder, revision, monk
             LesionClassifier.from_pretrained("me/others", device="cpu")
 
 
+@pytest.mark.slow  # the Hub's client tries for a while
 def test_a_hub_that_does_not_answer_is_no_proof_that_a_file_is_missing(folder, monkeypatch, tmp_path):
     (folder / "splits.csv").write_text("image_id,lesion_id,label,source,split\n")
     with HubServer() as hub:

@@ -451,6 +451,8 @@ def as_real_model_of_eight_diagnoses(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"label_names": list(CODES), "num_classes": len(CODES)}
     config["label_descriptions"] = {code: diagnosis_of(code).name for code in CODES}
+    config["lesion"]["calibration"] |= {"scale": [1.0] * len(CODES), "bias": [0.0] * len(CODES)}
+    config["lesion"]["decision"]["priors"] = [1 / len(CODES)] * len(CODES)
     config["lesion"]["config_sha256"] = config_sha256(config)
     (folder / "config.json").write_text(json.dumps(config))
     metrics["model"]["codes"] = list(CODES)
