@@ -12,11 +12,13 @@ from PIL import Image
 from modeling.calibration import OperatingPoint, target_probability
 from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
+from modeling.files import ModelFolderError
 from modeling.images import ImageError, decode_image
 from modeling.labels import DIAGNOSES, diagnosis_of
 from modeling.prediction import Prediction, percent, rounded, target_words
 
 MAX_PHOTOS = 8
+NO_MAPS = "There are no heat maps: those of this network need torch, which is not installed here."
 MAX_CODE_CHARS = 40  # of what a caller sent, in a message
 
 
@@ -133,8 +135,12 @@ def look_at(classifier: LesionClassifier, photo: Photo) -> Looked:
         return Looked(photo, error=str(error))
     # The network squashes every photo to its square; given that square, it leaves the pixels as they are.
     model_input = render.squashed(picture, classifier)
-    explanation = replace(classifier.explain(model_input), size=(picture.height, picture.width))
-    return Looked(photo, picture, model_input, explanation)
+    try:
+        explanation = classifier.explain(model_input)
+    except ModelFolderError:  # the heat maps of a few networks need torch, which a Space does without
+        nothing = np.zeros((len(classifier.codes), 1, 1), dtype=np.float32)
+        explanation = Explanation(classifier.codes, nothing, (1, 1), classifier.predict(model_input), NO_MAPS)
+    return Looked(photo, picture, model_input, replace(explanation, size=(picture.height, picture.width)))
 
 
 def lesion_prediction(classifier: LesionClassifier, predictions: Sequence[Prediction]) -> Prediction:
@@ -179,6 +185,7 @@ def photo_fields(
         "model_input": render.data_uri(look.model_input, "PNG", compress_level=1),
         "model_input_px": classifier.size_px,
         "maps": maps,
+        "has_maps": look.explanation.note != NO_MAPS,
         "map_note": look.explanation.note,
         "map_size": map_size,
         "codes": list(look.explanation.codes),

@@ -218,7 +218,7 @@ function pictureCard(answer) {
     fill(over, layer.image, 1);
     fill(over, coloured.faded, view.opacity);
     const name = maps.find(([value]) => value === view.map)[1];
-    note.textContent = [describe(item, view.map, name), item.map_note].filter(Boolean).join(" ");
+    note.textContent = [item.has_maps && describe(item, view.map, name), item.map_note].filter(Boolean).join(" ");
     heat.setAttribute("aria-label", `Heat map for ${name}. ${note.textContent}`);
     over.setAttribute("aria-label", `Heat map for ${name} over the photo`);
     legend.replaceChildren(...legendParts(isContrast));

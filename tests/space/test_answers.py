@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 import time
 
 import answers
@@ -19,6 +20,7 @@ from modeling.images import ImageError
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.prediction import Prediction
+from modeling.publish.onnx import export_onnx
 from support.space import FOR_MELANOMA, Photo, make_model, pixels_of
 
 
@@ -329,3 +331,18 @@ def test_the_report_of_an_abstention_says_so_before_the_differential(tmp_path, p
     assert answer["photos"][0]["reason"] == answer["reason"]
     assert answer["photos"][0]["used"]
     assert html.index("The model abstains:") < html.index("Probability of each diagnosis")
+
+
+def test_where_torch_is_not_installed_a_network_that_needs_it_for_heat_maps_is_answered_without(
+    tmp_path, photo, monkeypatch
+):
+    model = build_model("mobilenetv3_small_050", num_classes=4, size_px=64, pretrained=False)
+    save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion={})
+    export_onnx(tmp_path)
+    classifier = LesionClassifier.from_pretrained(tmp_path, device="cpu", engine="onnx")
+    monkeypatch.setitem(sys.modules, "modeling.network", None)  # as where torch is not installed
+    answer = answers.answer_lesion(classifier, [photo])
+    assert answer["diagnosis"] == classifier.predict(photo.source).diagnosis
+    (shown,) = answer["photos"]
+    assert (shown["has_maps"], shown["map_note"]) == (False, answers.NO_MAPS)
+    assert set(shown["strength"].values()) == {0.0}
