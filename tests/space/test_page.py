@@ -423,7 +423,7 @@ def test_a_batch_is_sorted_by_melanoma_hands_out_its_csv_and_opens_its_rows(
 
 
 def test_stop_and_clear_empties_the_batch_and_the_next_one_starts_anew(browser, url, lesions, tmp_path):
-    many = zipped(tmp_path / "many.zip", {f"{n}.jpg": data for n, data in enumerate(photos(60))})
+    many = zipped(tmp_path / "many.zip", {f"{n}.jpg": data for n, data in enumerate(photos(200))})
     with visit(browser, url) as page:
         page.get_by_role("tab", name="Batch").click()
         choose(page, many.source, field="#batch-files")
