@@ -92,7 +92,7 @@ def train(options: TrainOptions) -> None:
     with sole_user(run_dir, accelerator):
         resuming = holds_run(run_dir, options, accelerator)
         if options.push_to_hub and accelerator.is_main_process:
-            check_can_push(options.hub_model_id)
+            check_can_push(options.hub_model_id, private=options.hub_private)
         start = find_start(options.init_from, backbone=options.backbone, pretrained=options.pretrained)
         data = prepare_data(run_dir, options, accelerator, start, resuming=resuming)
         model = prepare_model(run_dir, options, accelerator, data, start, resuming=resuming)

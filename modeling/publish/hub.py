@@ -108,8 +108,15 @@ def ensure_repo(api: HfApi, repo_id: str, repo_type: str, *, private: bool, **at
             return None
 
     found = persist(attempt)
-    if private and found is not None and not found.private:
-        raise PublishError(f"{repo_id} exists and is public: make it private in its settings, or leave out --private.")
+    if private and found is not None:
+        check_private(repo_id, found)
+
+
+def check_private(repo_id: str, found: ModelInfo | SpaceInfo) -> None:
+    if not found.private:
+        raise PublishError(
+            f"{repo_id} exists and is public: make it private in its settings, or do not ask for a private one."
+        )
 
 
 def _remote_files(api: HfApi, repo_id: str, repo_type: str) -> tuple[str, dict[str, str]]:

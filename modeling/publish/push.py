@@ -27,6 +27,7 @@ from modeling.publish.hub import (
     PublishError,
     bounded_client,
     check_no_token,
+    check_private,
     command,
     commit_files,
     ensure_repo,
@@ -98,11 +99,12 @@ def push_model(
         )
 
 
-def check_can_push(repo_id: str, token: str | None = None) -> str:
+def check_can_push(repo_id: str, token: str | None = None, *, private: bool = False) -> str:
     """Find out before hours of training whether a push to `repo_id` would be allowed, and return its full name.
 
     Raises:
-        PublishError: If there is no token, the Hub does not know it, or it may not write there.
+        PublishError: If there is no token, the Hub does not know it, or it may not write there; or the repository is public and
+            is to be private.
     """
     token = token_or_refuse(token)
     with explained(repo_id, token, None), bounded_client():
@@ -115,6 +117,8 @@ def check_can_push(repo_id: str, token: str | None = None) -> str:
             raise PublishError(reason)
         try:
             persist(lambda: api.auth_check(repo_id, write=True))
+            if private:
+                check_private(repo_id, persist(lambda: api.model_info(repo_id)))
         except RepositoryNotFoundError:
             logger.info("%s is not there yet and will be created.", repo_id)
     return repo_id

@@ -378,7 +378,11 @@ def seal(config) -> None:
         ("config.json", lambda c: c["label_descriptions"].update(MEL="freckle"), "config.json is not as it was saved"),
         ("config.json", lambda c: c["pretrained_cfg"].update(mean=[0.5, 0.5, 0.5]), "is not as it was saved"),
         ("config.json", lambda c: c["pretrained_cfg"].update(interpolation="bilinear"), "is not as it was saved"),
-        ("config.json", lambda c: c["lesion"]["calibration"].update(bias=[9.0] * 4), "config.json is not as it was saved"),
+        (
+            "config.json",
+            lambda c: c["lesion"]["calibration"].update(bias=[9.0] * 4),
+            "config.json is not as it was saved",
+        ),
         ("config.json", lambda c: c["lesion"]["operating_points"][0].update(threshold=0.9), "is not as it was saved"),
         ("config.json", lambda c: (swap(c["label_names"], 0, 1), seal(c)), "the stored answer is of|other diagnoses"),
         ("config.json", lambda c: (c["lesion"]["golden"].pop("mean_rgb"), seal(c)), "cannot be compared"),

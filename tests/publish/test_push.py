@@ -182,6 +182,9 @@ def test_a_tag_is_never_moved(hub, folders):
 
 def test_private_is_not_promised_for_a_public_repository(hub, folders):
     hub.add_repo("me/lesions", {"README.md": b"# here"})
+    check_can_push("me/lesions")
+    with pytest.raises(PublishError, match="exists and is public"):  # known before hours of training
+        check_can_push("me/lesions", private=True)
     with pytest.raises(PublishError, match="exists and is public"):
         push_model(folders[0], "me/lesions", private=True)
     assert "model.safetensors" not in hub.repo("me/lesions").files()
