@@ -190,10 +190,10 @@ class Trainer:
         if self.progress.step == 0 and self.progress.epoch == 0:
             self.save()  # the first "last good state"
         while self.progress.epoch < self.epochs and not self._out_of_patience():
-            started = time.monotonic()
+            started, seen_before = time.monotonic(), self.progress.images_seen  # not 0 if resumed in mid-epoch
             try:
                 self.train_epoch()
-                self.finish_epoch(started)
+                self.finish_epoch(started, seen_before)
             except LOADER_ERRORS as error:
                 # A signal to the whole group can reach a loader process before it has learned to leave it to us.
                 if self.stop_request.signal is None or not loader_died(error):
@@ -316,7 +316,7 @@ class Trainer:
                 written = f"wrote {folder}" if folder else "no checkpoint could be written, an older one remains"
                 raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; {written}.")
 
-    def finish_epoch(self, started: float) -> None:
+    def finish_epoch(self, started: float, seen_before: int) -> None:
         """Score val, keep the weights if they are the best so far, log, and write a checkpoint."""
         progress = self.progress
         self._share_buffers()
@@ -329,6 +329,7 @@ class Trainer:
             sums = torch.tensor([[loss_sum, images_seen]], dtype=torch.float64, device=self.accelerator.device)
             loss_sum, images_seen = (float(value) for value in self.accelerator.gather(sums).sum(dim=0))
         seconds = time.monotonic() - started
+        images_per_second = (progress.images_seen - seen_before) * self.accelerator.num_processes / seconds
         record = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
@@ -348,7 +349,7 @@ class Trainer:
             }
         progress.history.append(record)
         progress.epoch, progress.batches_done, progress.loss_sum, progress.images_seen = progress.epoch + 1, 0, 0.0, 0
-        self._log(record, seconds, images_seen / seconds, is_best)
+        self._log(record, seconds, images_per_second, is_best)
         self.save()
         if any_process(self.accelerator, self.stop_request.signal is not None) and progress.epoch < self.epochs:
             by = self.stop_request.signal or "another process"
