@@ -144,7 +144,8 @@ def fetch(source: ModelFolder, name: str) -> Path:
     if path is None:
         pickles = sorted(file.name for file in source.path.iterdir() if file.suffix in PICKLE_SUFFIXES)
         hint = f"; {pickles[0]} is a pickle, which can run code when it is opened, and is refused" if pickles else ""
-        raise ModelFolderError(f"{source.path} has no {name}{hint}.")
+        where = source.path if source.revision is None else source.model_id
+        raise ModelFolderError(f"{where} has no {name}{hint}; give a model folder or a repository that has it.")
     if path.stat().st_size > MAX_GIB[name] * 1024**3:
         raise ModelFolderError(f"{path} is larger than {MAX_GIB[name]} GiB; refused.")
     return path
@@ -195,7 +196,7 @@ def file_beside(source: ModelFolder, name: str) -> Path | None:
         )
     except RemoteEntryNotFoundError:
         return None
-    except OSError as error:  # of the Hub's client, too
+    except Exception as error:  # whatever keeps the Hub from answering
         raise ModelFolderError(
             f"{name} of {source.model_id} could not be downloaded ({type(error).__name__}: {str(error)[:300]}); "
             "check the network and try again, or give a model folder."

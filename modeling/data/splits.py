@@ -48,8 +48,8 @@ def make_splits(
     Args:
         dataset: A dataset in the columns of the contract, or a table of image_id, lesion_id, label (code) and
             source without pixels; in the latter each image without lesion_id counts as a lesion of its own.
-        protocol: "lesion" keeps lesions together, stratified by diagnosis and source, 70/15/15; "original" is the
-            original system's random split of images, kept only for comparison: it leaks, see `leakage`; "given" is the
+        protocol: "lesion" keeps lesions together, stratified by diagnosis and source (small sources as one), 70/15/15; "original"
+            is the reference system's random split of images, kept only for comparison: it leaks, see `leakage`; "given" is the
             dataset's own, as it is: near-duplicates get one lesion id, so that `leakage` counts them too.
         diagnoses: Codes to keep.
         seed: Other seeds give other splits; the order of the rows does not matter.

@@ -170,7 +170,9 @@ def jpeg_quality(file: bytes) -> float | None:
     if not file.startswith(b"\xff\xd8"):
         return None
     with Image.open(io.BytesIO(file)) as image:
-        table = image.quantization[0]  # type: ignore[attr-defined]  # of JPEGs
+        table = getattr(image, "quantization", {}).get(0)
+    if table is None:
+        return None
     scale = float(np.median(100 * np.array(table) / _JPEG_QUALITY_50))  # per cent of the table of quality 50
     return float(np.clip(5000 / scale if scale > 100 else 100 - scale / 2, 1, 100))
 

@@ -86,6 +86,11 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         raise PublishError(
             f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR`."
         )
+    if metrics.get("external"):
+        raise PublishError(
+            f"{folder / METRICS_NAME} is an external validation; give it to `python -m modeling.publish card {folder} "
+            "--external FILE` and put the model's own there."
+        )
     missing = [template for template in TEMPLATES.values() if not (ROOT / template).is_file()]
     if missing:
         raise PublishError(
@@ -146,7 +151,7 @@ def split_sentence(data: Mapping[str, Any]) -> str:
     }[data["protocol"]]
     rate = data["leakage"]["overall"]
     leak = f"Leakage rate (test images whose lesion is also in train): {format_number(rate)}."
-    return f"{unit} {leak}{' **So the scores above are too good**, and are here for comparison only.' if rate else ''}"
+    return f"{unit} {leak}{' **So the scores are too good**, and are here for comparison only.' if rate else ''}"
 
 
 @cache

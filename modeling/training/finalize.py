@@ -90,7 +90,7 @@ def golden_prediction(classifier: LesionClassifier) -> dict[str, Any]:
 
 
 def license_of(options: TrainOptions, origin: dict[str, Any]) -> str | None:
-    """Return the licence of the weights; of other data, and of other weights to start from, only their owners know."""
+    """Return the licence that the data ask for; of other data, and of what else the demo started from, only their owners know."""
     if options.dataset == "isic2019":
         return WEIGHTS_LICENSE
     return SYNTHETIC_LICENSE if options.dataset == "demo" and origin["kind"] == "scratch" else None

@@ -71,7 +71,11 @@ def find_start(init_from: str | None, *, backbone: str, pretrained: bool) -> Sta
             raise ModelFolderError(
                 f"--init_from: {error} It takes a model folder, a .safetensors file or a Hub repository, REPO or REPO@REVISION."
             ) from error
-    return Start(_origin(source, weights), weights, file_beside(source, SPLITS_NAME), file_beside(source, HASHES_NAME))
+    # Repositories of others have neither, and a machine without a network could not find that out.
+    config_path = source.path / CONFIG_NAME
+    others = source.revision is not None and not (config_path.is_file() and "lesion" in read_json(config_path))
+    splits, hashes = (None if others else file_beside(source, name) for name in (SPLITS_NAME, HASHES_NAME))
+    return Start(_origin(source, weights), weights, splits, hashes)
 
 
 def _origin(source: ModelFolder, weights: Path) -> Origin:

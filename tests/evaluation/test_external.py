@@ -155,6 +155,10 @@ def test_jpeg_quality_is_read_from_the_file(quality):
     noise.save(buffer, "PNG")
     assert jpeg_quality(buffer.getvalue()) is None
     assert jpeg_quality(b"\0\0\0\x18ftypheic") is None  # Pillow alone cannot open it
+    grey = io.BytesIO()
+    noise.convert("L").save(grey, "JPEG")
+    other_table = grey.getvalue().replace(b"\xff\xdb\0C\0", b"\xff\xdb\0C\1").replace(b"\1\x11\0\xff", b"\1\x11\1\xff")
+    assert jpeg_quality(other_table) is None  # its only table is not the first
 
 
 def test_image_properties_tell_blurred_dark_and_small_images():

@@ -648,6 +648,12 @@ def external_json(folder: Path, tmp_path: Path) -> Path:
     return path
 
 
+def test_an_external_validation_is_not_taken_for_the_models_own_scores(folder, external_json):
+    shutil.copyfile(external_json, folder / "metrics.json")
+    with pytest.raises(PublishError, match=r"metrics\.json is an external validation; give it to"):
+        render_card(folder)
+
+
 def test_external_validation_stands_on_both_levels_and_in_the_model_index(folder, external_json, capsys):
     assert "No external validation" in render_card(folder)["README.md"]
     assert publish_main(["card", str(folder), "--external", str(external_json)]) == 0

@@ -19,6 +19,7 @@ from modeling.network import build_model
 from modeling.training.finalize import license_of
 from modeling.training.options import parse_options
 from modeling.training.start import Start, check_not_seen, find_start, load_start
+from support.hub import HubServer
 
 
 def found(init_from):
@@ -183,11 +184,28 @@ def test_weights_without_splits_are_said_to_be_unchecked(folder):
     ("dataset", "kind", "license"),
     [
         ("isic2019", "pretrained", "cc-by-nc-4.0"),
+        ("isic2019", "weights", "cc-by-nc-4.0"),
         ("demo", "scratch", "apache-2.0"),
         ("demo", "weights", None),
         ("demo", "pretrained", None),
         ("me/lesions", "scratch", None),
     ],
 )
-def test_weights_have_a_licence_only_where_all_that_they_have_seen_is_known(dataset, kind, license):
+def test_the_data_ask_for_a_licence_and_drawings_for_none_only_if_nothing_else_was_seen(dataset, kind, license):
     assert license_of(parse_options(["--dataset", dataset]), {"kind": kind}) == license
+
+
+@pytest.mark.slow  # the Hub's client tries for a while
+def test_weights_of_others_serve_from_the_cache_while_the_hub_is_down(tmp_path, monkeypatch):
+    (tmp_path / "timm").mkdir()
+    save_file(
+        timm.create_model("test_efficientnet", num_classes=10).state_dict(), tmp_path / "timm" / "model.safetensors"
+    )
+    (tmp_path / "timm" / "config.json").write_text(json.dumps({"architecture": "test_efficientnet"}))
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        hub.add_repo("timm/tiny", tmp_path / "timm")
+        first = found("timm/tiny")
+        hub.fail("*", status=503, times=float("inf"))
+        assert found("timm/tiny") == first
+    assert (first.splits, first.hashes) == (None, None)
