@@ -238,7 +238,7 @@ def arguments_of_file(path: Path) -> list[str]:
                     f"--config {path}: {name} must be a value or a list of values, got {shortened(value)}."
                 )
         if values:  # none, as in train_config.json: the default
-            arguments += [f"--{name}", *map(str, values)] if isinstance(value, list) else [f"--{name}={value}"]
+            arguments += [f"--{name}", *map(str, values)] if isinstance(value, list) else [f"--{name}={values[0]}"]
     return arguments
 
 
