@@ -127,7 +127,7 @@ function thresholdCard(answer) {
     cell("Caught", figure(`${point.caught} of ${point.n_positive}`)), cell("False alarms", figure(`${point.false_alarms} of ${point.n_negative}`)));
   const few = answer.n_used > 1 ? " They were set on single photos; the mean of several is not quite the same test." : "";
   return el("details", { class: "card", id: "thresholds", ...(phone.matches ? {} : { open: "" }) }, el("summary", {}, el("h2", {}, "Thresholds, and how they did")),
-    el("table", { class: "points" }, el("caption", {}, `A threshold is a probability from which on a lesion is flagged. Below it is no all-clear. Caught, and false alarms among the others: how it did on the validation photos, whose diagnosis is known.${few}`),
+    el("table", { class: "points" }, el("caption", {}, `Lesions at or above a threshold are flagged. Being below it is no all-clear. Caught, and false alarms among the others: how it did on the validation photos, whose diagnosis is known.${few}`),
       el("thead", {}, el("tr", {}, ...["Set to catch", "This lesion", "Caught", "False alarms"].map((text) => el("th", { scope: "col" }, text)))),
       el("tbody", {}, ...points.map(line))));
 }
