@@ -32,6 +32,10 @@ CPU_BATCH_SIZE = 8
 INSTALL_TORCH = 'pip install "skin-lesion-classifier[torch]" (in a clone: pip install -e ".[torch]")'
 
 
+class NotInstalledError(ModelFolderError):
+    """What is asked of a network needs torch, which is not installed here."""
+
+
 @dataclass(frozen=True)
 class ModelOutputs:
     """What a network says of N images."""
@@ -205,7 +209,7 @@ def _installed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ModelFolderError(
+        raise NotInstalledError(
             f"this network or what is asked of it needs {error.name}, which is not installed: {INSTALL_TORCH}"
         ) from error
 

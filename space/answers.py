@@ -1,7 +1,6 @@
 """From the photos of one lesion to the answer that page, report and programs show: one forward pass a photo, no more."""
 
 import datetime
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +11,8 @@ from PIL import Image
 
 from modeling.calibration import OperatingPoint, target_probability
 from modeling.classifier import LesionClassifier
+from modeling.engines import NotInstalledError
 from modeling.explain import Explanation
-from modeling.files import ModelFolderError
 from modeling.images import ImageError, decode_image
 from modeling.labels import DIAGNOSES, diagnosis_of
 from modeling.prediction import Prediction, percent, rounded, target_words
@@ -138,9 +137,7 @@ def look_at(classifier: LesionClassifier, photo: Photo) -> Looked:
     model_input = render.squashed(picture, classifier)
     try:
         explanation = classifier.explain(model_input)
-    except ModelFolderError:
-        if importlib.util.find_spec("torch"):
-            raise
+    except NotInstalledError:
         nothing = np.zeros((len(classifier.codes), 1, 1), dtype=np.float32)
         explanation = Explanation(classifier.codes, nothing, (1, 1), classifier.predict(model_input), NO_MAPS)
     return Looked(photo, picture, model_input, replace(explanation, size=(picture.height, picture.width)))

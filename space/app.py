@@ -60,11 +60,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         try:
             fields = answers.answer_lesion(classifier, photos())
             return told(**fields, report_html=report_html(fields))
-        except (
-            ImageError,
-            QuestionError,
-            ModelFolderError,
-        ) as error:  # the last: weights for heat maps that cannot be had
+        except (ImageError, QuestionError, ModelFolderError) as error:  # the last: no weights for heat maps
             return told(error=str(error))
         except Exception as error:
             uploads.note_fault(error)

@@ -224,22 +224,29 @@ def by_lesion(
 
 def score_balanced(predicted: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap) -> Estimate:
     """Return balanced accuracy over the diagnoses that occur; for groups and baselines."""
-    present = np.unique(labels)
-    if len(present) < 2:
+    if len(present := np.unique(labels)) < 2:
         return not_estimable(f"all images show {codes[present[0]]}")
-    value = float(sklearn_metrics.recall_score(labels, predicted, labels=present, average="macro"))
-    return estimate(value, replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap), bootstrap.n_lesions)
+    return estimate(*_balanced_accuracy(predicted, labels, codes, bootstrap), bootstrap.n_lesions)
 
 
 def balanced_accuracy_gain(
     predicted: np.ndarray, other: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
 ) -> Estimate:
     """Return how far the balanced accuracy of some answers is above that of others to the same images."""
-    ours, theirs = (score_balanced(answers, labels, codes, bootstrap) for answers in (predicted, other))
-    if ours["value"] is None:
-        return ours
-    replicates = [replicated_balanced_accuracy(given, labels, len(codes), bootstrap) for given in (predicted, other)]
-    return estimate(ours["value"] - theirs["value"], replicates[0] - replicates[1], bootstrap.n_lesions)
+    if len(present := np.unique(labels)) < 2:
+        return not_estimable(f"all images show {codes[present[0]]}")
+    (ours, our_replicates), (theirs, their_replicates) = (
+        _balanced_accuracy(answers, labels, codes, bootstrap) for answers in (predicted, other)
+    )
+    return estimate(ours - theirs, our_replicates - their_replicates, bootstrap.n_lesions)
+
+
+def _balanced_accuracy(
+    predicted: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
+) -> tuple[float, np.ndarray]:
+    """Return the balanced accuracy of answers to images of two diagnoses or more, and that of each replicate, (R,)."""
+    value = sklearn_metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+    return float(value), replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap)
 
 
 def replicated_balanced_accuracy(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
+from modeling.data.sources import rows_of
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.files import EXAMPLES_NAME, write_json
 from modeling.images import decode_image
@@ -56,10 +57,9 @@ def write_isic_examples(
     folder: Path, classifier: LesionClassifier, dataset: Dataset, splits: pd.DataFrame, n: int
 ) -> None:
     """Add n test images of ISIC 2019 that the model answers, the diagnoses in turn, and one drawn to abstain on."""
-    row_of = {image_id: row for row, image_id in enumerate(dataset["image_id"])}
     test = splits[splits["split"] == "test"].sort_values("image_id")
     waiting = {
-        code: (decode_image(dataset[row_of[image_id]]["image"]) for image_id in test["image_id"][test["label"] == code])
+        code: (decode_image(row["image"]) for row in rows_of(dataset, test["image_id"][test["label"] == code]))
         for code in classifier.codes
     }
     examples: list[Example] = []

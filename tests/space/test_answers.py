@@ -1,7 +1,6 @@
 """What the model says of the photos of a lesion, its pictures, and the report of it."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 import sys
@@ -342,7 +341,6 @@ def test_where_torch_is_not_installed_a_network_that_needs_it_for_heat_maps_is_a
     export_onnx(tmp_path)
     classifier = LesionClassifier.from_pretrained(tmp_path, device="cpu", engine="onnx")
     monkeypatch.setitem(sys.modules, "modeling.network", None)  # as where torch is not installed
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     answer = answers.answer_lesion(classifier, [photo])
     assert answer["diagnosis"] == classifier.predict(photo.source).diagnosis
     (shown,) = answer["photos"]
