@@ -260,7 +260,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         6: Image.Transpose.ROTATE_270,
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
-    }.get(_orientation(image.info))
+    }.get(_orientation(image))
     rgb = _to_rgb(image, name)
     upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
     upright.info = {}  # an orientation left behind would be applied a second time by the next reader
@@ -294,14 +294,16 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(info: dict) -> int:
-    """Return the Exif orientation, 1 to 8; 1 where there is none or it is broken.
+def _orientation(image: Image.Image) -> int:
+    """Return the Exif orientation that is still to be obeyed, 1 to 8; 1 where there is none or it is broken.
 
     Pillow's own `getexif` reads all of the metadata into memory before it answers, see `_split_jpeg`.
-    TIFF files are turned by Pillow as they load.
     """
+    if image.format == "TIFF":
+        return 1  # Pillow has turned it as it was loaded
+    info = image.info
     exif = info.get("exif") or b""
-    if "Raw profile type exif" in info:  # PNGs of older ImageMagick: three lines of header, then hexadecimal
+    if not exif and "Raw profile type exif" in info:  # of older ImageMagick: three lines of header, then hexadecimal
         try:
             exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
         except ValueError:

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from modeling.images import MAX_FILE_BYTES, ImageError, decode_image
-from support.corpus import CorpusFile, corners, encode, heic, make_corpus, picture, tiff, with_segment
+from support.corpus import CorpusFile, corners, encode, exif, heic, make_corpus, picture, tiff, with_segment
 
 MAX_SECONDS = 10  # for one file; the largest allowed takes about 1 s
 MAX_MEGABYTES = 1000  # on top of what Python and Pillow take
@@ -367,12 +368,27 @@ def test_damaged_files_raise_nothing_but_image_errors(format, changes, keep):
     st.booleans(),
 )
 def test_the_orientation_is_the_one_that_pillow_reads(texts, orientation, is_big_endian):
-    exif = Image.Exif()
-    exif.endian = ">" if is_big_endian else "<"
-    exif.update(texts)
-    exif[274] = orientation
-    data = encode(picture(), "JPEG", exif=exif)
+    block = Image.Exif()
+    block.endian = ">" if is_big_endian else "<"
+    block.update(texts)
+    block[274] = orientation
+    data = encode(picture(), "JPEG", exif=block)
     assert decode_image(data).tobytes() == ImageOps.exif_transpose(Image.open(io.BytesIO(data))).tobytes()
+
+
+def test_metadata_that_disagree_turn_a_file_as_pillow_does():
+    image, text = picture(), PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(exif(6))}\n{exif(6).hex()}\n")
+    xmp = {700: b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'}
+    files = {
+        "PNG": ({"pnginfo": text}, {"pnginfo": text, "exif": exif(1)}, {"pnginfo": text, "exif": exif(3)}),
+        "TIFF": ({"tiffinfo": xmp}, *({"tiffinfo": {**xmp, 274: orientation}} for orientation in (1, 3, 6))),
+    }
+    for format, each in files.items():
+        for options in each:
+            data = encode(image, format, **options)
+            expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+            assert decode_image(data).tobytes() == expected.tobytes(), (format, options)
 
 
 @BOUNDED
