@@ -45,16 +45,8 @@ OPERATIONS = {
     "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
     "Transpose", "Unsqueeze", "Where"
 }  # fmt: skip
-ITEM_BYTES = {
-    1: 4,
-    2: 1,
-    3: 1,
-    6: 4,
-    7: 8,
-    9: 1,
-    10: 2,
-    11: 8,
-}  # of ONNX's types
+FLOAT = 1
+ITEM_BYTES = {FLOAT: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}  # of ONNX's types
 MAX_NODES = 20_000
 MAX_PADDING = 512  # of a convolution or pooling; more would make a huge tensor of a small one
 
@@ -149,8 +141,9 @@ def classifier_weight(model: Any) -> np.ndarray | None:
     for _ in range(10):  # the exporter writes equal tensors once, and copies for the others
         if name in made_by and made_by[name].op_type == "Identity":
             name = made_by[name].input[0]
-    if name not in tensors or len(tensors[name].dims) != 2:
+    tensor = tensors.get(name)
+    if tensor is None or tensor.data_type != FLOAT or len(tensor.dims) != 2:
         return None
-    weight = np.frombuffer(tensors[name].raw_data, dtype="<f4").reshape(tuple(tensors[name].dims))
+    weight = np.frombuffer(tensor.raw_data, dtype="<f4").reshape(tuple(tensor.dims))
     is_transposed = any(attribute.name == "transB" and attribute.i for attribute in last.attribute)
     return weight if is_transposed else weight.T

@@ -98,6 +98,12 @@ def padded() -> onnx.ModelProto:
     return model_of(three(node))
 
 
+def of_half_precision() -> onnx.ModelProto:
+    """Nothing that is refused, but the weight of its classifier is not what heat maps are made of."""
+    weight = onnx.numpy_helper.from_array(np.zeros((4, 256), np.float16), "w")
+    return model_of([helper.make_node("Gemm", ["x", "w"], ["logits"], transB=1)], [weight])
+
+
 def with_functions() -> onnx.ModelProto:
     model = model_of(three(helper.make_node("Relu", ["pixel_values"], ["x"])))
     model.functions.add(name="f", domain="")
@@ -173,6 +179,10 @@ def test_the_classifiers_weight_is_read_without_the_onnx_package(original):
     model = onnx.load_from_string(content)
     (expected,) = [onnx.numpy_helper.to_array(one) for one in model.graph.initializer if list(one.dims) == [4, 256]]
     np.testing.assert_array_equal(classifier_weight(read_onnx(content)), expected)
+
+
+def test_a_weight_of_another_type_is_none_that_heat_maps_are_made_of():
+    assert classifier_weight(read_onnx(of_half_precision().SerializeToString())) is None
 
 
 def test_every_operation_that_is_let_through_is_one_of_onnx():
