@@ -190,7 +190,8 @@ def _begin(run: Row, inputs: Sequence[str], output: Path, *, update: bool) -> No
         before = read_listing(kept) if output.exists() else ()
         lines = 0
         with (parts / "files").open("w", encoding="ascii") as listing:
-            for old, file, row in side_by_side(before, list_files(inputs, leave_out=_own(output))):
+            now = list_files(inputs, leave_out=_own(output), missing_ok=output.exists())
+            for old, file, row in side_by_side(before, now):
                 if file is not None:
                     listing.write(json.dumps([*file, row if old == file else None]) + "\n")
                     lines += 1

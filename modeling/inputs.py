@@ -51,7 +51,9 @@ def list_files(inputs: Iterable[str], *, leave_out: Iterable[Path] = (), missing
     for given, (name, path) in enumerate(real.items()):
         if path in seen or not folders.isdisjoint(path.parents):
             continue
-        if not (missing_ok or os.path.lexists(name)):
+        if not os.path.lexists(name):
+            if missing_ok:
+                continue
             raise ArchiveError(f"{name!r:.300} does not exist; check the path.")
         for found in _files_below(name, seen) if path in folders else [name]:
             try:
@@ -163,12 +165,9 @@ def dataset_revision(name: str, leave_out: Iterable[Path] = ()) -> tuple[str, st
             listing.update(repr(file).encode())
         return name, listing.hexdigest()
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     name, _, revision = name.partition("@")
-    # Time-outs and broken connections have a parent in the library beneath, httpx or httpx2.
-    network: type[Exception] = HfHubHTTPError.__bases__[0]
-    with _answered(f"{name!r:.300} does not exist here, and the Hub gave no dataset of that name", also=network):
+    with _answered(f"{name!r:.300} does not exist here, and the Hub gave no dataset of that name"):
         return name, HfApi().dataset_info(name, revision=revision or None, timeout=15).sha or ""
 
 
@@ -219,7 +218,9 @@ class StreamedDataset:
         with _answered("the dataset cannot be read further", GO_ON):
             for index, row in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
                 image, name = row[self.column] or {}, row[self.name_column] if self.name_column else None
-                name = str(name or image.get("path") or f"{self.split}-{part:05d}-{index:07d}")
+                if name in (None, ""):  # 0 is a name
+                    name = image.get("path") or f"{self.split}-{part:05d}-{index:07d}"
+                name = str(name)
                 if image.get("bytes"):
                     yield Item(name, image["bytes"])
                 elif image.get("path"):
@@ -236,7 +237,7 @@ def _fetch(path: str) -> ImageInput:
     """Return the bytes of an image that lies elsewhere ("hf://…"; the Hub's client tries again what fails for a while).
 
     Raises:
-        ImageError: If it is not there.
+        ImageError: If whoever keeps it says that it is not there or not for us.
         ArchiveError: If it could not be fetched; the run stops, since the network's fault is not the image's.
     """
     if "://" not in path or os.path.lexists(path):
@@ -248,18 +249,22 @@ def _fetch(path: str) -> ImageInput:
             with fsspec.open(path, "rb") as file:
                 return file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError as error:
-            raise ImageError(f"{path!r:.300} is not there.") from error
+            # fsspec calls a web address missing, too, whose server is silent or broken.
+            cause = error.__cause__ or error
+            if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (401, 403, 410):
+                raise ImageError(f"{path!r:.300} is not there, or may not be read.") from error
+            raise cause from None
 
 
 @contextmanager
-def _answered(what: str, advice: str = "", *, also: type[Exception] = OSError) -> Iterator[None]:
+def _answered(what: str, advice: str = "") -> Iterator[None]:
     """Turn what goes wrong with a dataset or the network into an ArchiveError that says `what` and the reason."""
     try:
         yield
     except (ArchiveError, ImageError):
         raise
-    # A lost network and DatasetNotFoundError are OSErrors; wrong names and layouts, and Arrow's errors, ValueErrors.
-    except (OSError, ValueError, RuntimeError, also) as error:
+    # Whatever it is: each of the libraries for the network has errors of its own, and so has each kind of storage.
+    except Exception as error:
         raise ArchiveError(f"{what} ({type(error).__name__}: {str(error)[:300]}){advice}.") from error
 
 

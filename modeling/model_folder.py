@@ -7,6 +7,7 @@ is executable.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         ModelFolderError: If it is neither a folder nor a reachable repository.
     """
     path = Path(repo_or_folder)
-    if path.is_dir():
+    if os.path.isdir(path):  # `Path.is_dir` raises for a name that is too long
         if revision is not None:
             raise ModelFolderError(f"{path} is a folder and has no revisions; leave `revision` out.")
         # runs/demo/model is better known as "demo" than as "model".
@@ -73,7 +74,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         from_cache = False
     except HFValidationError:
         raise ModelFolderError(
-            f"{repo_id!r} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
+            f"{repo_id!r:.300} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
         ) from None
     except GatedRepoError:
         raise ModelFolderError(

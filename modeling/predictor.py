@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "images",
         metavar="IMAGES",
         nargs="+",
-        help="files; folders, of which every file at any depth gives a row; or one dataset: "
+        help="files; folders, of which every file at any depth gives a row, but not in hidden or linked folders; or one dataset: "
         "a Hub id (user/name, user/name@revision) or a Parquet file, streamed",
     )
     parser.add_argument(
@@ -87,7 +87,10 @@ def table(answers: Iterable[tuple[str, Prediction | ImageError | None]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.update and options.output is None:
+        parser.error("--update is about a finished --output: name that file.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         processes = join_processes()
@@ -95,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if processes.rank == 0:
             print(f"{classifier.origin}. {classifier.notice}", file=sys.stderr)
         if options.output is None:
-            print(answer_few(classifier, options.images, split=options.split, tta=options.tta))
+            if processes.rank == 0:
+                print(answer_few(classifier, options.images, split=options.split, tta=options.tta))
             return 0
         summary = classify_archive(
             classifier,
@@ -110,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        print(f"Stopped{'; the same command goes on from here' if options.output else ''}.", file=sys.stderr)
         return 130
     if processes.rank == 0:
         print(f"{options.output}: {summary}", file=sys.stderr)

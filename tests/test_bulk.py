@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -243,6 +245,13 @@ def test_two_processes_write_what_one_writes_and_go_on_from_each_other(
     np.testing.assert_allclose(probabilities(two, classifier.codes), probabilities(one, classifier.codes), atol=1e-6)
 
 
+def test_of_several_processes_only_the_first_answers_on_the_console(tiny_model_folder, pictures, monkeypatch, capsys):
+    for rank, n_lines in ((0, 2), (1, 0)):
+        monkeypatch.setattr("modeling.predictor.join_processes", lambda rank=rank: Processes(rank, 2, "cpu"))
+        assert main([str(tiny_model_folder), str(pictures[0])]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == n_lines
+
+
 def test_all_processes_stop_with_the_reason_of_the_first(tiny_model_folder, tmp_path):
     result = launch_two(tiny_model_folder, tmp_path / "not" / "there" / "x", "--output", tmp_path / "o.csv")
     assert result.returncode != 0
@@ -316,6 +325,14 @@ def test_a_parquet_file_and_an_image_folder_are_data_sets_too(tiny_model_folder,
     assert sorted(Path(row["image"]).name for row in rows_of(output)) == ["2.jpg", "3.jpg", "4.jpg"]
 
 
+def test_an_image_whose_id_is_zero_is_called_that(pictures, tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "id": datasets.Value("int64")})
+    rows = {"image": [str(path) for path in pictures[:2]], "id": [0, None]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "ids.parquet"))
+    names = [item.name for item in StreamedDataset(str(tmp_path / "ids.parquet"), None, None).read(0)]
+    assert names == ["0", pictures[1].name]
+
+
 def test_a_split_that_is_not_there_is_answered_with_those_that_are(classifier, parquet_files, tmp_path):
     with pytest.raises(ArchiveError, match="no split 'val'; choose one of train"):
         classify_archive(classifier, [str(parquet_files)], tmp_path / "o.csv", processes=ALONE, split="val")
@@ -372,6 +389,16 @@ def test_the_table_shows_no_control_characters(classifier, pictures):
     assert shown.splitlines()[-1] == f"{'b.jpg':17}Not read: not an image"
 
 
+def test_an_update_needs_its_output_and_only_a_run_with_an_output_is_said_to_go_on(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(["m", "a.jpg", "--update"])
+    assert "--update is about a finished --output" in capsys.readouterr().err
+    monkeypatch.setattr(LesionClassifier, "from_pretrained", Mock(side_effect=KeyboardInterrupt))
+    for more, says in (([], "Stopped.\n"), (["--output", "o.csv"], "Stopped; the same command goes on from here.\n")):
+        assert main(["m", "a.jpg", *more]) == 130
+        assert capsys.readouterr().err == says
+
+
 def test_many_images_need_an_output(tiny_model_folder, pictures, tmp_path, capsys):
     folder = many(tmp_path / "in", pictures, 51)
     assert main([str(tiny_model_folder), str(folder)]) == 1
@@ -389,6 +416,7 @@ def test_many_images_need_an_output(tiny_model_folder, pictures, tmp_path, capsy
         (["MODEL", "missing-folder/x/y", "--output", "o.csv"], "does not exist"),
         (["MODEL", "EMPTY", "--output", "o.csv"], "no file in"),
         (["MODEL", "EMPTY", "--output", "o.xlsx"], "must end in .csv or .parquet"),
+        (["x" * 300, "a.jpg"], "neither a folder here nor a Hub repository id"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(tiny_model_folder, tmp_path, monkeypatch, capsys, arguments, says):
@@ -406,6 +434,37 @@ def test_an_image_elsewhere_is_fetched(pictures):
     assert _fetch("memory://lesions/a.jpg") == pictures[0].read_bytes()
     with pytest.raises(ImageError, match="not there"):
         _fetch("memory://lesions/b.jpg")
+
+
+class StatusOfThePath(BaseHTTPRequestHandler):
+    """Answer /404.jpg with 404."""
+
+    def do_HEAD(self):
+        self.send_response(int(self.path[1:4]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_an_image_elsewhere_is_missing_only_if_its_server_says_so(monkeypatch):
+    with HTTPServer(("127.0.0.1", 0), StatusOfThePath) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for status in (403, 404, 410):
+            with pytest.raises(ImageError, match="not there"):
+                _fetch(f"{address}/{status}.jpg")
+        for status in (429, 503):
+            with pytest.raises(ArchiveError, match=rf"could not be fetched .*{status}.*run the same command again"):
+                _fetch(f"{address}/{status}.jpg")
+        server.shutdown()
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for path, says in ((f"{address}/404.jpg", "Connect"), ("s3://lesions/a.jpg", "Install s3fs")):
+        with pytest.raises(ArchiveError, match=rf"could not be fetched .*{says}"):
+            _fetch(path)
 
 
 def test_csv_from_files_needs_no_training_library_and_parquet_says_which(tiny_model_folder, pictures, tmp_path):
@@ -454,6 +513,18 @@ def test_changed_files_are_noticed_and_an_update_classifies_only_them(classifier
     rows = parquet.read_table(outputs[1]).to_pylist()
     assert [row["image"] for row in rows] == [row["image"] for row in rows_of(anew)]
     assert [str(row["MEL"]) for row in rows] == [row["MEL"] for row in rows_of(anew)]
+
+
+def test_inputs_that_are_gone_are_counted_and_an_update_leaves_their_rows_out(classifier, pictures, tmp_path):
+    folders, output = [many(tmp_path / name, pictures, 3) for name in ("a", "b")], tmp_path / "out.csv"
+    inputs = [*map(str, folders), shutil.copy(pictures[0], tmp_path / "c.jpg")]
+    classify_archive(classifier, inputs, output, processes=ALONE)
+    shutil.rmtree(folders[1])
+    Path(inputs[2]).unlink()
+    assert "since: 4 gone;" in classify_archive(classifier, inputs, output, processes=ALONE).changes
+    updated = classify_archive(classifier, inputs, output, processes=ALONE, update=True)
+    assert (updated.images, updated.classified_now, updated.changes) == (3, 0, "")
+    assert [Path(row["image"]).parent for row in rows_of(output)] == folders[:1] * 3
 
 
 def test_an_output_that_somebody_changed_is_not_replaced_by_an_update(classifier, pictures, tmp_path):
