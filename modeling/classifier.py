@@ -27,9 +27,6 @@ from modeling.process import own_cores
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-# The eight symmetries of a square: a lesion has no upright side.
-DIHEDRAL_VIEWS = tuple((turns, flip) for turns in range(4) for flip in (False, True))
-
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -220,7 +217,8 @@ class LesionClassifier:
 
     def tta_probs(self, pixel_values: np.ndarray, *, in_lane: bool = False) -> np.ndarray:
         """Return the mean probabilities over the eight flips and quarter turns, float64 (B, C)."""
-        views = [dihedral_view(pixel_values, turns, flip) for turns, flip in DIHEDRAL_VIEWS]
+        turned = [np.rot90(pixel_values, turns, axes=(2, 3)) for turns in range(4)]  # a lesion has no upright side
+        views = [*turned, *(np.flip(view, 3) for view in turned)]
         return np.mean([self.engine.forward(view, in_lane=in_lane).probs for view in views], axis=0)
 
     @property
@@ -235,12 +233,6 @@ class LesionClassifier:
             f"{self.model_id}, revision {self.revision or 'local'}, weights sha256 {self.provenance['weights_sha256']}, "
             f"data {self.provenance['data_fingerprint'] or 'not recorded'}, skin-lesion-classifier {__version__}"
         )
-
-
-def dihedral_view(pixel_values: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """Turn (B, 3, S, S) by `turns` quarter turns, then mirror it."""
-    turned = np.rot90(pixel_values, turns, axes=(2, 3))
-    return np.flip(turned, 3) if flip else turned
 
 
 def map_ahead(

@@ -20,7 +20,7 @@ import numpy as np
 
 from modeling.calibration import softmax
 from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, shortened
-from modeling.model_folder import ONNX_NAME, ModelFolder, checked_content, fetch
+from modeling.model_folder import ONNX_NAME, ModelFolder, checked_file, fetch
 from modeling.process import memory_is_kept, own_cores
 
 EngineName = Literal["onnx", "torch"]
@@ -127,7 +127,7 @@ class OnnxEngine:
             )
 
     def _read(self) -> bytes:
-        return checked_content(self.path, self._config["lesion"].get("onnx_sha256"))
+        return checked_file(self.path, self._config["lesion"]["onnx_sha256"]).read_bytes()
 
     @cached_property
     def _lane_session(self) -> Any:

@@ -158,23 +158,12 @@ def checked_file(path: Path, expected_sha256: str | None) -> Path:
     Raises:
         ModelFolderError: If it is another one.
     """
-    _compare(path, file_sha256(path), expected_sha256)
-    return path
-
-
-def checked_content(path: Path, expected_sha256: str | None) -> bytes:
-    """Return what a file of the network holds, as `checked_file` does; what was compared is what is used."""
-    content = path.read_bytes()
-    _compare(path, hashlib.sha256(content).hexdigest(), expected_sha256)
-    return content
-
-
-def _compare(path: Path, found_sha256: str, expected_sha256: str | None) -> None:
-    if found_sha256 != expected_sha256:
+    if file_sha256(path) != expected_sha256:
         raise ModelFolderError(
             f"{path} is not the file that {CONFIG_NAME} describes (its SHA-256 differs); download the folder again, "
             "or save it anew if you changed the weights."
         )
+    return path
 
 
 def file_beside(source: ModelFolder, name: str) -> Path | None:

@@ -14,17 +14,9 @@ from torch import nn
 from modeling.calibration import Calibration
 from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, file_sha256, shortened, write_json
 from modeling.labels import diagnosis_of
-from modeling.model_folder import (
-    CONFIG_SCHEMA,
-    checked_file,
-    config_sha256,
-    fetch,
-    read_config,
-    resolve_model_folder,
-)
+from modeling.model_folder import checked_file, config_sha256, fetch, read_config, resolve_model_folder
+from modeling.schema import CONFIG_SCHEMA, PRETRAINED_CFG
 
-PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-NETWORK_KEYS = ("fixed_input_size", "pool_size", "first_conv", "classifier")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 
 # An nn.Module with timm's own methods (forward_features, get_classifier, …), which no type describes.
@@ -140,12 +132,10 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
         "label_names": list(codes),
         "label_descriptions": {code: diagnosis_of(code).name for code in codes},
         "pretrained_cfg": {
-            "custom_load": False,
             **{
-                key: model.pretrained_cfg[key]
-                for key in (*PREPROCESSING_KEYS, *NETWORK_KEYS)
-                if model.pretrained_cfg.get(key) is not None
+                key: value for key, value in model.pretrained_cfg.items() if key in PRETRAINED_CFG and value is not None
             },
+            "custom_load": False,
         },
         "lesion": {"schema": CONFIG_SCHEMA, **lesion, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)},
     }
@@ -181,8 +171,7 @@ def load_network(weights: Path, config: Mapping[str, Any]) -> TimmModel:
     checked_file(weights, config["lesion"].get("weights_sha256"))
     model: TimmModel = timm.create_model(**architecture)
     model.load_state_dict(load_file(weights))
-    preprocessing = {key: config["pretrained_cfg"][key] for key in PREPROCESSING_KEYS}
-    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing, "architecture": config["architecture"]}
+    model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
     model.requires_grad_(False)
     return model.eval()
 

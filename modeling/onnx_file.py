@@ -76,10 +76,10 @@ def _model_class() -> Any:
 
 
 def read_onnx(content: bytes) -> Any:
-    """Return the parts of an ONNX model that MESSAGES names, checked.
+    """Return the parts that MESSAGES names of a model that is a plain network whose weights lie in the file.
 
     Raises:
-        ModelFolderError: If it is no whole ONNX file, or holds what `check_onnx` refuses.
+        ModelFolderError: If it is no whole ONNX file, or with what it holds that this package never writes.
     """
     from google.protobuf.message import DecodeError
 
@@ -87,16 +87,6 @@ def read_onnx(content: bytes) -> Any:
         model = _model_class().FromString(content)
     except DecodeError as error:
         raise ModelFolderError(f"it is no whole ONNX file ({error}); download it again.") from error
-    check_onnx(model)
-    return model
-
-
-def check_onnx(model: Any) -> None:
-    """Make sure that a model is a plain network whose weights lie in the file.
-
-    Raises:
-        ModelFolderError: With what it holds that this package never writes.
-    """
     nodes, tensors = model.graph.node, list(model.graph.initializer)
     if len(nodes) > MAX_NODES:
         raise ModelFolderError(f"it has {len(nodes)} operations, more than {MAX_NODES}; refused.")
@@ -128,6 +118,7 @@ def check_onnx(model: Any) -> None:
             raise ModelFolderError(
                 f"its tensor {shortened(tensor.name)} claims {claimed} bytes and has {len(tensor.raw_data)}; download it again."
             )
+    return model
 
 
 def classifier_weight(model: Any) -> np.ndarray | None:

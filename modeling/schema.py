@@ -49,7 +49,7 @@ COUNT = cs.int_schema(ge=0, lt=2**53)
 LAYER = cs.nullable_schema(cs.union_schema([cs.str_schema(), cs.list_schema(cs.str_schema())]))
 
 # What timm and transformers build the preprocessing from, and where the network's ends are.
-PREPROCESSING = {
+PRETRAINED_CFG = {
     "input_size": cs.no_info_after_validator_function(_check_size, _three(cs.int_schema())),
     "interpolation": cs.literal_schema(["bicubic", "bilinear"]),
     "crop_pct": cs.float_schema(ge=1, le=1),  # as this package trains: no part of an image is cut off
@@ -114,7 +114,7 @@ CONFIG = {
     "num_features": cs.nullable_schema(cs.int_schema()),
     "label_names": cs.list_schema(NAME, min_length=2, max_length=MAX_CLASSES),
     "label_descriptions": cs.dict_schema(cs.str_schema(), NAME),
-    "pretrained_cfg": _object(PREPROCESSING),
+    "pretrained_cfg": _object(PRETRAINED_CFG),
     "lesion": _object(LESION, others="ignore"),
 }
 
