@@ -19,15 +19,10 @@ prepare_process()  # before torch is loaded: servers and training processes shar
 # isort: split
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
-from modeling.labels import CODES, REFERENCE_CODES
-from modeling.network import build_model, save_model_folder
-from modeling.publish.onnx import export_onnx
-
-TINY_BACKBONE = "test_efficientnet"
-TINY_SIZE_PX = 64
+from modeling.labels import CODES
+from support.untrained import untrained_folder
 
 
 @pytest.fixture(scope="session")
@@ -47,19 +42,8 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with a tiny network and random weights, four diagnoses, 64 px."""
-    torch.manual_seed(0)
-    model = build_model(TINY_BACKBONE, num_classes=4, size_px=TINY_SIZE_PX, pretrained=False)
-    # An untrained classifier calls every picture the same; this one does not.
-    torch.nn.init.normal_(model.get_classifier().weight, std=0.5)
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    save_model_folder(
-        model,
-        folder,
-        codes=REFERENCE_CODES,
-        lesion={"package_version": "0", "run_id": "tiny", "dataset": "demo", "synthetic": True, "operating_points": []},
-    )
-    export_onnx(folder)
-    return folder
+    lesion = {"package_version": "0", "run_id": "tiny", "dataset": "demo", "synthetic": True, "operating_points": []}
+    return untrained_folder(tmp_path_factory.mktemp("tiny") / "model", spread=0.5, onnx=True, **lesion)
 
 
 @pytest.fixture(scope="session")

@@ -24,17 +24,16 @@ from PIL import Image
 from pyarrow import parquet
 
 from modeling import bulk
-from modeling.abstention import AbstentionRule
 from modeling.bulk import CHUNK_SIZE, classify_archive
 from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.images import ImageError
 from modeling.inputs import ArchiveError, StreamedDataset, _fetch, dataset_revision, list_files
 from modeling.labels import NOTICE
-from modeling.network import build_model, save_model_folder
 from modeling.predictor import main, table
 from modeling.process import Processes
 from support.corpus import make_corpus
+from support.untrained import random_rule, untrained_folder
 
 ROOT = Path(__file__).parents[1]
 ALONE = Processes()
@@ -140,13 +139,10 @@ def test_rows_come_in_the_order_of_names_and_parquet_says_the_same_as_csv(classi
 
 
 def test_operating_points_and_abstention_have_their_columns(tmp_path, pictures, capsys):
-    model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False)
     point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.0, 0.95, 0.5, 10, 10)
-    random = np.random.default_rng(0)
-    rule = AbstentionRule.fit(random.normal(size=(40, 2)), random.normal(size=(40, 256)), random.integers(0, 2, 40))
-    rule = dataclasses.replace(rule, threshold=-1e9)
+    rule = dataclasses.replace(random_rule(2), threshold=-1e9)
     lesion = {"operating_points": [point.to_dict()], "abstention": rule.to_dict()}
-    save_model_folder(model, tmp_path / "m", codes=["MEL", "NV"], lesion=lesion)
+    untrained_folder(tmp_path / "m", codes=["MEL", "NV"], **lesion)
     assert main([str(tmp_path / "m"), str(pictures[0]), "--output", str(tmp_path / "out.csv")]) == 0
     (row,) = rows_of(tmp_path / "out.csv")
     assert (row["MEL@95"], row["abstained"]) == ("True", "True")

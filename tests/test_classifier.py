@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling.abstention import AbstentionRule
 from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier, map_ahead
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.network import build_model, normalise, save_model_folder
+from modeling.network import normalise
+from support.untrained import random_rule, untrained_folder
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +94,11 @@ def test_tta_is_the_mean_over_the_eight_symmetries(classifier, lesion_image):
 
 
 def test_operating_points_and_abstention_of_the_folder_are_applied(tmp_path, lesion_image):
-    torch.manual_seed(1)
-    model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False)
+    rule = random_rule(2)
     for threshold in (0.0, 1.0):
         point = OperatingPoint("MEL@95", ("MEL",), 0.95, threshold, 0.95, 0.5, 10, 10)
-        rng = np.random.default_rng(0)
-        rule = AbstentionRule.fit(rng.normal(size=(40, 2)), rng.normal(size=(40, 256)), rng.integers(0, 2, 40))
-        folder = tmp_path / str(threshold)
-        save_model_folder(
-            model,
-            folder,
-            codes=["MEL", "NV"],
-            lesion={"operating_points": [point.to_dict()], "abstention": rule.to_dict()},
-        )
+        lesion = {"operating_points": [point.to_dict()], "abstention": rule.to_dict()}
+        folder = untrained_folder(tmp_path / str(threshold), codes=["MEL", "NV"], **lesion)
         classifier = LesionClassifier.from_pretrained(folder, device="cpu")
         prediction = classifier.predict(lesion_image)
         assert prediction.operating_points == {"MEL@95": threshold == 0.0}

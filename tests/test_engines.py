@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageDraw
 from timm.data import create_transform
 
-from modeling.abstention import AbstentionRule
 from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.explain import BY_TORCH
@@ -24,6 +23,7 @@ from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.preprocessing import eval_transform
 from modeling.publish.onnx import export_onnx
+from support.untrained import random_rule, untrained_folder
 
 MODES = ("L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV")
 
@@ -48,11 +48,9 @@ def folder(tmp_path_factory):
     model = build_model("test_efficientnet", num_classes=4, size_px=96, pretrained=False)
     torch.nn.init.normal_(model.get_classifier().weight, std=5.0)
     torch.nn.init.normal_(model.get_classifier().bias)
-    rng = np.random.default_rng(0)
-    rule = AbstentionRule.fit(rng.normal(size=(40, 4)), rng.normal(size=(40, 256)), rng.integers(0, 4, 40))
     path = tmp_path_factory.mktemp("engines") / "model"
     point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.25, 0.95, 0.5, 10, 10)
-    lesion = {"operating_points": [point.to_dict()], "abstention": rule.to_dict()}
+    lesion = {"operating_points": [point.to_dict()], "abstention": random_rule(4).to_dict()}
     save_model_folder(model, path, codes=REFERENCE_CODES, lesion=lesion)
     export_onnx(path)
     return path
@@ -99,9 +97,7 @@ def test_on_a_cpu_the_onnx_file_answers_where_there_is_one(folder, tmp_path, les
 
 
 def test_a_folder_without_an_onnx_file_is_served_by_torch(tmp_path):
-    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
-    lesion = {"run_id": "x", "dataset": "demo", "synthetic": True, "operating_points": []}
-    save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion=lesion)
+    untrained_folder(tmp_path)
     assert LesionClassifier.from_pretrained(tmp_path, device="cpu").engine.name == "torch"
     with pytest.raises(ModelFolderError, match="publish export"):
         LesionClassifier.from_pretrained(tmp_path, engine="onnx")
@@ -122,11 +118,7 @@ def test_grad_cam_of_the_onnx_engine_is_that_of_pytorch_grad_cam(engines):
 
 def test_a_network_with_another_head_is_explained_by_torch(tmp_path, lesion_image):
     """MobileNetV3 has a convolution and an activation between pooling and classifier."""
-    torch.manual_seed(0)
-    model = build_model("mobilenetv3_small_050", num_classes=4, size_px=64, pretrained=False)
-    torch.nn.init.normal_(model.get_classifier().weight, std=5.0)
-    save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion={})
-    export_onnx(tmp_path)
+    untrained_folder(tmp_path, backbone="mobilenetv3_small_050", spread=5.0, onnx=True)
     by_torch, by_onnx = (LesionClassifier.from_pretrained(tmp_path, device="cpu", engine=e) for e in ("torch", "onnx"))
     assert by_onnx.engine.name == "onnx"
     expected, found = by_torch.explain(lesion_image), by_onnx.explain(lesion_image)

@@ -11,18 +11,14 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from modeling.classifier import LesionClassifier
 from modeling.grad_cam import class_evidence
-from modeling.labels import REFERENCE_CODES
-from modeling.network import build_model, save_model_folder
+from modeling.network import build_model
+from support.untrained import untrained_folder
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """At 160 px the tiny network has maps of 5x5; its classifier is drawn wide enough that some evidence is positive."""
-    torch.manual_seed(0)
-    model = build_model("test_efficientnet", num_classes=4, size_px=160, pretrained=False)
-    torch.nn.init.normal_(model.get_classifier().weight, std=0.5)
-    folder = tmp_path_factory.mktemp("explain") / "model"
-    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion={})
+    folder = untrained_folder(tmp_path_factory.mktemp("explain"), size_px=160, spread=0.5)
     return LesionClassifier.from_pretrained(folder, device="cpu")
 
 

@@ -14,20 +14,15 @@ from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import REFERENCE_CODES
 from modeling.model_folder import config_sha256
-from modeling.network import build_model, save_model_folder
 from modeling.onnx_file import OPERATIONS, classifier_weight, read_onnx
-from modeling.publish.onnx import export_onnx
+from support.untrained import untrained_folder
 
 INPUT = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 64, 64])
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
-    folder = tmp_path_factory.mktemp("hostile") / "model"
-    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion={})
-    export_onnx(folder)
-    return folder
+    return untrained_folder(tmp_path_factory.mktemp("hostile"), onnx=True)
 
 
 @pytest.fixture
@@ -162,10 +157,7 @@ def test_a_file_of_ten_gigabytes_is_not_read(folder):
 
 def test_another_network_is_refused(folder, tmp_path):
     for size_px, codes in ((96, REFERENCE_CODES), (64, REFERENCE_CODES[:2])):
-        model = build_model("test_efficientnet", num_classes=len(codes), size_px=size_px, pretrained=False)
-        other = tmp_path / f"{size_px}-{len(codes)}"
-        save_model_folder(model, other, codes=codes, lesion={})
-        export_onnx(other)
+        other = untrained_folder(tmp_path / f"{size_px}-{len(codes)}", codes=codes, size_px=size_px, onnx=True)
         shutil.copyfile(other / "onnx" / "model.onnx", folder / "onnx" / "model.onnx")
         with pytest.raises(ModelFolderError, match="is not the file that config"):
             LesionClassifier.from_pretrained(folder, device="cpu")

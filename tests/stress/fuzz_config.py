@@ -287,20 +287,15 @@ def holds(container: Any, key: Any) -> bool:
 def make_model_folder(folder: Path) -> Path:
     """Write a tiny model with everything that config.json can hold."""
     import numpy as np
-    import torch
 
-    from modeling.abstention import AbstentionRule
     from modeling.calibration import fit_operating_points, softmax
     from modeling.classifier import LesionClassifier
     from modeling.evaluation.verify import golden_prediction
-    from modeling.network import build_model, save_model_folder
+    from modeling.labels import REFERENCE_CODES
+    from support.untrained import random_rule, untrained_folder
 
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
-    labels, logits = np.arange(40) % 4, rng.normal(size=(40, 4))
-    features = rng.normal(size=(40, model.num_features))
-    codes = ["BCC", "BKL", "MEL", "NV"]
+    probs = softmax(np.random.default_rng(0).normal(size=(40, 4)))
+    points = fit_operating_points(probs, np.arange(40) % 4, REFERENCE_CODES)
     lesion: dict[str, Any] = {
         "package_version": "0",
         "run_id": "x",
@@ -308,13 +303,12 @@ def make_model_folder(folder: Path) -> Path:
         "synthetic": True,
         "calibration": {"method": "temperature scaling", "scale": [0.7] * 4, "bias": [0.0] * 4, "nll": {"none": 1.0}},
         "data_fingerprint": "f" * 64,
-        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(logits), labels, codes)],
-        "abstention": AbstentionRule.fit(logits, features, labels).to_dict(),
+        "operating_points": [point.to_dict() for point in points],
+        "abstention": random_rule(4).to_dict(),
     }
-    save_model_folder(model, folder, codes=codes, lesion=lesion)
+    untrained_folder(folder, size_px=32, **lesion)
     lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder, device="cpu"))
-    save_model_folder(model, folder, codes=codes, lesion=lesion)
-    return folder
+    return untrained_folder(folder, size_px=32, **lesion)
 
 
 def main() -> int:

@@ -23,16 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub.utils import disable_progress_bars
 
 from modeling.files import ROOT, file_sha256
-from modeling.labels import REFERENCE_CODES
-from modeling.network import build_model, save_model_folder
 from modeling.publish import hub as hub_module
 from modeling.publish import space
 from modeling.publish.hub import LONGEST_WAIT_S, Published, PublishError
-from modeling.publish.onnx import export_onnx
 from modeling.publish.push import push_model
 from modeling.publish.space import push_space, space_files
 
@@ -40,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.hub import WRITE_TOKEN, HubServer, Repo
 from support.scored import make_scored_folder
+from support.untrained import untrained_folder
 
 MODEL_ROUTES = (
     "create",
@@ -107,8 +104,6 @@ def short_cases() -> list[Case]:
 
 def make_model_folder(folder: Path, *, seed: int, scored: Path) -> Path:
     """A complete model folder with a tiny network, and scores taken from a folder that was really evaluated."""
-    torch.manual_seed(seed)
-    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
     lesion = {
         "package_version": "0",
         "run_id": f"run{seed}",
@@ -116,8 +111,7 @@ def make_model_folder(folder: Path, *, seed: int, scored: Path) -> Path:
         "synthetic": True,
         "operating_points": [],
     }
-    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
-    export_onnx(folder)
+    untrained_folder(folder, seed=seed, onnx=True, **lesion)
     metrics = json.loads((scored / "metrics.json").read_text())
     metrics["model"] |= {"weights_sha256": file_sha256(folder / "model.safetensors"), "run_id": f"run{seed}"}
     (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -365,14 +365,11 @@ def model_folder(given: str | None) -> Iterator[Path]:
         yield Path(given)
         return
     sys.path.insert(0, str(ROOT))
-    from modeling.labels import REFERENCE_CODES
-    from modeling.network import build_model, save_model_folder
+    from support.untrained import untrained_folder
 
     with tempfile.TemporaryDirectory() as folder:
-        model = build_model("efficientnet_b0", num_classes=4, size_px=224, pretrained=False)
         lesion = {"package_version": "0", "run_id": "soak", "dataset": "demo", "synthetic": True}
-        save_model_folder(model, Path(folder) / "model", codes=REFERENCE_CODES, lesion=lesion)
-        yield Path(folder) / "model"
+        yield untrained_folder(Path(folder) / "model", backbone="efficientnet_b0", size_px=224, **lesion)
 
 
 def main() -> int:
