@@ -13,27 +13,13 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is loaded, see side_by
 import argparse
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from side_by_side import write
-
-from modeling.labels import REFERENCE_CODES
-from modeling.network import build_model, save_model_folder
-from modeling.publish.onnx import export_onnx
-
-
-def make_model(folder: Path, backbone: str, size_px: int) -> Path:
-    torch.manual_seed(0)
-    model = build_model(backbone, num_classes=4, size_px=size_px, pretrained=False)
-    save_model_folder(model, folder, codes=REFERENCE_CODES, lesion={"operating_points": []})
-    export_onnx(folder)  # the engine of archives on a CPU
-    return folder
+from side_by_side import launched, make_model, write
 
 
 def make_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
@@ -54,10 +40,8 @@ def make_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
 
 def classify(model: Path, images: Path, output: Path, *, processes: int, threads: int) -> tuple[float, float]:
     """Run the command line, with threads for each process; return its seconds and the peak memory of a process in MB."""
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, *launcher, "-m", "modeling.predictor", str(model), str(images), "--output", str(output)]
+    command = [*launched(processes), "-m", "modeling.predictor", str(model), str(images), "--output", str(output)]
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -17,13 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from PIL import Image
-from side_by_side import Row, in_turn, ratio, show, write
-
-from modeling.labels import CODES
-from modeling.network import build_model, save_model_folder
-from modeling.publish.onnx import export_onnx
+from side_by_side import Row, in_turn, make_model, ratio, show, write
 
 OURS = """
 import sys
@@ -65,11 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     cpu_seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder, picture = Path(scratch) / "model", Path(scratch) / "picture.jpg"
-        torch.manual_seed(0)
-        model = build_model("efficientnet_b0", num_classes=len(CODES), size_px=224, pretrained=False)
-        save_model_folder(model, folder, codes=CODES, lesion={"operating_points": []})
-        export_onnx(folder)
+        folder = make_model(Path(scratch) / "model", "efficientnet_b0", 224)
+        picture = Path(scratch) / "picture.jpg"
         Image.new("RGB", (600, 450), (200, 150, 120)).save(picture)
 
         def start(name: str, script: str) -> Callable[[], float]:

@@ -30,17 +30,15 @@ import numpy as np
 import onnxruntime
 import torch
 from PIL import Image
-from side_by_side import Row, in_turn, ratio, show, write
+from side_by_side import Row, in_turn, make_model, ratio, show, write
 
 sys.path.append(str(Path(__file__).parents[1] / "space"))
 import answers
 from report import report_html
 
 from modeling.classifier import LesionClassifier
-from modeling.labels import CODES
 from modeling.model_folder import ONNX_NAME
-from modeling.network import build_model, load_model_folder, save_model_folder
-from modeling.publish.onnx import export_onnx
+from modeling.network import load_model_folder
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 COMPILED_SIZES = (1, 16)  # each takes a minute to compile
@@ -250,11 +248,7 @@ def main() -> None:
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        torch.manual_seed(0)
-        model = build_model("efficientnet_b0", num_classes=len(CODES), size_px=SIZE_PX, pretrained=False)
-        save_model_folder(model, folder, codes=CODES, lesion={"operating_points": []})
-        export_onnx(folder)
+        folder = make_model(Path(scratch) / "model", "efficientnet_b0", SIZE_PX)
         files = make_files(Path(scratch), options.images)
         preprocess = LesionClassifier.from_pretrained(folder, device="cpu").preprocess
         pixel_values = np.stack([preprocess(path) for path in files[SIZE_PX]])

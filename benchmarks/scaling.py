@@ -15,15 +15,14 @@ import argparse
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import psutil
-from archive import classify, make_images, make_model
-from side_by_side import in_turn, ratio, show, write
+from archive import classify, make_images
+from side_by_side import in_turn, launched, make_model, ratio, show, write
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP_IMAGES = 32
@@ -31,12 +30,10 @@ STEP_IMAGES = 32
 
 def training_rate(processes: int) -> float:
     """Train two epochs and return the images a second of the second."""
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
     with tempfile.TemporaryDirectory() as folder:
         options = ["--dataset", "demo", "--image_size", "224", "--epochs", "3", "--output_dir", folder]
         options += ["--batch_size", str(STEP_IMAGES // processes)]
-        command = [sys.executable, *launcher, str(ROOT / "train.py"), *options]
+        command = [*launched(processes), str(ROOT / "train.py"), *options]
         run = psutil.Popen(
             command,
             env={**os.environ, "ACCELERATE_USE_CPU": "true"},

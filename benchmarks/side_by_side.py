@@ -13,15 +13,35 @@ import os
 import platform
 import random
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
 
+from modeling.labels import CODES
+from modeling.network import build_model, save_model_folder
+from modeling.publish.onnx import export_onnx
+
 RESULTS = Path(__file__).parent / "results"
 README = RESULTS.with_name("README.md")
 Row = tuple[str, str, str, bool | None]  # what, the figure, the bar, whether it is met; None without a bar
+
+
+def make_model(folder: Path, backbone: str, size_px: int) -> Path:
+    """Write a model folder of random weights and all diagnoses, with its ONNX file."""
+    torch.manual_seed(0)
+    model = build_model(backbone, num_classes=len(CODES), size_px=size_px, pretrained=False)
+    save_model_folder(model, folder, codes=CODES, lesion={"operating_points": []})
+    export_onnx(folder)
+    return folder
+
+
+def launched(processes: int) -> list[str]:
+    """Return the start of a command that runs on the CPU in as many processes."""
+    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *several]
 
 
 def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
