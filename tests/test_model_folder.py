@@ -91,19 +91,10 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c.update(num_classes=5), "num_classes is 5, but there are 4 label_names"),
         (lambda c: c.update(label_names=["a", "a", "b", "c"]), "different names"),
         (lambda c: c.update(label_names=["x"] * 10**5), "at most 1000 items"),
-        (
-            lambda c: c.update(architecture="hf-hub:someone/evil"),
-            "architecture: ",
-        ),
+        (lambda c: c.update(architecture="hf-hub:someone/evil"), "architecture: "),
         (lambda c: c.update(architecture=7), "architecture: "),
-        (
-            lambda c: c.update(architecture="local-dir:."),
-            "architecture: ",
-        ),
-        (
-            lambda c: c.update(architecture="../efficientnet_b0"),
-            "architecture: ",
-        ),
+        (lambda c: c.update(architecture="local-dir:."), "architecture: "),
+        (lambda c: c.update(architecture="../efficientnet_b0"), "architecture: "),
         (lambda c: c.update(model_args={"block_args": 1}), "model_args"),
         (lambda c: c.update(auto_map={"AutoModel": "evil.Evil"}), "auto_map"),
         (lambda c: c["pretrained_cfg"].update(url="https://evil.example/w.pth"), "url"),
