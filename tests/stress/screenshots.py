@@ -5,6 +5,7 @@ python tests/stress/screenshots.py --model runs/demo/model        # writes docs/
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -23,8 +24,12 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    photos = options.photos or drawings(options.output_dir / ".drawings", ("MEL", "NV", "BCC", "BKL"))
-    with served(LesionClassifier.from_pretrained(options.model)) as address, sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        served(LesionClassifier.from_pretrained(options.model)) as address,
+        sync_playwright() as playwright,
+    ):
+        photos = options.photos or drawings(Path(scratch), ("MEL", "NV", "BCC", "BKL"))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         for scheme in ("light", "dark"):
             ending = "" if scheme == "light" else "-dark"

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -130,7 +129,6 @@ class Request:
     path: str
     status: int
     body_bytes: int
-    at_s: float
 
 
 class Refused(Exception):
@@ -361,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _log(self, status: int) -> None:
         # Before the answer leaves, so that a client which has it finds the request in the log.
-        self.hub.log.append(Request(self.route, self.command, self.path, status, self.body_bytes, time.monotonic()))
+        self.hub.log.append(Request(self.route, self.command, self.path, status, self.body_bytes))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 
