@@ -2,7 +2,7 @@
 
 A stranger may have written the file. What this package exports is a plain network: operations of ONNX itself on weights
 that lie in the file. Everything else that the format allows (code of others, files beside it, loops, tensors that are
-larger than the file) has no use here and is refused.
+larger than the file) has no use here and is refused. How much time and memory a network needs is not known before it runs.
 """
 
 import math
@@ -34,7 +34,8 @@ MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
 
 
 # What the exporter writes for timm's convolutional networks, and their like. No operation that makes a large tensor of a few
-# bytes (ConstantOfShape, Expand, Tile, Pad, Resize), runs others (If, Loop, Scan) or reads strings.
+# bytes at once (ConstantOfShape, Expand, Tile, Pad, Resize), runs others (If, Loop, Scan) or reads strings. A long chain of
+# the others still can: a Concat that doubles its input, twenty times over, takes all memory. Nothing here bounds that.
 OPERATIONS = {
     "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Clip", "Concat",
     "Constant", "Conv", "Cos", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Flatten", "Floor", "Gather", "Gelu",
