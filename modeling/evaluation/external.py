@@ -95,12 +95,14 @@ def _slope(probs: np.ndarray, shows: np.ndarray, bootstrap: Bootstrap) -> Estima
     whole = logistic_slopes(log_odds, shows, np.ones((1, len(shows))))[0]
     parts = np.array_split(bootstrap.draws, max(1, len(bootstrap.draws) * len(shows) // MAX_WEIGHTS))
     replicates = np.concatenate([logistic_slopes(log_odds, shows, part[:, bootstrap.lesion_index]) for part in parts])
-    return estimate(float(whole), replicates, bootstrap.n_lesions, reason="the diagnosis is told apart without fault")
+    reason = "no slope fits: the diagnosis is told apart without fault, or its probability is always the same"
+    return estimate(float(whole), replicates, bootstrap.n_lesions, reason=reason)
 
 
 def logistic_slopes(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Fit y ~ sigmoid(a + b x) once for each row of weights (R, N) by Newton's method; return b (R,), NaN where it diverges."""
-    a, b = np.zeros((len(weights), 1)), np.ones((len(weights), 1))
+    """Fit y ~ sigmoid(a + b x) once for each row of weights (R, N) by Newton's method; return b (R,), NaN where none fits."""
+    # From 0: from 1, where p is saturated, the first step leads astray if the probabilities are much too extreme.
+    a, b = np.zeros((len(weights), 1)), np.zeros((len(weights), 1))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for _ in range(N_NEWTON_STEPS):
             p = 1 / (1 + np.exp(-(a + b * x)))  # (R, N)
@@ -112,7 +114,7 @@ def logistic_slopes(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.nda
             a, b = a + step_a[:, None], b + step_b[:, None]
             if np.nanmax(np.abs([step_a, step_b]), initial=0) < 1e-8:
                 break
-    return np.where(np.isfinite(b[:, 0]) & (np.abs(b[:, 0]) < 100), b[:, 0], np.nan)
+    return np.where(np.abs(step_b) < 1e-6, b[:, 0], np.nan)  # where nothing is told apart wrongly, b grows for ever
 
 
 def accuracy_at_mix(predicted: np.ndarray, labels: np.ndarray, mix: np.ndarray, bootstrap: Bootstrap) -> Estimate:

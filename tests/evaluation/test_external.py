@@ -83,16 +83,22 @@ def test_a_difference_with_what_is_not_estimable_says_so():
     assert compare_estimates(known, {**known, "low": None, "high": None})["low"] is None
 
 
-def test_slopes_agree_with_scikit_learn_and_weights_with_repeated_images():
+@pytest.mark.parametrize(("spread", "slope"), [(1, 0.7), (4, 0.1), (8, 0.3)])  # probabilities may be much too extreme
+def test_slopes_agree_with_scikit_learn_and_weights_with_repeated_images(spread, slope):
     rng = np.random.default_rng(2)
-    x = rng.normal(size=300)
-    y = rng.random(300) < 1 / (1 + np.exp(-(0.3 + 0.7 * x)))
+    x = spread * rng.normal(size=300)
+    y = rng.random(300) < 1 / (1 + np.exp(-(0.3 + slope * x)))
     weights = rng.integers(0, 4, size=(2, 300))
     slopes = logistic_slopes(x, y, np.vstack([np.ones(300), weights]))
-    for row, slope in zip([np.ones(300, int), *weights], slopes, strict=True):
+    for row, found in zip([np.ones(300, int), *weights], slopes, strict=True):
         repeated = np.repeat(np.arange(300), row)
         model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x[repeated, None], y[repeated])
-        assert slope == pytest.approx(model.coef_[0, 0], rel=1e-4)
+        assert found == pytest.approx(model.coef_[0, 0], rel=1e-4, abs=1e-5)
+
+
+def test_what_is_told_apart_without_fault_has_no_slope():
+    x = np.concatenate([np.linspace(-9, -6, 50), np.linspace(6, 9, 50)])
+    assert np.isnan(logistic_slopes(x, x > 0, np.ones((1, 100)))).all()
 
 
 def test_overconfident_probabilities_have_a_slope_below_one_and_calibrated_ones_about_one():
