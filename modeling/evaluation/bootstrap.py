@@ -17,6 +17,7 @@ SEED = 0
 # A replicate may lack a diagnosis altogether; an interval from the few that have it would be too narrow.
 MIN_ESTIMABLE = 0.95
 ALL_AGREE = "no replicate differs: no interval"
+ROUNDING = 1e-12  # weights that add up to 1 do so within this; what differs by less is the same
 
 # A number of metrics.json: {"value", "low", "high"}, and "reason" where one of them is None.
 Estimate = dict[str, Any]
@@ -75,22 +76,19 @@ def estimate(value: float | None, replicates: np.ndarray, n_lesions: int, *, rea
     """
     if value is None or not np.isfinite(value):
         return not_estimable(reason or "undefined on these images")
-    if n_lesions < 2:
-        return {"value": float(value), "low": None, "high": None, "reason": "it rests on one lesion: no interval"}
     finite = replicates[np.isfinite(replicates)]
-    if len(finite) < MIN_ESTIMABLE * len(replicates):
+    if n_lesions < 2:
+        no_interval = "it rests on one lesion: no interval"
+    elif len(finite) < MIN_ESTIMABLE * len(replicates):
         fraction = 1 - len(finite) / len(replicates)
-        return {
-            "value": float(value),
-            "low": None,
-            "high": None,
-            "reason": f"it rests on so few lesions that {fraction:.0%} of the replicates lack them: no interval",
-        }
-    if finite.min() == finite.max():
-        return {"value": float(value), "low": None, "high": None, "reason": ALL_AGREE}
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(finite, [tail, 100 - tail])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+        no_interval = f"it rests on so few lesions that {fraction:.0%} of the replicates lack them: no interval"
+    elif np.ptp(finite) < ROUNDING:
+        no_interval = ALL_AGREE
+    else:
+        tail = 100 * (1 - LEVEL) / 2
+        low, high = np.percentile(finite, [tail, 100 - tail])
+        return {"value": float(value), "low": float(low), "high": float(high)}
+    return {"value": float(value), "low": None, "high": None, "reason": no_interval}
 
 
 def estimate_mean(values: np.ndarray, bootstrap: Bootstrap, *, reason: str = "") -> Estimate:

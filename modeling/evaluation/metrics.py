@@ -145,7 +145,8 @@ def score_split(
     headline = {
         name: estimate(points[name], replicates[name], bootstrap.n_lesions, reason=missing_reason) for name in HEADLINE
     }
-    headline["accuracy"] = with_exact_bound(headline["accuracy"], bootstrap.n_lesions)
+    for name in ("accuracy", "weighted_recall"):  # which are the same number
+        headline[name] = with_exact_bound(headline[name], bootstrap.n_lesions)
     per_class = {}
     for index, code in enumerate(codes):
         is_code, is_predicted = labels == index, predicted == index

@@ -4,7 +4,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
 from modeling.calibration import OperatingPoint, log_softmax, softmax
-from modeling.evaluation.bootstrap import bootstrap_lesions
+from modeling.evaluation.bootstrap import ALL_AGREE, bootstrap_lesions
 from modeling.evaluation.metrics import (
     HEADLINE,
     PER_CLASS,
@@ -123,6 +123,16 @@ def test_every_headline_and_per_class_number_has_an_interval_around_it() -> None
     for number in numbers:
         assert number["low"] < number["value"] < number["high"]
     assert np.array(scores["confusion"]).sum() == 400
+
+
+def test_a_perfect_score_on_few_lesions_claims_no_certainty() -> None:
+    """Weights such as 18/61 do not add up to 1 to the last digit, so that replicates of 1 differ by rounding."""
+    labels = np.random.default_rng(0).choice(4, 61, p=[0.1, 0.2, 0.3, 0.4])
+    scores = score_split(np.eye(4)[labels], labels, CODES, bootstrap_lesions(np.arange(61)))
+    assert scores["accuracy"]["low"] == pytest.approx(0.025 ** (1 / 61))
+    assert scores["weighted_recall"] == scores["accuracy"]
+    for name in ("weighted_precision", "weighted_f1"):
+        assert scores[name] == {"value": 1, "low": None, "high": None, "reason": ALL_AGREE}
 
 
 def test_order_of_images_does_not_change_the_numbers() -> None:
