@@ -142,14 +142,13 @@ def _training(history: Sequence[dict[str, Any]]) -> Figure:
 def _ood(scores: dict[str, np.ndarray], threshold: float) -> Figure:
     """The out-of-distribution score of each kind of image."""
     figure, axes = _new(6.4, 4.6)
-    names = list(scores)[::-1]
-    axes.boxplot([scores[name] for name in names], orientation="horizontal", whis=(5, 95), showfliers=False)
-    axes.set_yticks(range(1, len(names) + 1), names)
-    axes.axvline(threshold, color="firebrick", linestyle="--", label="threshold: abstain to the right")
+    axes.boxplot(list(scores.values()), whis=(5, 95), showfliers=False)
+    axes.set_xticks(range(1, len(scores) + 1), list(scores), rotation=45, ha="right")
+    axes.axhline(threshold, color="firebrick", linestyle="--", label="threshold: abstain above")
     spread = np.concatenate(list(scores.values()))
     if spread.min() > 0 and spread.max() > 20 * np.median(scores["test"]):
-        axes.set_xscale("log")
-    axes.set(xlabel="OOD score", title="Abstention: 5th to 95th percentile by kind of image")
+        axes.set_yscale("log")
+    axes.set(ylabel="OOD score", title="Abstention: 5th to 95th percentile by kind of image")
     axes.legend()
     return figure
 

@@ -492,5 +492,5 @@ def test_figures_show_each_number_in_its_place() -> None:
     names = [text.get_text() for text in bars.get_yticklabels()]
     assert {name: bar.get_width() for name, bar in zip(names, bars.patches, strict=True)} == {"blur": 0.1, "noise": 0.4}
     boxes = figures._ood({"test": np.array([1.0, 1.0]), "far": np.array([5.0, 5.0])}, 2.0).axes[0]
-    assert [text.get_text() for text in boxes.get_yticklabels()] == ["far", "test"]
-    assert [line.get_xdata()[0] for line in boxes.lines if line.get_color() == "C1"] == [5.0, 1.0]
+    assert [text.get_text() for text in boxes.get_xticklabels()] == ["test", "far"]
+    assert [line.get_ydata()[0] for line in boxes.lines if line.get_color() == "C1"] == [1.0, 5.0]
