@@ -21,6 +21,7 @@ from modeling.classifier import LesionClassifier
 from modeling.engines import TorchEngine
 from modeling.evaluation.bootstrap import Bootstrap, estimate_mean
 from modeling.evaluation.context import track
+from modeling.images import decode_image
 
 SEED = 0
 MASK_NAME = "{image_id}_segmentation.png"
@@ -34,9 +35,9 @@ def read_mask(folder: Path, image_id: str, size: tuple[int, int]) -> np.ndarray:
     """Read a lesion mask, white inside the lesion, as boolean (H, W) of its image's (height, width).
 
     Raises:
-        ValueError: If the mask marks no pixel, or all of them.
+        ValueError: If the file is damaged, or the mask marks no pixel, or all of them.
     """
-    mask = Image.open(folder / MASK_NAME.format(image_id=image_id)).convert("L")
+    mask = decode_image(folder / MASK_NAME.format(image_id=image_id)).convert("L")
     inside = np.asarray(mask.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 127
     if inside.all() or not inside.any():
         raise ValueError(
