@@ -170,7 +170,9 @@ METRICS: type[_Section] = _section(
     ),
     risk_coverage=_section(aurc=FRACTION, risk_at_coverage=_by_name(FRACTION)),
     baselines=_or_reason(_section(**_all("metadata_only majority", BASELINE))),
-    groups=_by_name(_by_name(Any)),
+    groups=_section(
+        **_all("source sex age_years site", _by_name(_section(n_images=COUNT))), not_measured=_by_name(TEXT)
+    ),
     robustness=_section(**SIZE, sample=TEXT, balanced_accuracy=RATE, changes=_by_name(_section(**CHANGE))),
     test_time_augmentation=_section(**CHANGE, **_all("views n_images", COUNT), sample=TEXT),
     heat_maps=_section(
@@ -191,7 +193,7 @@ METRICS: type[_Section] = _section(
         missed=_by_name(_section(n_images=COUNT, image_ids=_rows(NAME))),
     ),
     reference=_rows(_by_name(Any)) | _section(reason=TEXT),
-    image_properties=_by_name(QUARTILES),
+    image_properties=_section(**_all("long_side_px sharpness jpeg_quality brightness", QUARTILES)),
     external=(EXTERNAL | None, None),  # only of an external evaluation
     training=_section(
         options=_by_name(Any),
@@ -211,7 +213,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         ModelFolderError: If it is not that; names the entry.
     """
     content = read_json(path)
-    advice = f"make it anew with `python -m modeling.evaluation {path.parent} --data_dir DIR`."
+    advice = f"remove it and make it anew with `python -m modeling.evaluation MODEL --output {path.parent}`."
     if content.get("schema_version") != METRICS_SCHEMA:
         raise ModelFolderError(
             f"{path} is of schema {shortened(content.get('schema_version'))} and this version reads {METRICS_SCHEMA}; {advice}"
@@ -236,8 +238,7 @@ def _problem(content: dict[str, Any]) -> str | None:
     for name, scores in {"test": test, "test.by_lesion": test["by_lesion"], "val": content["val"]}.items():
         if _has_reason(scores):
             continue
-        if set(scores["per_class"]) != set(codes) or {len(row) for row in (codes, *scores["confusion"])} != {
-            len(codes)
-        }:
+        shape = [len(row) for row in scores["confusion"]]
+        if set(scores["per_class"]) != set(codes) or shape != [len(codes)] * len(codes):
             return f"{name} is not about the diagnoses of model.codes"
     return None

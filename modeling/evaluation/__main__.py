@@ -16,13 +16,13 @@ from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
 from modeling.data.loading import LesionDataset
-from modeling.data.sources import LoadedImages, load_images, rows_of
+from modeling.data.sources import LoadedImages, fingerprint, load_images, rows_of
 from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
 from modeling.evaluation.verify import verify
-from modeling.files import METRICS_NAME, SPLITS_NAME
+from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import file_beside
 from modeling.training.outputs import Outputs, run_model
@@ -41,7 +41,7 @@ class EvaluationOptions:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "isic2019, demo, or a Hub dataset; by default isic2019 with --data_dir, else the model's own."
+            "help": "isic2019, demo, a folder or a Hub dataset; by default isic2019 with --data_dir, else the model's own."
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Local copy of ISIC 2019 in the official layout."})
@@ -64,6 +64,10 @@ class EvaluationOptions:
         default=False,
         metadata={"help": "Score on the official test of ISIC 2019, as the challenge did and with the usual numbers."},
     )
+    skip_bad_images: bool = field(
+        default=False,
+        metadata={"help": "Leave unusable images out and list them in skipped.csv. Default: stop and name them."},
+    )
     output: str = field(
         default="evaluation", metadata={"help": "Folder for metrics.json, figures/ and predictions.csv."}
     )
@@ -83,16 +87,22 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     """
     from accelerate import Accelerator  # `accelerate launch -m modeling.evaluation` spreads the images over processes
 
-    accelerator = Accelerator()
+    accelerator, output = Accelerator(), Path(options.output)
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision, device=accelerator.device)
-    metrics_json = file_beside(classifier.source, METRICS_NAME)
-    before = read_metrics(metrics_json) if metrics_json else None
+    before = own_metrics(classifier)
     external: External | None = None
     if options.external or options.official_test:
+        if output.resolve() == classifier.source.path.resolve():
+            raise ValueError(
+                f"--output {output} is the model itself, whose own {METRICS_NAME} would be replaced; name another folder."
+            )
         loaded, name = open_data(classifier, options)
-        dataset, splits, external = open_external(classifier, loaded, name=name, challenge=options.official_test)
+        dataset, splits, external = open_external(
+            classifier, loaded, name=name, challenge=options.official_test, internal=before
+        )
     else:
-        dataset, splits = open_own_data(classifier, options)
+        loaded, name, splits = open_own_data(classifier, options)
+        dataset = loaded.dataset
     outputs: dict[str, Outputs | None] = {}
     for split in ("val", "test"):
         ids = splits.loc[splits["split"] == split, "image_id"].tolist()
@@ -101,15 +111,19 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
         raise ValueError("no row of the splits says test: there is nothing to report on")
     if not accelerator.is_main_process:
         return None
-    output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
+    other_data = external is not None or options.splits is not None
+    protocol = before["data"]["protocol"] if before else classifier.lesion.get("protocol") or "lesion"
     context = Context(
         classifier=classifier,
         dataset=dataset,
         splits=splits,
         val_outputs=outputs["val"],
         test_outputs=outputs["test"],
-        protocol="external" if external else before["data"]["protocol"] if before else "lesion",
+        dataset_name=name if other_data else None,
+        data_fingerprint=fingerprint(loaded.dataset) if other_data else None,
+        n_skipped=loaded.n_skipped,
+        protocol="external" if external else protocol,
         run=before["training"] if before else None,
         history=before["training"]["history"] if before else (),
         masks_dir=Path(options.masks) if options.masks else None,
@@ -120,20 +134,45 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
 
 
 def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str]:
-    """Return the images that the options name, and what it is called in files that others see."""
-    if options.official_test:
-        return load_images("isic2019", data_dir=options.data_dir, official_test=True), "ISIC 2019 official test"
+    """Return the images that the options name, and what they are called in files that others see."""
     name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
-    if name is None:
+    if options.official_test:
+        name, title = "isic2019", "ISIC 2019 official test"
+    elif name is None:
         raise ValueError(f"{classifier.model_id} has no dataset in config.json: give --dataset.")
-    return load_images(name, data_dir=options.data_dir), Path(name).resolve().name if Path(name).is_dir() else name
+    else:
+        title = Path(name).resolve().name if Path(name).is_dir() else name
+    images = load_images(
+        name,
+        data_dir=options.data_dir,
+        skip_bad_images=options.skip_bad_images,
+        skipped_csv=Path(options.output) / "skipped.csv",
+        official_test=options.official_test,
+    )
+    return images, title
 
 
-def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[datasets.Dataset, pd.DataFrame]:
-    """Return the model's own data and splits.
+def own_metrics(classifier: LesionClassifier) -> dict[str, Any] | None:
+    """Return the content of the metrics.json that was published with a model, None if there is none.
 
     Raises:
-        ValueError: If the data are others, or lack a diagnosis of the model.
+        ModelFolderError: If it is damaged, or of another model.
+    """
+    path = file_beside(classifier.source, METRICS_NAME)
+    if path is None:
+        return None
+    metrics = read_metrics(path)
+    model = metrics["model"]
+    if model["weights_sha256"] != classifier.lesion["weights_sha256"] or tuple(model["codes"]) != classifier.codes:
+        raise ModelFolderError(f"{path} is of another model: its weights_sha256 or diagnoses differ; remove it.")
+    return metrics
+
+
+def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str, pd.DataFrame]:
+    """Return the model's own data, what they are called, and their splits.
+
+    Raises:
+        ValueError: If the data or the splits are others, or lack a diagnosis of the model.
     """
     splits_csv = options.splits or file_beside(classifier.source, SPLITS_NAME)
     if splits_csv is None:
@@ -143,15 +182,21 @@ def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> t
     loaded, name = open_data(classifier, options)
     dataset = loaded.dataset
     check_diagnoses(classifier, dataset)
-    # A run that leaves a source out has no row for the other sources' test images.
     rows = load_splits(splits_csv)
+    unknown = sorted(set(rows["label"]) - set(classifier.codes))
+    if unknown:
+        raise ValueError(
+            f"{splits_csv} has images of {', '.join(unknown)}, but the model answers {', '.join(classifier.codes)}: leave the "
+            "rows of other diagnoses out."
+        )
+    # A run that leaves a source out has no row for the other sources' test images.
     named = np.isin(dataset["image_id"], rows["image_id"])
     if options.splits is None and named.sum() < len(rows):
         raise ValueError(
             f"{name} is not what the model was trained on: it has {named.sum()} of the {len(rows)} images of its {SPLITS_NAME}. "
             "Add --external to score the model on other data than its own, or give the data that it was trained on."
         )
-    return dataset, read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
+    return loaded, name, read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
 
 
 def check_diagnoses(classifier: LesionClassifier, dataset: datasets.Dataset) -> None:

@@ -49,12 +49,10 @@ class Split:
 
 @dataclass(frozen=True)
 class External:
-    """Where the images of an external evaluation come from, and what they are compared with."""
+    """What the images of an external evaluation are compared with."""
 
-    name: str  # of the dataset, as others see it
-    fingerprint: str
     internal: Mapping[str, Any] | None  # content of the model's own metrics.json; None if it was published without
-    left_out: pd.DataFrame  # images that the model has seen, as of `find_known`
+    left_out: Mapping[str, int]  # how many images the model has seen, by how that was found
     compared_by: str  # what they were found by, in words
     challenge: bool  # the official test of ISIC 2019, which is also scored as the challenge did
 
@@ -69,12 +67,14 @@ class Context:
     val_outputs: Outputs | None  # calibrated; None if the splits have no val
     test_outputs: Outputs
     protocol: str = "lesion"  # how the splits were made
-    n_skipped: int = 0  # images left out because they could not be read
+    n_skipped: int = 0  # images left out because they could not be used
     run: Mapping[str, Any] | None = None  # content of train_config.json, if known
     history: Sequence[Mapping[str, Any]] = ()  # one record an epoch, as in log.jsonl
     masks_dir: Path | None = None  # of <image_id>_segmentation.png; without it heat maps are not scored against masks
     tta_on_all: bool = False  # measure test-time augmentation on all of test, not on the sample
     external: External | None = None  # given where the images are not the model's own data
+    dataset_name: str | None = None  # given, like the fingerprint, where the dataset need not be the model's own
+    data_fingerprint: str | None = None
 
     @property
     def codes(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from modeling.calibration import OperatingPoint, choose_threshold, softmax, targ
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
 from modeling.data.isic2019 import UNKNOWN_CLASS
-from modeling.data.sources import LoadedImages, fingerprint
+from modeling.data.sources import LoadedImages
 from modeling.data.splits import COLUMNS, group_lesions, to_table
 from modeling.engines import BATCH_SIZE
 from modeling.estimates import format_estimate
@@ -35,9 +35,7 @@ from modeling.evaluation.bootstrap import (
 )
 from modeling.evaluation.context import Context, External, classify_images
 from modeling.evaluation.metrics import no_image_of, replicated_confusion, score_balanced
-from modeling.files import METRICS_NAME
 from modeling.labels import CODES
-from modeling.metrics_file import read_metrics
 from modeling.model_folder import file_beside
 
 CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
@@ -217,10 +215,8 @@ def mix_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[s
     for name in ("diagnosis", "age_years", "sex", "site", "source"):
         counts = []
         for metrics in (internal, external):
-            if name == "diagnosis":
-                counts.append(metrics["data"]["flow"]["splits"]["test"]["per_class"])
-            else:
-                counts.append({group: row["n_images"] for group, row in metrics["groups"][name].items()})
+            rows = metrics["test"]["per_class"] if name == "diagnosis" else metrics["groups"][name]
+            counts.append({group: row["n_images"] for group, row in rows.items()})
         total = [sum(of.values()) for of in counts]
         result[name] = {
             group: {
@@ -236,7 +232,12 @@ def mix_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[s
 
 
 def open_external(
-    classifier: LesionClassifier, loaded: LoadedImages, *, name: str, challenge: bool
+    classifier: LesionClassifier,
+    loaded: LoadedImages,
+    *,
+    name: str,
+    challenge: bool,
+    internal: Mapping[str, Any] | None,
 ) -> tuple[datasets.Dataset, pd.DataFrame, External]:
     """Leave out what the model has seen and make every other image of a known diagnosis test.
 
@@ -247,10 +248,15 @@ def open_external(
     Raises:
         ValueError: If no image of the model's diagnoses is left, with what was there instead.
     """
-    metrics_json = file_beside(classifier.source, METRICS_NAME)
-    internal = read_metrics(metrics_json) if metrics_json else None
-    known, compared_by = _seen_images(classifier)
-    left_out = find_known(loaded.hashes, known) if known is not None else pd.DataFrame(columns=_LEFT_OUT)
+    hashes = file_beside(classifier.source, HASHES_NAME)
+    if hashes is None:
+        left_out = pd.DataFrame(columns=["image_id", "reason"])
+        compared_by = (
+            f"nothing: the model was published without {HASHES_NAME}, so images that it has seen may be among these"
+        )
+    else:
+        left_out = find_known(loaded.hashes, read_hashes(hashes))
+        compared_by = "image id, lesion id and perceptual hash"
     seen = np.isin(loaded.dataset["image_id"], left_out["image_id"])
     if seen.all():
         raise ValueError(
@@ -269,21 +275,7 @@ def open_external(
     return (
         dataset,
         splits.sort_values("image_id", ignore_index=True),
-        External(name, fingerprint(loaded.dataset), internal, left_out, compared_by, challenge),
-    )
-
-
-_LEFT_OUT = ("image_id", "known_id", "reason")
-
-
-def _seen_images(classifier: LesionClassifier) -> tuple[pd.DataFrame | None, str]:
-    """Return the images that a model has seen, as `find_known` takes them, and what they can be found by."""
-    hashes = file_beside(classifier.source, HASHES_NAME)
-    if hashes is not None:
-        return read_hashes(hashes), "image id, lesion id and perceptual hash"
-    return (
-        None,
-        f"nothing: the model was published without {HASHES_NAME}, so images that it was trained on may be among these",
+        External(internal, left_out["reason"].value_counts().to_dict(), compared_by, challenge),
     )
 
 
@@ -303,7 +295,7 @@ def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, 
     points = context.classifier.operating_points
     return {
         "compared_by": external.compared_by,
-        "left_out": {str(reason): int(n) for reason, n in external.left_out["reason"].value_counts().items()},
+        "left_out": external.left_out,
         "headline": headline_rows(own, metrics) if own else missing,
         "calibration": calibration_in_the_large(test.probs, test.labels, codes, test.bootstrap),
         "thresholds": {
@@ -317,18 +309,18 @@ def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, 
         }
         if own
         else missing,
-        "accuracy_at_internal_mix": accuracy_at_mix(test.predicted, test.labels, _mix(own, codes), test.bootstrap)
+        "accuracy_at_internal_mix": accuracy_at_mix(
+            test.predicted,
+            test.labels,
+            np.array([own["test"]["per_class"][code]["n_images"] for code in codes]),
+            test.bootstrap,
+        )
         if own
         else not_estimable(missing["reason"]),
         "challenge": score_challenge(context)
         if external.challenge
         else {"reason": "not the official test of ISIC 2019"},
     }
-
-
-def _mix(metrics: Mapping[str, Any], codes: Sequence[str]) -> np.ndarray:
-    per_class = metrics["data"]["flow"]["splits"]["test"]["per_class"]
-    return np.array([per_class[code] for code in codes], dtype=float)
 
 
 def score_challenge(context: Context) -> dict[str, Any]:
@@ -353,6 +345,7 @@ def score_challenge(context: Context) -> dict[str, Any]:
 def _challenge_answers(context: Context, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Return the class that is answered to each image, (N,) of str."""
     answers = np.array(context.codes, dtype=object)[context.decide(softmax(logits))]
+    answers[~np.isin(answers, CODES)] = UNKNOWN_CLASS  # a diagnosis that the challenge has no class for
     if context.classifier.abstention is not None:
         answers[context.classifier.abstention.abstains(logits, features)] = UNKNOWN_CLASS
     return answers
@@ -377,6 +370,8 @@ def challenge_score(
     )
     known = [name for name in place if name in codes]
     note = f"{UNKNOWN_CLASS} is answered where the model abstains"
+    if not set(codes) <= set(CODES):
+        note += " or answers a diagnosis that is no class of the challenge"
     if len(known) < len(CODES):
         note += (
             f"; the model tells {len(known)} of the {len(CODES)} diagnoses apart, so it can reach "

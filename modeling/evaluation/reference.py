@@ -43,18 +43,18 @@ def compare(
     """
     rows: list[dict[str, Any]] = [
         {
-            "system": "original, as published",
+            "system": "reference system, as published",
             "protocol": "original",
             "measured_on": f"ISIC 2019, {int(np.sum(PUBLISHED_CONFUSION)):,} test images, random split of images",
             "leakage_rate": TEST_LEAKAGE,
             "scores": {name: {"value": value} for name, value in {**PUBLISHED, **derived_scores()}.items()},
         }
     ]
-    names = [*PUBLISHED, "balanced_accuracy", "macro_f1"]
-    for wanted, split in (("original", "random split of images"), ("lesion", "split of lesions")):
-        row: dict[str, Any] = {"system": "this model", "protocol": wanted}
-        if protocol != wanted:
-            row["reason"] = f"not measured in this run, which used --protocol {protocol}"
+    scores = [*PUBLISHED, "balanced_accuracy", "macro_f1"]
+    for name, split in (("original", "random split of images"), ("lesion", "split of lesions")):
+        row: dict[str, Any] = {"system": "this model", "protocol": name}
+        if protocol != name:
+            row["reason"] = f"not measured in this run, whose protocol is {protocol}"
         elif set(codes) != set(REFERENCE_CODES):
             row["reason"] = (
                 f"not comparable: this model tells {', '.join(codes)} apart, not {', '.join(REFERENCE_CODES)}"
@@ -65,7 +65,7 @@ def compare(
             row |= {
                 "measured_on": f"the ISIC 2019 images given, {test['n_images']:,} test images, {split}",
                 "leakage_rate": leakage_rate,
-                "scores": {name: test[name] for name in names} | {"MEL/recall": test["per_class"]["MEL"]["recall"]},
+                "scores": {score: test[score] for score in scores} | {"MEL/recall": test["per_class"]["MEL"]["recall"]},
             }
         rows.append(row)
     return rows

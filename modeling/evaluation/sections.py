@@ -59,17 +59,16 @@ def model_section(context: Context) -> dict[str, Any]:
 def data_section(context: Context) -> dict[str, Any]:
     lesion, splits, table, codes = context.classifier.lesion, context.splits, context.table, context.codes
     other = table["label"][~table["label"].isin(codes)].value_counts()
-    rates = {code: rate if np.isfinite(rate) else None for code, rate in leakage(splits).items()}
+    rates = leakage(splits)  # of the diagnoses that test has
     parts = {name: splits[splits["split"] == name] for name in ("train", "val", "test")}
-    external = context.external
     return {
-        "dataset": external.name if external else lesion.get("dataset"),
+        "dataset": context.dataset_name or lesion.get("dataset"),
         "synthetic": bool(lesion.get("synthetic")),
-        "fingerprint": external.fingerprint if external else lesion.get("data_fingerprint"),
+        "fingerprint": context.data_fingerprint or lesion.get("data_fingerprint"),
         "splits_sha256": splits_hash(splits),
         "protocol": context.protocol,
         "split_unit": "image" if context.protocol == "original" else "lesion",
-        "leakage": rates,
+        "leakage": {name: rates.get(name) for name in ("overall", *codes)},
         "flow": {
             "in_dataset": len(table),
             "skipped": context.n_skipped,
@@ -392,7 +391,7 @@ def reference_section(context: Context) -> list[dict[str, Any]]:
     return compare(
         _score(context, context.test),
         protocol=context.protocol,
-        dataset=str(context.classifier.lesion.get("dataset")),
+        dataset=str(context.dataset_name or context.classifier.lesion.get("dataset")),
         codes=context.codes,
         leakage_rate=leakage(context.splits)["overall"],
     )

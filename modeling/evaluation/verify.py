@@ -13,9 +13,9 @@ GOLDEN_TOLERANCE = 1e-3
 def verify(classifier: LesionClassifier) -> str:
     """Check a loaded model against the hashes and the answer stored in its config, and say what was checked.
 
-    Loading has compared config.json with its own hash already. Compared here: weights and ONNX network with their hashes,
-    splits.csv with its hash, whether metrics.json and train_config.json are of this model, and the answer for
-    a drawn image. The numbers of metrics.json have no hash; scoring again shows whether they hold.
+    Loading has compared config.json with its own hash already, if it holds one. Compared here: weights and ONNX network
+    with their hashes, splits.csv with its hash, whether metrics.json and train_config.json are of this model, and the
+    answer for a drawn image. The numbers of metrics.json have no hash; scoring again shows whether they hold.
 
     Raises:
         ModelFolderError: If there is no stored answer, or something differs.
@@ -25,7 +25,8 @@ def verify(classifier: LesionClassifier) -> str:
         raise ModelFolderError(
             "config.json stores no golden prediction; only models trained by train.py can be verified."
         )
-    checked = [f"weights sha256 {str(lesion['weights_sha256'])[:12]}", "every entry of config.json"]
+    checked = [f"weights sha256 {lesion['weights_sha256'][:12]}"]
+    checked += ["every entry of config.json"] if lesion.get("config_sha256") else []
     checked_file(fetch(classifier.source, WEIGHTS_NAME), lesion["weights_sha256"])
     if lesion.get("onnx_sha256"):
         checked_file(fetch(classifier.source, ONNX_NAME), lesion["onnx_sha256"])

@@ -19,7 +19,7 @@ from modeling.data.cache import resized_images
 from modeling.data.demo import draw_lesion
 from modeling.data.isic2019 import FEATURES
 from modeling.data.loading import LesionDataset
-from modeling.data.sources import LoadedImages, rows_of
+from modeling.data.sources import LoadedImages, fingerprint, rows_of
 from modeling.data.splits import lesions_of, make_splits, write_splits
 from modeling.decision import Decision
 from modeling.evaluation import __main__ as command
@@ -29,7 +29,7 @@ from modeling.evaluation.__main__ import EvaluationOptions, check_diagnoses, eva
 from modeling.evaluation.context import Context, classify_images, sample_evenly
 from modeling.evaluation.evaluate import evaluate_model, rounded, summary
 from modeling.evaluation.robustness import change_images
-from modeling.evaluation.sections import training_section
+from modeling.evaluation.sections import data_section, training_section
 from modeling.evaluation.verify import golden_prediction, verify
 from modeling.files import ModelFolderError
 from modeling.labels import REFERENCE_CODES
@@ -254,7 +254,7 @@ def test_training_is_reported_with_the_epoch_that_was_chosen() -> None:
 
 
 def test_command_line_gives_the_numbers_of_training(evaluated, small_data, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(command, "load_images", lambda name, data_dir=None: LoadedImages(small_data, None))
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(small_data, None))
     output, folder = tmp_path / "out", Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
     text = (folder / "metrics.json").read_text()
     (folder / "metrics.json").write_text(text.replace('"protocol": "lesion"', '"protocol": "original"'))
@@ -348,13 +348,19 @@ def test_all_images_abstained_and_no_val_are_said_and_not_scored(evaluated, tmp_
     assert metrics["val"] == {"reason": "the splits have no val images"}
 
 
-def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluated, capsys) -> None:
+def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluated, tmp_path, capsys) -> None:
     folder = evaluated["folder"] / "model"
     assert main([str(folder), "--verify"]) == 0
     said = capsys.readouterr().out
     assert "verified: weights sha256" in said
     assert "every entry of config.json, metrics.json, splits.csv, golden prediction" in said
     assert "Not covered: the numbers of metrics.json" in said
+    without_hash = Path(shutil.copytree(folder, tmp_path / "model"))
+    config = json.loads((without_hash / "config.json").read_text())
+    del config["lesion"]["config_sha256"]
+    (without_hash / "config.json").write_text(json.dumps(config))
+    assert main([str(without_hash), "--verify"]) == 0
+    assert "config.json" not in capsys.readouterr().out
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
     calibration = Calibration("temperature scaling", (5.0,) * 4, (0.0,) * 4, {})
     fold_calibration(classifier.engine.network, calibration)
@@ -425,14 +431,37 @@ def test_data_of_another_model_beside_the_weights_do_not_verify(evaluated, tmp_p
     assert f"{name} is not of this model: its {key}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "{", '{"training": 3, "data": {}}', '{"training": {"history": [{"epoch": 1}]}, "data": {}}']
-)
+@pytest.mark.parametrize("content", ["[]", "{"])
 def test_a_damaged_metrics_json_beside_the_model_is_named(evaluated, tmp_path, content, capsys) -> None:
     folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
     (folder / "metrics.json").write_text(content)
     assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
     assert "metrics.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(training=3), "is damaged: 'training'"),
+        (lambda m: m["training"].update(history=[{"epoch": 1}]), "is damaged: 'training.history.0"),
+        (lambda m: m["groups"].pop("sex"), "is damaged: 'groups.sex'"),
+        (lambda m: m["test"]["confusion"].pop(), "is damaged: test is not about the diagnoses"),
+        (
+            lambda m: m.update(schema_version=1),
+            "is of schema 1 and this version reads 2; remove it and make it anew with",
+        ),
+        (lambda m: m["model"].update(weights_sha256="0" * 64), "is of another model: its weights_sha256"),
+    ],
+)
+def test_a_metrics_json_that_is_not_of_this_model_and_version_is_refused(
+    evaluated, tmp_path, change, words, capsys
+) -> None:
+    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    change(metrics)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_a_model_without_splits_or_dataset_says_what_to_give(evaluated, tmp_path, tiny_model_folder, capsys) -> None:
@@ -444,6 +473,7 @@ def test_the_report_names_model_data_and_package(evaluated) -> None:
     model = evaluated["metrics"]["model"]
     assert model["revision"] is None
     said = summary(evaluated["metrics"])
+    assert "0.0% of the test images show a lesion that is also in train" in said
     assert f"model of run x, revision local, weights sha256 {model['weights_sha256']}" in said
     error = evaluated["metrics"]["calibration"]["test"]["after"]["ece"]["value"]
     assert f"calibration error (ECE): {error:.3f} (" in said
@@ -467,12 +497,41 @@ def test_rounding_leaves_plain_values() -> None:
 
 
 def test_evaluation_of_splits_without_test_is_refused(evaluated, small_data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(command, "load_images", lambda name, data_dir=None: LoadedImages(small_data, None))
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(small_data, None))
     splits = evaluated["context"].splits.replace({"split": {"test": "train"}})
     write_splits(splits, tmp_path / "splits.csv")
     options = EvaluationOptions(splits=str(tmp_path / "splits.csv"))
     with pytest.raises(ValueError, match="nothing to report"):
         evaluate_folder(str(evaluated["folder"] / "model"), options)
+    write_splits(splits.replace({"label": {"NV": "DF"}}), tmp_path / "splits.csv")
+    with pytest.raises(ValueError, match="has images of DF, but the model answers BCC, BKL, MEL, NV"):
+        evaluate_folder(str(evaluated["folder"] / "model"), options)
+
+
+def test_what_is_scored_goes_by_its_own_name_and_the_protocol_that_was_recorded(
+    evaluated, small_data, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(small_data, None))
+    monkeypatch.setattr(command, "evaluate_model", lambda context, **_: context)
+    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
+    (folder / "metrics.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["lesion"]["protocol"] = "original"
+    seal(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    own = evaluate_folder(str(folder), EvaluationOptions(output=str(tmp_path / "out")))
+    assert own.protocol == "original"
+    assert data_section(own)["dataset"] == "demo"
+    options = EvaluationOptions(dataset="clinic", splits=str(folder / "splits.csv"), output=str(tmp_path / "out"))
+    data = data_section(evaluate_folder(str(folder), options))
+    assert (data["dataset"], data["fingerprint"]) == ("clinic", fingerprint(small_data))
+
+
+def test_a_diagnosis_without_a_test_image_has_no_leakage_rate(evaluated) -> None:
+    splits = evaluated["context"].splits
+    elsewhere = splits.assign(split=splits["split"].mask(splits["label"] == "BKL", "train"))
+    rates = data_section(replace(evaluated["context"], splits=elsewhere))["leakage"]
+    assert rates == {"overall": 0, "BCC": 0, "BKL": None, "MEL": 0, "NV": 0}
 
 
 def test_figures_show_each_number_in_its_place() -> None:

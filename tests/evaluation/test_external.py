@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -19,9 +20,11 @@ from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, hash_images, write_hashes
 from modeling.data.isic2019 import FEATURES
 from modeling.data.splits import write_splits
+from modeling.evaluation import __main__ as command
 from modeling.evaluation.__main__ import main
 from modeling.evaluation.bootstrap import bootstrap_lesions, estimate, estimate_rate
 from modeling.evaluation.external import (
+    _challenge_answers,
     accuracy_at_mix,
     calibration_in_the_large,
     challenge_score,
@@ -318,6 +321,27 @@ def test_data_that_the_model_has_seen_are_not_external(scored, elsewhere, tmp_pa
     assert f"all {N_PLANTED} images of seen are among those" in capsys.readouterr().err
 
 
+def test_unusable_images_stop_the_evaluation_or_are_left_out_and_listed(
+    scored, elsewhere, tmp_path, monkeypatch, capsys
+):
+    folder, output = tmp_path / "broken", tmp_path / "out"
+    shutil.copytree(elsewhere, folder)
+    (folder / "photo_000.jpg").write_bytes((folder / "photo_000.jpg").read_bytes()[:500])
+    arguments = [str(scored), "--dataset", str(folder), "--external", "--output", str(output)]
+    assert main(arguments) == 1
+    assert "pass --skip_bad_images to leave these out" in capsys.readouterr().err
+    monkeypatch.setattr(command, "evaluate_model", lambda context, **_: context)
+    monkeypatch.setattr(command, "summary", lambda context: f"{context.n_skipped} skipped")
+    assert main([*arguments, "--skip_bad_images"]) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert "photo_000" in (output / "skipped.csv").read_text()
+
+
+def test_scores_on_other_data_do_not_replace_the_models_own(scored, elsewhere, capsys):
+    assert main([str(scored), "--dataset", str(elsewhere), "--external", "--output", str(scored)]) == 1
+    assert "would be replaced; name another folder" in capsys.readouterr().err
+
+
 def test_a_missing_diagnosis_is_not_estimable_and_nothing_is_dropped(scored, elsewhere, tmp_path):
     folder = tmp_path / "two"
     shutil.copytree(elsewhere, folder)
@@ -346,5 +370,9 @@ def test_the_challenge_is_the_mean_recall_of_nine_classes_by_hand():
     assert "at most" not in found["note"]
     four = challenge_score(answers, truths, np.arange(36), REFERENCE_CODES)
     assert "4 of the 8 diagnoses apart, so it can reach 0.556 at most" in four["note"]
+    mole = SimpleNamespace(
+        codes=("NV", "mole"), decide=lambda probs: probs.argmax(axis=1), classifier=SimpleNamespace(abstention=None)
+    )
+    assert _challenge_answers(mole, np.eye(2), np.eye(2)).tolist() == ["NV", "UNK"]
     absent = challenge_score(answers[truths != "DF"], truths[truths != "DF"], np.arange(32), CODES_8)
     assert absent["mean_recall"]["reason"] == "no image of DF"

@@ -35,7 +35,7 @@ def test_comparison_gives_numbers_only_for_what_this_run_measured(protocol: str)
     assert measured["scores"]["accuracy"] == scores["accuracy"]
     assert measured["scores"]["MEL/recall"] == scores["per_class"]["MEL"]["recall"]
     assert "scores" not in other
-    assert f"--protocol {protocol}" in other["reason"]
+    assert other["reason"] == f"not measured in this run, whose protocol is {protocol}"
 
 
 def test_comparison_refuses_other_data_and_other_diagnoses() -> None:
