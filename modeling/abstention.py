@@ -61,9 +61,7 @@ class AbstentionRule:
 
     def score(self, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return the OOD score of each image, (N,), of logits (N, C) and features (N, D); higher is further away."""
-        logits = np.asarray(logits, dtype=np.float64)
-        highest = logits.max(axis=1)
-        energy = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
+        energy = np.logaddexp.reduce(np.asarray(logits, dtype=np.float64), axis=1)
         return self.residual_weight * self._distance(features) - energy
 
     def _distance(self, features: np.ndarray) -> np.ndarray:

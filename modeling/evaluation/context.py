@@ -19,6 +19,7 @@ from modeling.classifier import LesionClassifier
 from modeling.data.splits import lesions_of
 from modeling.engines import BATCH_SIZE
 from modeling.evaluation.bootstrap import SEED, Bootstrap, bootstrap_lesions
+from modeling.evaluation.metrics import score_split
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.images import decode_image
 from modeling.training.outputs import Outputs
@@ -35,6 +36,7 @@ _Item = TypeVar("_Item")
 class Split:
     """One split as the model answers it, N images."""
 
+    codes: Sequence[str]  # of the model, length C
     outputs: Outputs  # calibrated
     rows: pd.DataFrame  # METADATA, `image_id`, `lesion_id` and `label` (code), in the order of the outputs
     probs: np.ndarray  # float64 (N, C)
@@ -45,6 +47,11 @@ class Split:
     def labels(self) -> np.ndarray:
         """True labels, shape (N,)."""
         return self.outputs.labels
+
+    @cached_property
+    def scores(self) -> dict[str, Any]:
+        """What `score_split` says of the first answers."""
+        return score_split(self.probs, self.labels, self.codes, self.bootstrap, self.predicted)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Context:
     splits: pd.DataFrame
     val_outputs: Outputs | None  # calibrated; None if the splits have no val
     test_outputs: Outputs
+    dataset_name: str | None = None  # given, like the fingerprint, where the dataset need not be the model's own
+    data_fingerprint: str | None = None
     protocol: str = "lesion"  # how the splits were made
     n_skipped: int = 0  # images left out because they could not be used
     run: Mapping[str, Any] | None = None  # content of train_config.json, if known
@@ -73,8 +82,6 @@ class Context:
     masks_dir: Path | None = None  # of <image_id>_segmentation.png; without it heat maps are not scored against masks
     tta_on_all: bool = False  # measure test-time augmentation on all of test, not on the sample
     external: External | None = None  # given where the images are not the model's own data
-    dataset_name: str | None = None  # given, like the fingerprint, where the dataset need not be the model's own
-    data_fingerprint: str | None = None
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -138,7 +145,8 @@ class Context:
             label=of_split.set_index("image_id")["label"].loc[outputs.image_ids].to_numpy(),
         )
         probs = softmax(outputs.logits)
-        return Split(outputs, rows, probs, self.decide(probs), bootstrap_lesions(rows["lesion_id"].to_numpy()))
+        bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy())
+        return Split(self.codes, outputs, rows, probs, self.decide(probs), bootstrap)
 
 
 @dataclass(frozen=True)

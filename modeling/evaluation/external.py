@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from modeling.calibration import OperatingPoint, choose_threshold, softmax, target_probability
+from modeling.calibration import OperatingPoint, choose_threshold, shows_target, softmax, target_probability
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
 from modeling.data.isic2019 import UNKNOWN_CLASS
@@ -134,7 +134,7 @@ def needed_threshold(
     point: OperatingPoint, probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the threshold that would reach the point's target sensitivity on these images. It is reported, never used."""
-    is_positive = np.isin(labels, [list(codes).index(code) for code in point.codes])
+    is_positive = shows_target(labels, codes, point.codes)
     if not is_positive.any():
         return {"threshold": None, "reason": f"no image of {', '.join(point.codes)}"}
     scores = target_probability(probs, codes, point.codes)

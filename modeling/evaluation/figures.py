@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from modeling.calibration import operating_targets, target_probability
+from modeling.calibration import operating_targets, shows_target, target_probability
 from modeling.evaluation.context import Context
 from modeling.evaluation.sections import answer_risk, ood_scores
 
@@ -79,7 +79,7 @@ def _curves(kind: str, probs: np.ndarray, labels: np.ndarray, codes: Sequence[st
     figure, axes = _new()
     targets = {code: (code,) for code in codes} | operating_targets(codes)
     for name, target in targets.items():
-        is_positive = np.isin(labels, [list(codes).index(code) for code in target])
+        is_positive = shows_target(labels, codes, target)
         if is_positive.all() or not is_positive.any():
             continue
         scores = target_probability(probs, codes, target)

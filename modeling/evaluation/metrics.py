@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics as sklearn_metrics
 
-from modeling.calibration import OperatingPoint, log_softmax
+from modeling.calibration import OperatingPoint, log_softmax, shows_target
 from modeling.evaluation.bootstrap import (
     ALL_AGREE,
     LEVEL,
@@ -118,11 +118,6 @@ def point_metrics(
     return result
 
 
-def confusion_counts(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Count images by true (rows) and predicted (columns) diagnosis, shape (C, C)."""
-    return np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
 def score_split(
     probs: np.ndarray,
     labels: np.ndarray,
@@ -170,7 +165,7 @@ def score_split(
         "n_lesions": bootstrap.n_lesions,
         **headline,
         "per_class": per_class,
-        "confusion": confusion_counts(predicted, labels, n_classes).tolist(),
+        "confusion": sklearn_metrics.confusion_matrix(labels, predicted, labels=range(n_classes)).tolist(),
     }
 
 
@@ -245,21 +240,13 @@ def balanced_accuracy_gain(
 def _balanced_accuracy(
     predicted: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
 ) -> tuple[float, np.ndarray]:
-    """Return the balanced accuracy of answers to images of two diagnoses or more, and that of each replicate, (R,)."""
-    value = sklearn_metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro")
-    return float(value), replicated_balanced_accuracy(predicted, labels, len(codes), bootstrap)
-
-
-def replicated_balanced_accuracy(
-    predicted: np.ndarray, labels: np.ndarray, n_classes: int, bootstrap: Bootstrap
-) -> np.ndarray:
-    """Return the mean recall of the diagnoses that occur in these labels, of every replicate, shape (R,)."""
-    present = [index for index in range(n_classes) if (labels == index).any()]
-    confusion = replicated_confusion(predicted, labels, n_classes, bootstrap)[:, present]
+    """Return the mean recall of the diagnoses that occur, two or more, and that of each replicate, (R,)."""
+    present = np.unique(labels)
+    value = sklearn_metrics.recall_score(labels, predicted, labels=present, average="macro")
+    confusion = replicated_confusion(predicted, labels, len(codes), bootstrap)[:, present]  # (R, P, C)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (
-            np.stack([confusion[:, row, index] for row, index in enumerate(present)], axis=1) / confusion.sum(axis=2)
-        ).mean(axis=1)
+        recalls = confusion[:, np.arange(len(present)), present] / confusion.sum(axis=2)  # (R, P)
+    return float(value), recalls.mean(axis=1)
 
 
 # ---- Calibration ---------------------------------------------------------------------------------------------------
@@ -364,7 +351,7 @@ def score_operating_point(
     point: OperatingPoint, probs: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Return what a threshold fitted on val reaches here, with PPV and NPV at two stated prevalences."""
-    is_positive = np.isin(labels, [list(codes).index(code) for code in point.codes])
+    is_positive = shows_target(labels, codes, point.codes)
     reached = point.reached(probs, codes)
     sensitivity = estimate_rate(reached, is_positive, bootstrap, reason=f"no image of {', '.join(point.codes)}")
     specificity = estimate_rate(~reached, ~is_positive, bootstrap, reason=f"every image is {', '.join(point.codes)}")

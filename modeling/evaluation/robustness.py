@@ -20,9 +20,9 @@ def brightness(factor: float) -> Change:
     return lambda image, rng: ImageEnhance.Brightness(image).enhance(factor)
 
 
-def blur(share: float) -> Change:
-    """Gaussian blur with a radius that is a share of the shorter side."""
-    return lambda image, rng: image.filter(ImageFilter.GaussianBlur(share * min(image.size)))
+def blur(fraction: float) -> Change:
+    """Gaussian blur with a radius that is a fraction of the shorter side."""
+    return lambda image, rng: image.filter(ImageFilter.GaussianBlur(fraction * min(image.size)))
 
 
 def jpeg(quality: int) -> Change:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from modeling.abstention import AbstentionRule
-from modeling.calibration import TARGET_SENSITIVITIES, operating_targets, softmax
+from modeling.calibration import TARGET_SENSITIVITIES, operating_targets, shows_target, softmax
 from modeling.data.splits import leakage, splits_hash
 from modeling.engines import BATCH_SIZE
 from modeling.evaluation.baselines import score_baselines
@@ -99,18 +99,14 @@ def intervals_section(context: Context) -> dict[str, Any]:
 
 
 def val_section(context: Context) -> dict[str, Any]:
-    return NO_VAL if context.val is None else _score(context, context.val)
+    return NO_VAL if context.val is None else context.val.scores
 
 
 def test_section(context: Context) -> dict[str, Any]:
     test = context.test
     probs, labels, lesions = by_lesion(test.probs, test.labels, test.rows["lesion_id"].to_numpy())
     of_lesions = score_split(probs, labels, context.codes, bootstrap_lesions(lesions), context.decide(probs))
-    return {**_score(context, test), "by_lesion": of_lesions}
-
-
-def _score(context: Context, split: Split) -> dict[str, Any]:
-    return score_split(split.probs, split.labels, context.codes, split.bootstrap, split.predicted)
+    return {**test.scores, "by_lesion": of_lesions}
 
 
 def calibration_section(context: Context) -> dict[str, Any]:
@@ -145,12 +141,12 @@ def decision_section(context: Context) -> dict[str, Any]:
         if split is None:
             result[name] = NO_VAL
             continue
-        result[name] = {}
-        for way, predicted in (("chosen", split.predicted), ("most_probable", split.probs.argmax(axis=1))):
-            scores = score_split(split.probs, split.labels, codes, split.bootstrap, predicted)
-            result[name][way] = {key: scores[key] for key in ("balanced_accuracy", "accuracy")} | {
-                "recall": {code: scores["per_class"][code]["recall"] for code in codes}
-            }
+        most_probable = score_split(split.probs, split.labels, codes, split.bootstrap)
+        result[name] = {
+            way: {key: scores[key] for key in ("balanced_accuracy", "accuracy")}
+            | {"recall": {code: scores["per_class"][code]["recall"] for code in codes}}
+            for way, scores in (("chosen", split.scores), ("most_probable", most_probable))
+        }
     return result
 
 
@@ -296,7 +292,7 @@ def baselines_section(context: Context) -> dict[str, Any]:
 
 def groups_section(context: Context) -> dict[str, Any]:
     return {
-        **score_groups(context.test, context.codes, context.classifier.operating_points),
+        **score_groups(context.test, context.classifier.operating_points),
         "not_measured": {"skin tone": "no column of the data gives it, so fairness over skin tones is unknown"},
     }
 
@@ -370,7 +366,7 @@ def failures_section(context: Context) -> dict[str, Any]:
     worst = sorted(wrong, key=lambda place: (-confidence[place], image_ids[place]))[:N_FAILURES]
     missed = {}
     for point in context.classifier.operating_points:
-        is_positive = np.isin(labels, [codes.index(code) for code in point.codes])
+        is_positive = shows_target(labels, codes, point.codes)
         places = np.flatnonzero(is_positive & ~point.reached(test.probs, codes)).tolist()
         missed[point.name] = {"n_images": len(places), "image_ids": sorted(image_ids[place] for place in places)}
     return {
@@ -389,7 +385,7 @@ def failures_section(context: Context) -> dict[str, Any]:
 
 def reference_section(context: Context) -> list[dict[str, Any]]:
     return compare(
-        _score(context, context.test),
+        context.test.scores,
         protocol=context.protocol,
         dataset=str(context.dataset_name or context.classifier.lesion.get("dataset")),
         codes=context.codes,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modeling.calibration import OperatingPoint
+from modeling.calibration import OperatingPoint, shows_target
 from modeling.evaluation.baselines import UNKNOWN
 from modeling.evaluation.bootstrap import estimate_rate, not_estimable
 from modeling.evaluation.context import Split
@@ -25,20 +25,16 @@ def group_columns(table: pd.DataFrame) -> dict[str, pd.Series]:
     return {name: column.where(column.notna(), UNKNOWN).astype(str) for name, column in columns.items()}
 
 
-def score_groups(test: Split, codes: Sequence[str], points: Sequence[OperatingPoint]) -> dict[str, Any]:
+def score_groups(test: Split, points: Sequence[OperatingPoint]) -> dict[str, Any]:
     """Return scores by source, sex, age band and site; a number on fewer than 30 lesions is suppressed."""
     return {
-        name: {
-            group: _score_group(test, groups.to_numpy() == group, codes, points) for group in sorted(groups.unique())
-        }
+        name: {group: _score_group(test, groups.to_numpy() == group, points) for group in sorted(groups.unique())}
         for name, groups in group_columns(test.rows).items()
     }
 
 
-def _score_group(
-    test: Split, chosen: np.ndarray, codes: Sequence[str], points: Sequence[OperatingPoint]
-) -> dict[str, Any]:
-    inside = test.bootstrap.of(chosen)
+def _score_group(test: Split, chosen: np.ndarray, points: Sequence[OperatingPoint]) -> dict[str, Any]:
+    codes, inside = test.codes, test.bootstrap.of(chosen)
     scores: dict[str, Any] = {"n_images": int(chosen.sum()), "n_lesions": inside.n_lesions}
     if inside.n_lesions < MIN_LESIONS:
         return {**scores, "suppressed": f"fewer than {MIN_LESIONS} lesions"}
@@ -63,7 +59,7 @@ def _score_group(
         "recall": {code: rate(predicted == index, labels == index, code) for index, code in enumerate(codes)},
     }
     for point in points:
-        is_positive = np.isin(labels, [list(codes).index(code) for code in point.codes])
+        is_positive = shows_target(labels, codes, point.codes)
         reached = point.reached(probs, codes)
         scores[point.name] = {
             "sensitivity": rate(reached, is_positive, "to be caught"),

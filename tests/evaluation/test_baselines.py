@@ -83,14 +83,16 @@ def test_groups_are_bands_of_age_and_the_blank_ones_stay_visible() -> None:
 
 def as_split(table: pd.DataFrame, labels: np.ndarray, predicted: np.ndarray) -> Split:
     outputs = Outputs([], labels, np.eye(4)[predicted], np.zeros((len(labels), 1)))
-    return Split(outputs, table, np.eye(4)[predicted], predicted, bootstrap_lesions(table["lesion_id"].to_numpy()))
+    return Split(
+        CODES, outputs, table, np.eye(4)[predicted], predicted, bootstrap_lesions(table["lesion_id"].to_numpy())
+    )
 
 
 def test_scores_on_fewer_than_30_lesions_are_suppressed() -> None:
     table = drawn_table().assign(sex=["other"] * (2 * (MIN_LESIONS - 1)) + ["male"] * (400 - 2 * (MIN_LESIONS - 1)))
     labels = np.array([CODES.index(code) for code in table["label"]])
     points = [OperatingPoint("MEL@90", ("MEL",), 0.9, 0.5, 0.9, 0.5, 1, 1)]
-    groups = score_groups(as_split(table, labels, labels), CODES, points)
+    groups = score_groups(as_split(table, labels, labels), points)
     small, large = groups["sex"]["other"], groups["sex"]["male"]
     assert small == {"n_images": 58, "n_lesions": 29, "suppressed": "fewer than 30 lesions"}
     assert large["n_lesions"] == 171
@@ -98,7 +100,7 @@ def test_scores_on_fewer_than_30_lesions_are_suppressed() -> None:
     assert large["MEL@90"]["sensitivity"]["value"] == 1
     one_melanoma = np.where(labels == 2, 3, labels)
     one_melanoma[399] = 2
-    cell = score_groups(as_split(table, one_melanoma, labels), CODES, points)["sex"]["male"]
+    cell = score_groups(as_split(table, one_melanoma, labels), points)["sex"]["male"]
     assert cell["MEL@90"]["sensitivity"]["value"] is None
     assert "suppressed" in cell["recall"]["MEL"]["reason"]
 
@@ -111,11 +113,11 @@ def test_a_group_s_balanced_accuracy_is_no_mean_over_a_diagnosis_of_a_few_lesion
     labels[399] = 2
     predicted = np.where(np.arange(400) % 5 == 0, 0, labels)
     predicted[399] = 3
-    group = score_groups(as_split(table, labels, predicted), CODES, [])["sex"]["male"]
+    group = score_groups(as_split(table, labels, predicted), [])["sex"]["male"]
     assert group["diagnoses"] == ["BCC", "BKL", "NV"]
     enough = labels != 2
     expected = balanced_accuracy_score(labels[enough], predicted[enough])
     assert group["balanced_accuracy"]["value"] == pytest.approx(expected)
-    alone = score_groups(as_split(table, np.full(400, 3), predicted), CODES, [])
+    alone = score_groups(as_split(table, np.full(400, 3), predicted), [])
     assert alone["sex"]["male"]["balanced_accuracy"]["value"] is None
     assert alone["sex"]["male"]["balanced_accuracy"]["reason"].startswith("suppressed")
