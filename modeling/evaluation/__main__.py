@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
@@ -25,11 +26,8 @@ from modeling.evaluation.verify import verify
 from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import file_beside
+from modeling.training.options import option
 from modeling.training.outputs import Outputs, run_model
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 # ---- Command line --------------------------------------------------------------------------------------------------
 
@@ -38,45 +36,27 @@ if TYPE_CHECKING:
 class EvaluationOptions:
     """Score a model folder or Hub repository. The first argument is the model."""
 
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "isic2019, demo, a folder or a Hub dataset; by default isic2019 with --data_dir, else the model's own."
-        },
+    dataset: str | None = option(
+        None, "isic2019, demo, a folder or a Hub dataset; by default isic2019 with --data_dir, else the model's own."
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Local copy of ISIC 2019 in the official layout."})
-    splits: str | None = field(
-        default=None, metadata={"help": "splits.csv to score on; by default the one in the model folder."}
+    data_dir: str | None = option(None, "Local copy of ISIC 2019 in the official layout.")
+    splits: str | None = option(None, "splits.csv to score on; by default the one in the model folder.")
+    masks: str | None = option(None, "Folder of <image_id>_segmentation.png, to score heat maps against.")
+    tta: bool = option(False, "Measure test-time augmentation on all of test; by default on a sample of it.")
+    external: bool = option(
+        False,
+        "External validation: score data that are not the model's own. All images that it has not seen are test.",
     )
-    masks: str | None = field(
-        default=None, metadata={"help": "Folder of <image_id>_segmentation.png, to score heat maps against."}
+    official_test: bool = option(
+        False, "Score on the official test of ISIC 2019, as the challenge did and with the usual numbers."
     )
-    tta: bool = field(
-        default=False, metadata={"help": "Measure test-time augmentation on all of test; by default on a sample of it."}
+    skip_bad_images: bool = option(
+        False, "Leave unusable images out and list them in skipped.csv. Default: stop and name them."
     )
-    external: bool = field(
-        default=False,
-        metadata={
-            "help": "External validation: score data that are not the model's own. All images that it has not seen are test."
-        },
-    )
-    official_test: bool = field(
-        default=False,
-        metadata={"help": "Score on the official test of ISIC 2019, as the challenge did and with the usual numbers."},
-    )
-    skip_bad_images: bool = field(
-        default=False,
-        metadata={"help": "Leave unusable images out and list them in skipped.csv. Default: stop and name them."},
-    )
-    output: str = field(
-        default="evaluation", metadata={"help": "Folder for metrics.json, figures/ and predictions.csv."}
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub repository."})
-    batch_size: int = field(default=64, metadata={"help": "Images at once; it changes the speed, not the numbers."})
-    verify: bool = field(
-        default=False,
-        metadata={"help": "Only check the weights' hash and the golden prediction of the model; no data."},
-    )
+    output: str = option("evaluation", "Folder for metrics.json, figures/ and predictions.csv.")
+    revision: str | None = option(None, "Branch, tag or commit of a Hub repository.")
+    batch_size: int = option(64, "Images at once; it changes the speed, not the numbers.")
+    verify: bool = option(False, "Only check the weights' hash and the golden prediction of the model; no data.")
 
 
 def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | None:
@@ -85,9 +65,8 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     Raises:
         ValueError: If the model's diagnoses are not in the data, or files do not belong together.
     """
-    from accelerate import Accelerator  # `accelerate launch -m modeling.evaluation` spreads the images over processes
-
-    accelerator, output = Accelerator(), Path(options.output)
+    accelerator = Accelerator()  # `accelerate launch -m modeling.evaluation` spreads the images over processes
+    output = Path(options.output)
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision, device=accelerator.device)
     before = own_metrics(classifier)
     external: External | None = None
@@ -218,7 +197,7 @@ def _run_split(
     classifier: LesionClassifier,
     dataset: datasets.Dataset,
     image_ids: Sequence[str],
-    accelerator: "Accelerator",
+    accelerator: Accelerator,
     batch_size: int,
 ) -> Outputs:
     rows = rows_of(dataset, image_ids)
