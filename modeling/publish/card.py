@@ -34,15 +34,16 @@ def add_external(model_folder: str | Path, files: Sequence[str | Path]) -> None:
     """Keep the metrics.json of external validations in a model folder, one a dataset, for its card.
 
     Raises:
-        PublishError: If a file is none, or is of another model.
+        PublishError: If a file is none or is of another model, or two are of one dataset.
     """
     folder = Path(model_folder)
-    contents = {}
-    for file in map(Path, files):
-        try:
-            metrics, weights_sha256 = read_metrics(file), read_config(folder)["lesion"].get("weights_sha256")
-        except ModelFolderError as error:
-            raise PublishError(str(error)) from error
+    try:
+        weights_sha256 = read_config(folder)["lesion"]["weights_sha256"]
+        all_metrics = {file: read_metrics(file) for file in map(Path, files)}
+    except ModelFolderError as error:
+        raise PublishError(str(error)) from error
+    contents: dict[str, dict[str, Any]] = {}
+    for file, metrics in all_metrics.items():
         if not metrics.get("external"):
             raise PublishError(
                 f"{file} is no external validation; make one with `python -m modeling.evaluation {folder} --dataset DATASET "
@@ -50,7 +51,13 @@ def add_external(model_folder: str | Path, files: Sequence[str | Path]) -> None:
             )
         if metrics["model"]["weights_sha256"] != weights_sha256:
             raise PublishError(f"{file} is of other weights than {folder}; evaluate this model.")
-        contents[re.sub(r"[^a-z0-9]+", "-", str(metrics["data"]["dataset"]).lower()).strip("-") or "data"] = metrics
+        name = re.sub(r"[^a-z0-9]+", "-", str(metrics["data"]["dataset"]).lower()).strip("-") or "data"
+        if name in contents:
+            raise PublishError(
+                f"{file} and another of these files are both of a dataset called {name!r}, of which the card can show one: "
+                "leave one out, or evaluate again with a folder of another name."
+            )
+        contents[name] = metrics
     (folder / EXTERNAL).mkdir(exist_ok=True)
     for name, metrics in contents.items():
         write_json(folder / EXTERNAL / f"{name}.json", metrics)
@@ -96,9 +103,10 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         raise PublishError(
             f"{ROOT} has no {' and no '.join(missing)}: install from a clone of the repository with `pip install -e`."
         )
+    templates = {name: _template(ROOT, template) for name, template in TEMPLATES.items()}
     try:
         bodies = {
-            name: _template(ROOT, template).render(
+            name: template.render(
                 metrics=metrics,
                 externals=externals,
                 start=start_sentence(metrics["training"].get("origin"), config["lesion"].get("base_model")),
@@ -110,7 +118,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
                 attribution=ATTRIBUTION,
                 repo_id=CARD_REPO_ID,
             )
-            for name, template in TEMPLATES.items()
+            for name, template in templates.items()
         }
         metadata = _card_metadata(config, metrics, externals).to_yaml()
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used

@@ -417,31 +417,35 @@ def test_every_figure_of_the_card_is_in_the_folder_and_every_figure_is_shown(sco
     assert linked == {path.name for path in (scored_folder / "figures").iterdir()}
 
 
-@pytest.mark.parametrize(
-    ("page", "heading"),
-    [
-        ("README.md", "## Intended use"),
-        ("README.md", "### Out-of-scope use"),
-        ("README.md", "## How to load it"),
-        ("README.md", "## What it does badly"),
-        ("README.md", "## Data and split"),
-        ("README.md", "## Licence and attribution"),
-        ("README.md", "## Citation"),
-        ("evaluation.md", "### Source of data and reference standard"),
-        ("evaluation.md", "### Participants, data flow and exclusions"),
-        ("evaluation.md", "### Split unit and leakage"),
-        ("evaluation.md", "### Predictors, missing data and sample size"),
-        ("evaluation.md", "### Calibration"),
-        ("evaluation.md", "### Operating points"),
-        ("evaluation.md", "### When it should not answer"),
-        ("evaluation.md", "### Fairness: scores by source, sex, age and body site"),
-        ("evaluation.md", "## Failure cases"),
-        ("evaluation.md", "## Comparison with the reference system, like for like"),
-        ("evaluation.md", "## Provenance"),
-    ],
-)
-def test_a_reviewer_finds_the_heading(scored_folder, page, heading):
-    assert f"\n{heading}\n" in render_card(scored_folder)[page]
+HEADINGS = {
+    "README.md": (
+        "## Intended use",
+        "### Out-of-scope use",
+        "## How to load it",
+        "## What it does badly",
+        "## Data and split",
+        "## Licence and attribution",
+        "## Citation",
+    ),
+    "evaluation.md": (
+        "### Source of data and reference standard",
+        "### Participants, data flow and exclusions",
+        "### Split unit and leakage",
+        "### Predictors, missing data and sample size",
+        "### Calibration",
+        "### Operating points",
+        "### When it should not answer",
+        "### Fairness: scores by source, sex, age and body site",
+        "## Failure cases",
+        "## Comparison with the reference system, like for like",
+        "## Provenance",
+    ),
+}
+
+
+def test_a_reviewer_finds_each_heading(scored_folder):
+    for name, page in render_card(scored_folder).items():
+        assert not set(HEADINGS[name]) - set(page.splitlines())
 
 
 def as_real_model_of_eight_diagnoses(folder: Path) -> None:
@@ -539,6 +543,10 @@ def test_what_it_does_badly_follows_the_metrics(folder):
     assert f'"{kind}" least often: {plain(format_estimate(far[kind]["abstained"]))} of them' in section()
     assert "AK, malignant or pre-malignant, is unknown to it" in section()
     assert "DF" not in section()  # benign
+    edit_metrics(
+        folder, **{f"test__per_class__{code}__recall": {"value": 1.0} for code in metrics["test"]["per_class"]}
+    )
+    assert "most often of all diagnoses" not in section()  # it misses none
     inside = {"value": 0.4, "low": 0.35, "high": 0.45}
     edit_metrics(folder, heat_maps__masks__model__heat_inside=inside)
     edit_metrics(folder, heat_maps__masks__centred_blob__heat_inside=inside | {"value": 0.39})
@@ -697,4 +705,13 @@ def test_what_is_no_external_validation_of_this_model_is_refused(folder, externa
     external_json.write_text(json.dumps(metrics))
     assert publish_main(["card", str(folder), "--external", str(external_json)]) == 1
     assert sentence in capsys.readouterr().err
+    assert not (folder / "external").exists()
+
+
+def test_two_external_validations_of_one_name_are_refused_before_one_takes_the_others_place(
+    folder, external_json, tmp_path, capsys
+):
+    other = shutil.copyfile(external_json, tmp_path / "other.json")
+    assert publish_main(["card", str(folder), "--external", str(external_json), str(other)]) == 1
+    assert "both of a dataset called 'clinic-photos'" in capsys.readouterr().err
     assert not (folder / "external").exists()
