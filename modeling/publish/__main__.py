@@ -20,23 +20,27 @@ from modeling.publish.hub import PublishError
 from modeling.publish.push import push_model
 from modeling.publish.space import push_space
 
-EXTERNAL_HELP = (
-    "metrics.json of external validations (modeling.evaluation --external), to be kept in the folder for its card"
-)
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m modeling.publish", description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
+    external = argparse.ArgumentParser(add_help=False)
+    external.add_argument(
+        "--external",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="METRICS",
+        help="metrics.json of external validations (modeling.evaluation --external), to be kept in the folder for its card",
+    )
 
-    model = commands.add_parser("model", help="send a model folder to the Hub")
-    model.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
+    model = commands.add_parser("model", parents=[folder, external], help="send a model folder to the Hub")
     model.add_argument("--repo_id", required=True, help="where to, me/name")
     model.add_argument("--private", action="store_true", help="make a new repository private")
     model.add_argument("--revision_tag", metavar="TAG", help="name this revision, for instance v1.0")
     model.add_argument("--commit_message", help="default: the run id of the model")
-
-    model.add_argument("--external", nargs="+", type=Path, default=[], metavar="METRICS", help=EXTERNAL_HELP)
 
     space = commands.add_parser("space", help="create or update the Space that serves a model of the Hub")
     space.add_argument("--model_id", required=True, help="the model it serves, me/name")
@@ -44,15 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     space.add_argument("--model_revision", help="branch, tag or commit of the model; default: its newest commit")
     space.add_argument("--private", action="store_true", help="make a new Space private")
 
-    card = commands.add_parser(
-        "card", help="write README.md of a model folder anew, from its metrics.json and config.json"
-    )
-    card.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
-
-    card.add_argument("--external", nargs="+", type=Path, default=[], metavar="METRICS", help=EXTERNAL_HELP)
-
-    export = commands.add_parser("export", help="write onnx/model.onnx anew from the weights")
-    export.add_argument("folder", type=Path, help="the model folder of a run, RUN/model")
+    card_help = "write README.md and evaluation.md of a model folder anew, from its metrics.json and config.json"
+    commands.add_parser("card", parents=[folder, external], help=card_help)
+    commands.add_parser("export", parents=[folder], help="write onnx/model.onnx anew from the weights")
     return parser
 
 
@@ -80,10 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_card(options.folder))
             return 0
         else:
-            from modeling.publish.onnx import export_onnx  # needs torch
+            from modeling.publish.onnx import export_onnx  # needs torch and onnx
 
             print(export_onnx(options.folder))
             return 0
+    except ImportError as error:
+        print(
+            f"this needs {error.name}, which is not installed: "
+            'pip install "skin-lesion-classifier[train]" (in a clone: pip install -e ".[train]")',
+            file=sys.stderr,
+        )
+        return 1
     except (PublishError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -35,7 +35,7 @@ def write_examples(folder: Path, examples: list[Example], *, license_name: str, 
     place.mkdir(exist_ok=True)
     entries = []
     for number, (code, image) in enumerate(examples, 1):
-        name = f"{number}_{code if code and code.isalnum() else 'no_lesion' if code is None else 'lesion'}.jpg"
+        name = f"{number}_{code or 'no_lesion'}.jpg"
         image.save(place / name, quality=90)
         entries.append({"file": name, "diagnosis": code})
     write_json(folder / EXAMPLES_NAME, {"examples": entries, "license": license_name, "attribution": attribution})

@@ -4,16 +4,16 @@ python -m modeling.publish export RUN/model
 """
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
 from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same_arg
 from torch import nn
@@ -33,40 +33,20 @@ class ExportError(ModelFolderError):
     """The model could not be exported; the message says why. A ModelFolderError, so that commands answer both alike."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """The file written, and by how much its outputs differ from torch's; as a string, in a sentence."""
-
-    path: Path
-    logit_difference: float
-    map_difference: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path}: opset {OPSET}, {self.path.stat().st_size / 1e6:.1f} MB; its logits differ from torch's by "
-            f"{self.logit_difference:.1e} at most, its feature maps by {self.map_difference:.1e} of their largest value."
-        )
-
-
-def export_onnx(folder: Path) -> Exported:
+def export_onnx(folder: Path) -> str:
     """Write `onnx/model.onnx` into a model folder, and its SHA-256 into config.json.
 
     Input `pixel_values`, float32 (B, 3, S, S), preprocessed as the file's metadata say (keys `label_names`, `input_size`,
     `mean`, `std`, …). Outputs: `logits`, float32 (B, C), calibrated as in the folder; `features` (B, D), on which abstention
     is decided; `feature_maps` (B, K, h, w), of which heat maps are made.
 
+    Returns:
+        What was written and by how much its outputs differ from torch's, in a sentence.
+
     Raises:
-        ExportError: If a library is missing, or ONNX Runtime does not give torch's outputs; then nothing is written.
+        ExportError: If ONNX Runtime does not give torch's outputs; then nothing is written.
         ModelFolderError: If the folder cannot be opened.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ExportError(
-            f'exporting needs {error.name}, which is not installed: pip install "skin-lesion-classifier[train]" '
-            '(in a clone: pip install -e ".[train]")'
-        ) from error
-
     folder = Path(folder)
     model, config = load_model_folder(folder)
     size_px = int(config["pretrained_cfg"]["input_size"][1])
@@ -87,12 +67,16 @@ def export_onnx(folder: Path) -> Exported:
                 f"{map_difference:.2g} in the feature maps (at most {MAX_MAP_DIFFERENCE:g}); nothing was written. This network "
                 f"may use an operation that torch {torch.__version__} exports wrongly."
             )
-        (folder / ONNX_NAME).parent.mkdir(exist_ok=True)
-        os.replace(new, folder / ONNX_NAME)
-    config["lesion"]["onnx_sha256"] = file_sha256(folder / ONNX_NAME)
+        path = folder / ONNX_NAME
+        path.parent.mkdir(exist_ok=True)
+        new.replace(path)
+    config["lesion"]["onnx_sha256"] = file_sha256(path)
     config["lesion"]["config_sha256"] = config_sha256(config)
     write_json(folder / CONFIG_NAME, config)
-    return Exported(folder / ONNX_NAME, logit_difference, map_difference)
+    return (
+        f"{path}: opset {OPSET}, {path.stat().st_size / 1e6:.1f} MB; its logits differ from torch's by "
+        f"{logit_difference:.1e} at most, its feature maps by {map_difference:.1e} of their largest value."
+    )
 
 
 class _AllOutputs(nn.Module):
@@ -139,8 +123,6 @@ def _fold_constants(path: Path) -> None:
 
 def _pad_in_convolutions(graph: Any) -> None:
     """Make padding an attribute of the convolution behind it; torch's own convolutions pad both sides alike only."""
-    from onnx import helper, numpy_helper
-
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for pad in [node for node in graph.node if node.op_type == "Pad"]:
         *_, top, left, _, _, bottom, right = numpy_helper.to_array(tensors[pad.input[1]]).tolist()  # of four axes
