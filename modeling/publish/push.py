@@ -82,6 +82,7 @@ def push_model(
     retry = ["model", str(folder), "--repo_id", repo_id]
     retry += ["--private"] if private else []
     retry += ["--revision_tag", tag] if tag else []
+    retry += ["--commit_message", commit_message] if commit_message else []
     with explained(repo_id, token, retry, untouched=folder), bounded_client():
         api = HfApi(token=token)
         repo_id = with_namespace(api, repo_id)
@@ -149,7 +150,7 @@ def _contradictions(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """Return where weights, configuration and scores of a folder are not about the same model."""
     weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
     problems = []
-    if config["lesion"].get("weights_sha256") != weights_sha256:
+    if config["lesion"]["weights_sha256"] != weights_sha256:
         problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")
     if not (folder / ONNX_NAME).is_file() or config["lesion"].get("onnx_sha256") != file_sha256(folder / ONNX_NAME):
         problems.append(

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from huggingface_hub.utils import _http as hub_http
 from packaging.requirements import Requirement
-from PIL import Image
 
 from modeling.publish.__main__ import main
 from modeling.publish.hub import ATTEMPTS, PublishError
@@ -199,57 +198,50 @@ def edit_metrics(folder: Path, change: Callable[[Any], None]) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def spoil(folder: Path, how: str) -> None:
-    if how == "pickle":
-        (folder / "best_model.pth").write_bytes(b"\x80\x04.")
-    elif how == "stray":
-        (folder / "notes.txt").write_text("x")
-    elif how == "link":
-        (folder / "figures" / "passwd.json").symlink_to("/etc/passwd")
-    elif how == "no card":
-        (folder / "README.md").unlink()
-    elif how == "no evaluation":
-        (folder / "evaluation.md").unlink()
-    elif how == "scores of another model":
-        edit_metrics(folder, lambda metrics: metrics["model"].update(weights_sha256="0" * 64))
-    elif how == "empty metrics":
-        (folder / "metrics.json").write_text("")
-    elif how == "other weights":
-        with (folder / "model.safetensors").open("r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            file.write(b"\x7f")
-    elif how == "bad json":
-        (folder / "train_config.json").write_text("{")
-    elif how == "bad metadata":
-        (folder / "README.md").write_text("---\nlicense: [\n---\n")
-    elif how == "token":
-        (folder / "train_config.json").write_text(json.dumps({"options": {"hub_token": "hf_" + "a1B2" * 9}}))
-    elif how == "token in use":
-        (folder / "splits.csv").write_text("hf_dashed-token-of-this-test")
-    elif how == "no config":
-        (folder / "config.json").unlink()
+def other_weights(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
 
 
-@pytest.mark.parametrize(
-    ("how", "sentence"),
-    [
-        ("pickle", "best_model.pth is a pickle, which can run code"),
-        ("stray", "notes.txt does not belong in a model folder"),
-        ("link", "figures/passwd.json is a link"),
-        ("no card", "README.md is missing or empty"),
-        ("no evaluation", "evaluation.md is missing or empty (write it with `python -m modeling.publish card"),
-        ("scores of another model", "metrics.json is of another model: its weights_sha256"),
-        ("empty metrics", "metrics.json is missing or empty"),
-        ("other weights", "weights_sha256 differs"),
-        ("bad json", "train_config.json is not valid JSON"),
-        ("bad metadata", "the metadata of README.md is not valid"),
-        ("token", "train_config.json has a Hub token in it"),
-        ("token in use", "splits.csv has a Hub token in it"),
-        ("no config", "has no config.json"),
-    ],
-)
-def test_a_folder_that_must_not_get_out_stays_here(hub, folder, how, sentence):
-    spoil(folder, how)
+def written(name: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(content)
+
+
+# What is done to a folder, and what is then said of it.
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickle": (written("best_model.pth", "x"), "best_model.pth is a pickle, which can run code"),
+    "stray": (written("notes.txt", "x"), "notes.txt does not belong in a model folder"),
+    "link": (
+        lambda folder: (folder / "figures" / "passwd.json").symlink_to("/etc/passwd"),
+        "figures/passwd.json is a link",
+    ),
+    "no card": (lambda folder: (folder / "README.md").unlink(), "README.md is missing or empty"),
+    "no evaluation": (
+        lambda folder: (folder / "evaluation.md").unlink(),
+        "evaluation.md is missing or empty (write it with `python -m modeling.publish card",
+    ),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "scores of another model": (
+        lambda folder: edit_metrics(folder, lambda metrics: metrics["model"].update(weights_sha256="0" * 64)),
+        "metrics.json is of another model: its weights_sha256",
+    ),
+    "empty metrics": (written("metrics.json", ""), "metrics.json is missing or empty"),
+    "other weights": (other_weights, "weights_sha256 differs"),
+    "bad json": (written("train_config.json", "{"), "train_config.json is not valid JSON"),
+    "bad metadata": (written("README.md", "---\nlicense: [\n---\n"), "the metadata of README.md is not valid"),
+    "token": (
+        written("train_config.json", json.dumps({"options": {"hub_token": "hf_" + "a1B2" * 9}})),
+        "train_config.json has a Hub token in it",
+    ),
+    "token in use": (written("splits.csv", "hf_dashed-token-of-this-test"), "splits.csv has a Hub token in it"),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_a_folder_that_must_not_get_out_stays_here(hub, folder, how):
+    spoil, sentence = REFUSED[how]
+    spoil(folder)
     with pytest.raises(PublishError, match=re.escape(sentence)):
         push_model(folder, "me/lesions", token="hf_dashed-token-of-this-test" if how == "token in use" else None)
     assert not hub.log
@@ -363,6 +355,7 @@ def test_a_file_left_out_by_the_repositorys_gitignore_is_noticed(hub, folders, m
 
 def test_a_failed_command_returns_one_and_prints_the_command_that_retries_without_the_token(hub, folders, capsys):
     arguments = ["model", str(folders[0]), "--repo_id", "lesions", "--private", "--revision_tag", "v1.0"]
+    arguments += ["--commit_message", "Better"]
     hub.fail("commit", status=403, message="you sent {token}")
     assert main(arguments) == 1
     output = "".join(capsys.readouterr())
@@ -371,6 +364,7 @@ def test_a_failed_command_returns_one_and_prints_the_command_that_retries_withou
     assert WRITE_TOKEN not in output
     assert main(arguments) == 0
     assert f"is now at revision {hub.repo('me/lesions').head.oid}" in capsys.readouterr().out
+    assert hub.repo("me/lesions").head.title == "Better"
     assert len(hub.requests("lfs-put")) == 3  # weights, ONNX network and figure, once each
 
 
@@ -506,12 +500,3 @@ def test_the_stand_in_refuses_a_wrong_space_header(hub, folders, tmp_path, monke
     header.write_text(header.read_text().replace("colorFrom: indigo", "colorFrom: teal"))
     with pytest.raises(PublishError, match="colorFrom"):
         push_space("me/lesions", "me/lesion-space")
-
-
-def test_a_picture_survives_the_stand_in_byte_for_byte(hub, tmp_path):
-    Image.new("RGB", (40, 30), (3, 4, 5)).save(tmp_path / "a.png")
-    hub.add_repo("me/data", tmp_path, kind="dataset")
-    from huggingface_hub import hf_hub_download
-
-    path = hf_hub_download("me/data", "a.png", repo_type="dataset", cache_dir=tmp_path / "cache", endpoint=hub.url)
-    assert Path(path).read_bytes() == (tmp_path / "a.png").read_bytes()
