@@ -162,12 +162,11 @@ def unpack(packed: Packed, budget_bytes: int) -> Photo:
     Raises:
         ImageError: If it is encrypted, damaged, itself an archive, or larger than allowed.
     """
-    limit = min(MAX_FILE_BYTES, budget_bytes)
     if packed.info.flag_bits & 1:
         raise ImageError(f"{packed.name} is encrypted; pack the archive without a password.")
     try:
         with packed.archive.open(packed.info) as file:
-            data = file.read(limit + 1)
+            data = file.read(min(MAX_FILE_BYTES, budget_bytes) + 1)
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -178,8 +177,15 @@ def unpack(packed: Packed, budget_bytes: int) -> Photo:
         NotImplementedError,
     ) as error:
         raise ImageError(f"{packed.name} is damaged inside the archive; pack it again.") from error
-    if len(data) > limit:
-        raise ImageError(f"{packed.name} unpacks to more than is allowed ({limit // 10**6} MB); it is left out.")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(
+            f"{packed.name} unpacks to more than is allowed ({MAX_FILE_BYTES // 10**6} MB); it is left out."
+        )
+    if len(data) > budget_bytes:
+        raise ImageError(
+            f"{packed.name} is left out: the archives together unpack to more than {MAX_UNPACKED_BYTES // 10**6} MB; send it "
+            "in another batch."
+        )
     if data.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(data)):
         raise ImageError(f"{packed.name} is an archive inside an archive; unpack it first.")
     return Photo(data, packed.name)
@@ -187,31 +193,16 @@ def unpack(packed: Packed, budget_bytes: int) -> Photo:
 
 def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
     """Return the rows as CSV text, one probability column per diagnosis, named by its code."""
-    points = [point.name for point in classifier.operating_points]
+    columns = [
+        *("image", "verdict", "diagnosis", "probability", *classifier.codes),
+        *("malignant_probability", "abstained", "reason"),
+        *(*(point.name for point in classifier.operating_points), "error", *classifier.provenance),
+    ]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
-    writer.writerow(
-        [
-            *("image", "verdict", "diagnosis", "probability", *classifier.codes),
-            *("malignant_probability", "abstained", "reason"),
-            *(*points, "error", *classifier.provenance),
-        ]
-    )
+    writer.writerow(map(harmless, columns))  # a stranger named the diagnoses, too
     for row in rows:
-        probabilities, reached = row.get("probabilities", {}), row.get("operating_points", {})
-        writer.writerow(
-            [
-                harmless(row["image"]),
-                row.get("verdict", ""),
-                row.get("diagnosis", ""),
-                row.get("probability", ""),
-                *(probabilities.get(code, "") for code in classifier.codes),
-                row.get("malignant_probability", ""),
-                row.get("abstained", ""),
-                row.get("reason") or "",
-                *(reached.get(name, "") for name in points),
-                harmless(row["error"] or ""),
-                *(value or "" for value in classifier.provenance.values()),
-            ]
-        )
+        values = {**classifier.provenance, **row.get("probabilities", {}), **row.get("operating_points", {}), **row}
+        cells = [values.get(name) for name in columns]
+        writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
     return buffer.getvalue()

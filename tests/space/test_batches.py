@@ -12,8 +12,10 @@ import answers
 import batches
 import pytest
 
+from modeling.classifier import LesionClassifier
 from modeling.images import ImageError
 from modeling.labels import diagnosis_of
+from modeling.network import build_model, save_model_folder
 from stress.space_soak import photos, zip_bomb
 from support.space import Photo, pixels_of, zipped
 
@@ -64,7 +66,7 @@ def test_a_zip_bomb_is_stopped_by_what_comes_out_of_it_not_by_what_it_claims(cla
     assert row["error"]
     (tmp_path / "bomb.zip").write_bytes(zip_bomb(3_000_000))
     (row,) = rows_of(classifier, Photo(str(tmp_path / "bomb.zip"), "bomb.zip"))
-    assert "unpacks to more" in row["error"]
+    assert "unpacks to more than is allowed (1 MB)" in row["error"]
 
 
 def test_all_archives_of_a_batch_together_are_bounded(classifier, tmp_path, monkeypatch):
@@ -73,7 +75,7 @@ def test_all_archives_of_a_batch_together_are_bounded(classifier, tmp_path, monk
     sent = [zipped(tmp_path / f"{number}.zip", {f"{number}.jpg": data}) for number, data in enumerate(pictures)]
     first, second = rows_of(classifier, *sent)
     assert first["error"] is None
-    assert "unpacks to more than is allowed" in second["error"]
+    assert "1.jpg is left out: the archives together unpack to more than" in second["error"]
 
 
 def test_encrypted_damaged_and_endless_archives_are_refused_with_the_reason(classifier, tmp_path, monkeypatch):
@@ -111,6 +113,14 @@ def test_the_csv_has_a_column_for_each_diagnosis_and_no_formula_of_a_visitor(cla
     assert float(first["malignant_probability"]) == rows[0]["malignant_probability"]
     assert second["diagnosis"] == ""
     assert re.match("'@bad .*0 bytes", second["error"])
+
+
+def test_no_label_of_a_strangers_model_is_a_formula_in_the_csv(tmp_path, photo):
+    model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False)
+    save_model_folder(model, tmp_path, codes=("=1+1", "@SUM(A1)"), lesion={})
+    classifier = LesionClassifier.from_pretrained(tmp_path)
+    table = csv.reader(io.StringIO(batches.to_csv(rows_of(classifier, photo), classifier)))
+    assert not [cell for row in table for cell in row if cell.startswith(("=", "@"))]
 
 
 def test_a_row_can_be_opened_again_and_gives_its_own_photo(classifier, photo, tmp_path):
