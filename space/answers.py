@@ -1,6 +1,7 @@
 """From the photos of one lesion to the answer that page, report and programs show: one forward pass a photo, no more."""
 
 import datetime
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,17 +14,20 @@ from modeling.calibration import OperatingPoint, target_probability
 from modeling.classifier import LesionClassifier
 from modeling.engines import NotInstalledError
 from modeling.explain import Explanation
+from modeling.files import shortened
 from modeling.images import ImageError, decode_image
 from modeling.labels import DIAGNOSES, diagnosis_of
 from modeling.prediction import Prediction, percent, rounded, target_words
 
 MAX_PHOTOS = 8
 NO_MAPS = "There are no heat maps: those of this network need torch, which is not installed here."
-MAX_CODE_CHARS = 40  # of what a caller sent, in a message
+EXPIRED = (
+    "is no longer here: uploads are deleted after five minutes. Send it again, fewer files at once if there are many."
+)
 
 
 class QuestionError(ValueError):
-    """A request that asks for something this model does not have; the message says what it has."""
+    """A request that cannot be answered as it was put; the message says why, and what to send."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Photo:
         Raises:
             ImageError: With the visitor's file name in place of this machine's path.
         """
+        if not isinstance(self.source, bytes) and not os.path.isfile(self.source):
+            raise ImageError(f"{self.name} {EXPIRED}")
         try:
             return decode_image(self.source)
         except ImageError as error:
@@ -77,8 +83,7 @@ def explain_photo(classifier: LesionClassifier, photo: Photo, diagnosis: str) ->
     asked = diagnosis.strip().upper()
     code = next((code for code in classifier.codes if code.upper() == asked), None)
     if asked and code is None:
-        short = asked if len(asked) <= MAX_CODE_CHARS else f"{asked[:MAX_CODE_CHARS]}…"
-        raise QuestionError(f"This model has no diagnosis {short!r}; it has {', '.join(classifier.codes)}.")
+        raise QuestionError(f"This model has no diagnosis {shortened(asked)}; it has {', '.join(classifier.codes)}.")
     picture = photo.decode()
     explanation = classifier.explain(picture)
     shown = code or explanation.prediction.diagnosis

@@ -43,7 +43,7 @@ RETRY_EVERY_S = 60
 PROGRESS_EVERY_S = 0.4
 # While the browser waits it says so itself; what the server cannot even begin to answer ends up there too.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-UNREACHED = """() => ({ nonce: Math.random(),
+UNREACHED = """() => ({ nonce: Math.random(), opened: %s,
   error: "The server did not answer. It may be busy or restarting: try again in a minute." })"""
 
 
@@ -54,30 +54,32 @@ def told(**fields: Any) -> dict[str, Any]:
 
 def build_demo(classifier: LesionClassifier) -> gr.Blocks:
     """Return the page of a model, with its endpoints for programs; open it with `launch`."""
-    samples = load_samples(classifier)
+    samples, samples_source = load_samples(classifier)
 
-    def answer(photos: Callable[[], list[Photo]]) -> dict[str, Any]:
+    def answer(event: gr.EventData, photos: Callable[[], list[Photo]]) -> dict[str, Any]:
+        asked = event._data.get("asked")  # by which the page knows the answer to its newest question
         try:
             fields = answers.answer_lesion(classifier, photos())
-            return told(**fields, report_html=report_html(fields))
+            return told(**fields, asked=asked, report_html=report_html(fields))
         except (ImageError, QuestionError, ModelFolderError) as error:  # the last: no weights for heat maps
-            return told(error=str(error))
+            return told(error=str(error), asked=asked)
         except Exception as error:
             uploads.note_fault(error)
-            return told(error=uploads.FAULT)
+            return told(error=uploads.FAULT, asked=asked)
 
     def answer_photos(event: gr.EventData) -> dict[str, Any]:
-        return answer(lambda: photos_of(event))
+        return answer(event, lambda: photos_of(event))
 
     def answer_example(event: gr.EventData) -> dict[str, Any]:
         index = event._data["index"]
-        if type(index) is not int or not 0 <= index < len(samples.items):
+        if type(index) is not int or not 0 <= index < len(samples):
             return told(error="There is no such example.")
-        sample = samples.items[index]
-        return {**answer(lambda: [sample.photo]), "example": f"Example, known diagnosis: {sample.about}."}
+        sample = samples[index]
+        return {**answer(event, lambda: [sample.photo]), "example": f"Example, known diagnosis: {sample.about}."}
 
     def answer_row(event: gr.EventData) -> dict[str, Any]:
-        return {**answer(lambda: [batches.photo_of(photos_of(event), int(event._data["number"]))]), "opened": True}
+        number = event._data["number"]
+        return {**answer(event, lambda: [batches.photo_of(photos_of(event), int(number))]), "opened": True}
 
     def answer_batch(event: gr.EventData) -> Iterator[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -96,19 +98,27 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
     with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
         gr.HTML(pages.header(classifier), elem_id="lesion-head")
         lesion = drawn_by(
-            "lesion.js", "lesion", colours=render.COLOURS, fade_below=render.FADE_BELOW, samples=samples.for_page()
+            "lesion.js",
+            "lesion",
+            colours=render.COLOURS,
+            fade_below=render.FADE_BELOW,
+            samples=[{"about": sample.about, "thumbnail": sample.thumbnail} for sample in samples],
+            samples_source=samples_source,
         )
         batch = drawn_by("batch.js", "batch")
         card = gr.HTML("", elem_id="card", js_on_load=pages.CARD_JS)
-        gr.HTML(pages.programs(classifier), elem_id="programs")
-        for asked, function in (
+        gr.HTML(pages.programs(classifier), elem_id="programs", js_on_load=pages.PROGRAMS_JS)
+        for event, function in (
             (lesion.photos, answer_photos),
             (lesion.example, answer_example),
             (batch.open, answer_row),
         ):
-            asked(function, None, lesion, **ONE_LESION, **QUIET).failure(None, None, lesion, js=UNREACHED)
+            # Unless told otherwise, gradio drops what is asked while an earlier question waits for its answer.
+            asked = event(function, None, lesion, trigger_mode="multiple", **ONE_LESION, **QUIET)
+            opened = "true" if function is answer_row else "false"
+            asked.failure(None, None, lesion, js=UNREACHED % opened)
         running = batch.photos(answer_batch, None, batch, trigger_mode="multiple", **MANY, **QUIET)
-        running.failure(None, None, batch, js=UNREACHED)
+        running.failure(None, None, batch, js=UNREACHED % "false")
         batch.halt(lambda: None, None, batch, cancels=running, **QUIET)
         card.wanted(lambda: pages.card(classifier), None, card, **QUIET)
         add_endpoints(classifier)
@@ -166,8 +176,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="of this machine; default: the variable GRADIO_SERVER_PORT, or 7860")
     options = parser.parse_args(arguments)
     tempfolder.end_by_sigterm()
-    if options.port is not None:
-        os.environ["GRADIO_SERVER_PORT"] = str(options.port)
     if options.model:
         try:
             classifier = open_model(options.model, options.revision)
@@ -176,11 +184,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         launch(build_demo(classifier), tools=mcp_server(classifier), server_port=options.port)
         return 0
-    serve_hosted(os.environ.get("MODEL_ID", ""), options.revision or os.environ.get("MODEL_REVISION") or None)
+    revision = options.revision or os.environ.get("MODEL_REVISION") or None
+    serve_hosted(os.environ.get("MODEL_ID", ""), revision, options.port)
     return 0
 
 
-def serve_hosted(model_id: str, revision: str | None) -> None:
+def serve_hosted(model_id: str, revision: str | None, port: int | None) -> None:
     """Serve the model of a hosted Space; while it cannot be had, a page that says why, and try again."""
     while True:
         try:
@@ -193,11 +202,11 @@ def serve_hosted(model_id: str, revision: str | None) -> None:
         except ModelFolderError as error:
             print(f"error: {error}", file=sys.stderr)
             fault_page = build_fault_page(str(error))
-            launch(fault_page, prevent_thread_lock=True)
+            launch(fault_page, prevent_thread_lock=True, server_port=port)
             sleep(RETRY_EVERY_S)
             fault_page.close()
             continue
-        launch(build_demo(classifier), tools=mcp_server(classifier))
+        launch(build_demo(classifier), tools=mcp_server(classifier), server_port=port)
         return
 
 

@@ -28,6 +28,7 @@ watch("value", () => {
 });
 
 async function add(files) {
+  if (running) halt();
   const batch = files.map((file) => ({ file }));
   items = batch;
   draw({ done: 0, total: 0 });
@@ -37,7 +38,7 @@ async function add(files) {
     running = true;
     trigger("photos", { photos });
   } catch {
-    draw({ error: "The files did not reach the server. Together they may be larger than 300 MB, or the connection may be down: try again." });
+    if (items === batch) draw({ error: UNSENT });
   }
 }
 
@@ -111,6 +112,13 @@ function line(row) {
 }
 
 async function open(row) {
-  root.getElementById("batch-status").textContent = `Opening ${row.image} …`;
-  trigger("open", { photos: await sent(items), number: row.number });
+  const status = root.getElementById("batch-status");
+  const text = counted(props.value.rows);
+  status.textContent = `Opening ${row.image} …`;
+  window.addEventListener("lesion-tab", () => { status.textContent = text; }, { once: true });
+  try {
+    question("open", { photos: await sent(items), number: row.number });
+  } catch {
+    status.textContent = UNSENT;
+  }
 }

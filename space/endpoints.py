@@ -5,7 +5,6 @@ no schema for a list of files.
 """
 
 import base64
-import binascii
 import io
 import json
 import os
@@ -66,11 +65,11 @@ def batch_answer(classifier: LesionClassifier, files: list[Photo]) -> dict[str, 
 def add_endpoints(classifier: LesionClassifier) -> None:
     """Add /classify, /explain and /batch to the page that is being built."""
 
-    def classify(photo: Photo | None) -> dict[str, Any]:
-        return in_words(lambda: answers.classify_photo(classifier, sent(photo)))
+    def classify(photo: Photo) -> dict[str, Any]:
+        return in_words(lambda: answers.classify_photo(classifier, photo))
 
-    def explain(photo: Photo | None, diagnosis: str = "") -> tuple[dict[str, Any], str]:
-        fields, overlay = in_words(lambda: answers.explain_photo(classifier, sent(photo), diagnosis or ""))
+    def explain(photo: Photo, diagnosis: str | None) -> tuple[dict[str, Any], str]:
+        fields, overlay = in_words(lambda: answers.explain_photo(classifier, photo, diagnosis or ""))
         path = uploads.private_file("overlay.jpg")
         overlay.save(path, quality=90)
         return fields, str(path)
@@ -97,17 +96,6 @@ def in_words(answer: Callable[[], _Answer]) -> _Answer:
         return answer()
     except (ImageError, QuestionError, ModelFolderError) as error:  # the last: heat maps that need torch
         raise gr.Error(str(error), print_exception=False) from error
-
-
-def sent(photo: Photo | None) -> Photo:
-    """Return the photo of a request.
-
-    Raises:
-        QuestionError: If there is none.
-    """
-    if photo is None:
-        raise QuestionError("No photo came; upload an image file and send its path.")
-    return photo
 
 
 # ---- MCP -----------------------------------------------------------------------------------------------------------
@@ -192,7 +180,7 @@ def photo_of_text(text: str, name: str = "photo") -> Photo:
     head, _, body = text.partition(",")
     try:
         data = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
-    except binascii.Error:
+    except ValueError:
         data = b""
     if not data:
         raise QuestionError("A photo as text is written 'data:image/jpeg;base64,' and then its bytes in base64.")

@@ -13,7 +13,10 @@ content.append(el("div", { class: "layout" }, aside, answerPlace));
 const field = photoField({ id: "photos", title: "Photos of one lesion", accept: IMAGES, take: add,
   help: "Close-ups taken through a dermatoscope, sharp, with the whole lesion. Up to 8 photos of the same lesion are averaged. JPEG, PNG, HEIC, WebP, TIFF, BMP or GIF. They are deleted from this server within minutes and used for nothing else." });
 
-watch("value", () => show(props.value || null));
+watch("value", () => {
+  const next = props.value || null;
+  if (!next?.asked || next.asked === window.lesionAsked) show(next);
+});
 draw();
 
 function show(next) {
@@ -50,14 +53,15 @@ function add(files) {
 }
 
 async function ask() {
+  window.lesionAsked = null; // answers to what was asked before are of other photos
   if (!items.length) return show(null);
   answerPlace.replaceChildren(working(items.length === 1 ? "Reading the photo …" : `Reading ${items.length} photos …`));
   const asked = [...items];
   try {
     const photos = await sent(asked);
-    if (asked.length === items.length && asked.every((item, index) => item === items[index])) trigger("photos", { photos });
+    if (asked.length === items.length && asked.every((item, index) => item === items[index])) question("photos", { photos });
   } catch {
-    show({ error: "The photo did not reach the server. It may be larger than 100 MB, or the connection may be down: try again." });
+    show({ error: UNSENT });
   }
 }
 
@@ -67,13 +71,13 @@ function welcome() {
 }
 
 function samples() {
-  const { items: known, source } = props.samples;
+  const { samples: known, samples_source: source } = props;
   if (!known.length) return el("p", { class: "small", id: "no-samples" }, "This model brings no examples; it expects a dermoscopic close-up of one lesion.");
   return el("section", { id: "examples", "aria-labelledby": "examples-title" }, el("h3", { id: "examples-title" }, "No photo at hand? Examples of known diagnosis"),
     el("div", { class: "samples" }, ...known.map((sample, index) => el("button", { type: "button", class: "sample", onclick: () => {
       items = [];
       answerPlace.replaceChildren(working("Reading the example …"));
-      trigger("example", { index });
+      question("example", { index });
     } }, el("img", { src: sample.thumbnail, alt: "" }), el("span", {}, sample.about)))),
     source ? el("p", { class: "small" }, source) : "");
 }
@@ -298,7 +302,7 @@ function load(source) {
 
 function filledReport(answer, parts) {
   let html = answer.report_html;
-  for (const [gap, text] of Object.entries(parts)) html = html.replace(`@@${gap}@@`, () => el("p", {}, text).innerHTML);
+  for (const [gap, text] of Object.entries(parts)) html = html.replace(`<!--${gap}-->`, () => el("p", {}, text).innerHTML);
   return html;
 }
 

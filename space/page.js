@@ -1,6 +1,5 @@
 // The tabs of the page, by mouse and by keyboard; and its language, which gradio sets to the browser's.
 (() => {
-  const PANELS = ["lesion", "batch", "card", "programs"];
   const html = document.documentElement;
   const speakEnglish = () => { if (html.lang !== "en") html.lang = "en"; };
   new MutationObserver(speakEnglish).observe(html, { attributes: true, attributeFilter: ["lang"] });
@@ -13,11 +12,9 @@
       const chosen = tab.id === `tab-${name}`;
       tab.setAttribute("aria-selected", String(chosen));
       tab.tabIndex = chosen ? 0 : -1;
-    }
-    for (const panel of PANELS) {
-      const node = document.getElementById(panel);
-      node?.setAttribute("role", "tabpanel");
-      node?.setAttribute("aria-labelledby", `tab-${panel}`);
+      const panel = document.getElementById(tab.getAttribute("aria-controls"));
+      panel?.setAttribute("role", "tabpanel");
+      panel?.setAttribute("aria-labelledby", tab.id);
     }
     window.dispatchEvent(new CustomEvent("lesion-tab", { detail: name }));
   };

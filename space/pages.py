@@ -2,24 +2,23 @@
 
 import base64
 import json
-import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from uploads import note_fault
 
 from modeling.classifier import LesionClassifier
 from modeling.estimates import format_estimate
-from modeling.files import ModelFolderError
+from modeling.files import METRICS_NAME, ModelFolderError
 from modeling.labels import NOTICE
 from modeling.metrics_file import read_metrics
+from modeling.model_folder import ModelFolder, file_beside
 from modeling.prediction import percent, target_words
 
 MAX_FIGURES = 16
+ADDRESS = "http://127.0.0.1:7860"  # gradio's own first choice
 
 _HTML = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
@@ -58,6 +57,12 @@ let asked = false;
 window.addEventListener("lesion-tab", (event) => {
   if (event.detail === "card" && !asked) { asked = true; trigger("wanted"); }
 });
+"""
+
+# In the browser, which alone knows by which address the page was reached.
+PROGRAMS_JS = f"""
+for (const lines of element.querySelectorAll("pre"))
+  lines.textContent = lines.textContent.replaceAll("{ADDRESS}", location.origin);
 """
 
 _PROGRAMS = _HTML.from_string(r"""
@@ -105,65 +110,47 @@ def fault(sentence: str) -> str:
 
 
 def programs(classifier: LesionClassifier) -> str:
-    """Return how to call the page from Python, curl and MCP, with its own address where that is known."""
-    host = os.environ.get("SPACE_HOST")
-    address = f"https://{host}" if host else f"http://127.0.0.1:{os.environ.get('GRADIO_SERVER_PORT', '7860')}"
-    mcp = {"mcpServers": {"skin-lesion": {"url": f"{address}/gradio_api/mcp/"}}}
-    return _PROGRAMS.render(address=address, code=classifier.codes[0], mcp=json.dumps(mcp, indent=2))
+    """Return how to call the page from Python, curl and MCP, at ADDRESS until PROGRAMS_JS puts its own there."""
+    mcp = {"mcpServers": {"skin-lesion": {"url": f"{ADDRESS}/gradio_api/mcp/"}}}
+    return _PROGRAMS.render(address=ADDRESS, code=classifier.codes[0], mcp=json.dumps(mcp, indent=2))
 
 
 def card(classifier: LesionClassifier) -> str:
     """Return the key numbers and figures of the model's card, or why they cannot be shown."""
     try:
-        return _card(*_card_source(classifier))
+        path = file_beside(classifier.source, METRICS_NAME)
+        if path is None:
+            return _NO_CARD.render(reason="It was published without metrics.json.")
+        return _card(read_metrics(path), classifier.source)
     except ModelFolderError as error:
-        return _NO_CARD.render(reason=f"metrics.json could not be read: {error}")
-    except FileNotFoundError as error:
-        return _NO_CARD.render(reason=f"{error}.")
+        return _NO_CARD.render(reason=error)
     except Exception as error:  # whatever a stranger's metrics.json makes of the template: the rest of the page answers
         note_fault(error)
-        return _NO_CARD.render(reason="metrics.json could not be had, or is of a form that this page does not know.")
+        return _NO_CARD.render(reason="metrics.json is of a form that this page does not know.")
 
 
-def _card_source(classifier: LesionClassifier) -> tuple[Path, str]:
-    """Return the folder with metrics.json and figures/, downloaded if the model came from the Hub, and its weights' hash.
-
-    Raises:
-        FileNotFoundError: If the model was published without them.
-        Exception: If the Hub does not hand them over.
-    """
-    folder = classifier.source.path
-    if classifier.revision is not None:
-        files = ["metrics.json", "figures/*.png"]
-        folder = Path(snapshot_download(classifier.model_id, revision=classifier.revision, allow_patterns=files))
-    if not (folder / "metrics.json").is_file():
-        raise FileNotFoundError("the model was published without it")
-    return folder, str(classifier.lesion["weights_sha256"])
-
-
-@lru_cache(maxsize=2)
-def _card(folder: Path, weights_sha256: str) -> str:
-    metrics = read_metrics(folder / "metrics.json")
-    files = [folder / "figures" / Path(str(name)).name for name in metrics.get("figures", [])[:MAX_FIGURES]]
-    leak = metrics.get("data", {}).get("leakage", {}).get("overall")
+def _card(metrics: dict[str, Any], source: ModelFolder) -> str:
+    leak = metrics["data"]["leakage"].get("overall")
+    figures = {name: file_beside(source, f"figures/{name}") for name in metrics["figures"][:MAX_FIGURES]}
     return _CARD.render(
         metrics=metrics,
-        test=metrics.get("test", {}),
+        test=metrics["test"],
         baselines=[
             (words + _in_words(row["sees"]), row)
             for name, words in (("metadata_only", "which sees "), ("majority", "which answers "))
-            if (row := metrics.get("baselines", {}).get(name))
+            if (row := metrics["baselines"].get(name))
         ],
         points=[
             {**point, "words": f"{percent(point['target_sensitivity'])} of {target_words(point['codes'])}"}
-            for point in metrics.get("operating_points", [])
+            for point in metrics["operating_points"]
             if "test" in point
         ],
         leaking="an unknown fraction" if leak is None else percent(leak),
         figures={
-            file.stem.replace("_", " "): "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
-            for file in files
-            if file.is_file()
+            name.removesuffix(".png").replace("_", " "): "data:image/png;base64,"
+            + base64.b64encode(file.read_bytes()).decode("ascii")
+            for name, file in figures.items()
+            if file
         },
     )
 

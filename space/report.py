@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from modeling.prediction import percent
 
-# Gaps in the template, filled by the page; none can occur in escaped text.
+# Gaps in the template, filled by the page: written as HTML comments, which escaped text cannot hold.
 GAPS = ("photo", "heat", "overlay", "scale", "ticks", "caption")
 
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -21,4 +22,6 @@ _TEMPLATES.filters["percent"] = percent
 
 def report_html(answer: dict[str, Any]) -> str:
     """Return the report of an answer of `answers.answer_lesion`, with named gaps for the pictures and their words."""
-    return _TEMPLATES.get_template("report.html").render(answer=answer, **{gap: f"@@{gap}@@" for gap in GAPS})
+    return _TEMPLATES.get_template("report.html").render(
+        answer=answer, **{gap: Markup(f"<!--{gap}-->") for gap in GAPS}
+    )

@@ -30,32 +30,19 @@ class Sample:
     thumbnail: str
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The examples of a model, and where they come from."""
-
-    items: tuple[Sample, ...] = ()
-    source: str = ""
-
-    def for_page(self) -> dict[str, Any]:
-        """Return what the page draws."""
-        items = [{"about": item.about, "thumbnail": item.thumbnail} for item in self.items]
-        return {"items": items, "source": self.source}
-
-
-def load_samples(classifier: LesionClassifier) -> Samples:
-    """Return a model's examples; none where it has none, or where a stranger wrote something else there."""
+def load_samples(classifier: LesionClassifier) -> tuple[list[Sample], str]:
+    """Return a model's examples and where they come from; none where it has none, or where a stranger wrote something else."""
     try:
         listed = file_beside(classifier.source, EXAMPLES_NAME)
         if listed is None:
-            return Samples()
+            return [], ""
         content = read_json(listed)
         items = [_sample(classifier, entry) for entry in content["examples"][:MAX_EXAMPLES]]
         words = [content.get("attribution"), content.get("license")]
-        return Samples(tuple(items), " ".join(str(word)[:500] for word in words if word))
+        return items, " ".join(str(word)[:500] for word in words if word)
     except Exception as error:  # whatever a stranger's file makes of this: a page without examples still answers
         note_fault(error)
-        return Samples()
+        return [], ""
 
 
 def _sample(classifier: LesionClassifier, entry: dict[str, Any]) -> Sample:

@@ -41,7 +41,6 @@ def launch(
         options: Further arguments of gradio's launch, such as prevent_thread_lock.
     """
     janitor = uploads.Janitor(tempfolder.upload_folder())
-    janitor.start()
     guard = Middleware(uploads.Guard, janitor=janitor, requests_per_minute=requests_per_minute)
     mounted = [Mount("/gradio_api/mcp", tools.streamable_http_app())] if tools else []
     demo.queue(max_size=MAX_WAITING)
@@ -55,7 +54,7 @@ def launch(
         ),
         css_paths=HERE / "style.css",
         head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-        app_kwargs={"middleware": [guard], "lifespan": lifespan_of(tools), "routes": mounted},
+        app_kwargs={"middleware": [guard], "lifespan": lifespan_of(tools, janitor), "routes": mounted},
         max_file_size=MAX_FILE_BYTES,
         state_session_capacity=MAX_SESSIONS,
         mcp_server=False,
@@ -72,8 +71,8 @@ def launch(
     return address
 
 
-def lifespan_of(tools: FastMCP | None) -> Any:
-    """Return what runs beside the server: the MCP tools, and the forgetting of answers that nobody fetches."""
+def lifespan_of(tools: FastMCP | None, janitor: uploads.Janitor) -> Any:
+    """Return what runs beside the server: the MCP tools, and the forgetting of uploads and of answers that nobody fetches."""
 
     @contextlib.asynccontextmanager
     async def lifespan(server: gr.routes.App) -> AsyncIterator[None]:
@@ -81,8 +80,12 @@ def lifespan_of(tools: FastMCP | None) -> Any:
             seen: dict[Asked, float] = {}
             while True:
                 await asyncio.sleep(uploads.SWEEP_EVERY_S)
-                seen = forget_answers(server.get_blocks(), seen, now_s=monotonic())
-                forget_sessions(server.get_blocks())
+                try:
+                    await asyncio.to_thread(janitor.sweep)
+                    seen = forget_answers(server.get_blocks(), seen, now_s=monotonic())
+                    forget_sessions(server.get_blocks())
+                except Exception as error:  # whatever it is, the next upload is deleted too
+                    uploads.note_fault(error)
 
         async with tools.session_manager.run() if tools else contextlib.nullcontext():
             task = asyncio.create_task(keep_forgetting())

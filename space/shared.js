@@ -3,6 +3,7 @@
 // server or the visitor enters as text, never as markup.
 
 const RESEND_AFTER_MS = 240000; // the server deletes uploads after five minutes
+const UNSENT = "A file did not reach the server. It may be larger than 100 MB, or the connection may be down: try again.";
 const root = element.querySelector(".lesion-host").attachShadow({ mode: "open" });
 root.append(el("style", {}, props.style), el("div", { id: "content" }));
 const content = root.getElementById("content");
@@ -88,6 +89,12 @@ async function sent(items) {
     item.at = Date.now();
   }
   return items.map((item) => ({ path: item.path, name: item.file.name }));
+}
+
+// Ask about one lesion. Answers to earlier questions, which may come later, are not shown.
+function question(event, data) {
+  window.lesionAsked = Math.random();
+  trigger(event, { ...data, asked: window.lesionAsked });
 }
 
 function working(text) {

@@ -1,11 +1,12 @@
 """What visitors send: kept in one private folder for minutes, bounded in size and rate, and never fetched for them."""
 
+import contextlib
 import os
 import secrets
 import sys
-import threading
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import tempfolder
 
 # isort: split
 import gradio as gr
-from answers import Photo, QuestionError
+from answers import EXPIRED, Photo, QuestionError
 from gradio import route_utils
-from gradio.data_classes import FileData, ListFiles
 from gradio.exceptions import InvalidPathError
 from gradio_client.utils import is_http_url_like
 from pydantic import ValidationError
@@ -34,6 +34,7 @@ REQUESTS_PER_MINUTE = 600
 MAX_NAME_CHARS = 120
 MAX_PATH_CHARS = 4096
 FETCHES_NOTHING = "This server fetches nothing for visitors: send the file itself, not its address."
+FULL = "The server holds too many uploads; try again in a few minutes."
 FAULT = "Something went wrong on this server, which is not your doing. Try again; if it stays, tell who runs this page."
 
 # Parts of gradio that this page does not use, and that would keep or fetch things for a visitor.
@@ -48,9 +49,6 @@ CLOSED_ROUTES = (
     "run-history",
     "stream/",
 )
-
-
-EXPIRED = "is no longer here: uploads are deleted after five minutes. Send it again."
 
 
 def received(path: object, name: object) -> Photo:
@@ -84,13 +82,13 @@ def photo_field(**options: Any) -> gr.File:
     field = gr.File(**options)
     several = field.file_count == "multiple"
 
-    def preprocess(payload: ListFiles | FileData | None) -> list[Photo] | Photo | None:
-        files = [] if payload is None else payload.root if isinstance(payload, ListFiles) else [payload]
+    def preprocess(payload: Any) -> list[Photo] | Photo:  # of ListFiles, FileData or None
         try:
-            photos = [received(file.path, file.orig_name) for file in files]
+            if several:
+                return [received(file.path, file.orig_name) for file in (payload.root if payload else [])]
+            return received(payload and payload.path, payload and payload.orig_name)
         except QuestionError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return photos if several else photos[0] if photos else None
 
     field.preprocess = preprocess  # type: ignore[assignment,method-assign]
     return field
@@ -166,40 +164,28 @@ def note_fault(error: BaseException) -> None:
     print(f"fault: {type(error).__name__} at {where}", file=sys.stderr)
 
 
-class Janitor(threading.Thread):
+@dataclass
+class Janitor:
     """Deletes uploads after minutes, and knows how much the folder holds."""
 
-    def __init__(self, folder: Path, *, keep_s: float = KEEP_UPLOADS_S, every_s: float = SWEEP_EVERY_S) -> None:
-        super().__init__(name="janitor", daemon=True)
-        self.folder, self.keep_s, self.every_s = folder, keep_s, every_s
-        self.used_bytes = 0
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        """Sweep until stopped."""
-        while not self.stopped.wait(self.every_s):
-            self.sweep()
+    folder: Path
+    used_bytes: int = 0
 
     def sweep(self) -> None:
-        """Delete what is older than `keep_s`, and count the rest."""
-        oldest, used = time.time() - self.keep_s, 0
+        """Delete what is older than `KEEP_UPLOADS_S`, and count the rest."""
+        oldest, used = time.time() - KEEP_UPLOADS_S, 0
         for directory, _, names in os.walk(self.folder, topdown=False):
-            for name in names:
-                file = Path(directory) / name
-                try:
+            for file in (Path(directory) / name for name in names):
+                with contextlib.suppress(FileNotFoundError):  # an upload that was just moved to its place
                     about = file.lstat()
                     if about.st_mtime < oldest:
                         file.unlink()
                     else:
                         used += about.st_size
-                except FileNotFoundError:
-                    continue  # an upload that was just moved to its place
-            if (
-                Path(directory) != self.folder
-                and Path(directory).stat().st_mtime < oldest
-                and not os.listdir(directory)
-            ):
-                Path(directory).rmdir()
+            if Path(directory) != self.folder:
+                with contextlib.suppress(OSError):  # it is not empty
+                    if os.path.getmtime(directory) < oldest:
+                        os.rmdir(directory)
         self.used_bytes = used
 
 
@@ -216,7 +202,10 @@ class Guard:
         """Answer, or refuse with a sentence."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        refusal, limit = self.refusal(scope)
+        route = scope["path"].removeprefix("/gradio_api").lstrip("/")
+        is_upload = route.startswith("upload")
+        limit = MAX_UPLOAD_BYTES if is_upload else MAX_MESSAGE_BYTES
+        refusal = self.refusal(scope, route, limit, is_upload=is_upload)
         if refusal:
             return await refusal(scope, receive, send)
         begun = False
@@ -227,35 +216,49 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, bounded(receive, limit), tell)
+            await self.app(scope, self.bounded(receive, limit, is_upload=is_upload), tell)
         except Exception as error:  # its message may hold the whole request, and the server would log it
             note_fault(error)
             if not begun:
                 await PlainTextResponse(FAULT, 500)(scope, receive, send)
 
-    def refusal(self, scope: Scope) -> tuple[PlainTextResponse | None, int]:
-        """Return why a request is not answered, if so, and how many bytes it may have."""
-        route = scope["path"].removeprefix("/gradio_api").lstrip("/")
-        is_upload = route.startswith("upload")
-        limit = MAX_UPLOAD_BYTES if is_upload else MAX_MESSAGE_BYTES
+    def refusal(self, scope: Scope, route: str, limit: int, *, is_upload: bool) -> PlainTextResponse | None:
+        """Return why a request is not answered, if so."""
         if route.startswith(CLOSED_ROUTES):
-            return PlainTextResponse("Not part of this page.", 404), limit
+            return PlainTextResponse("Not part of this page.", 404)
         if scope["method"] != "POST":
-            return None, limit
+            return None
         headers = dict(scope["headers"])
         length = int(headers.get(b"content-length", b"0"))
         client = (scope.get("client") or ("unknown", 0))[0]
         if self.behind_proxy:
             client = headers.get(b"x-forwarded-for", client.encode()).decode("latin-1").partition(",")[0].strip()
         if not self.within_rate(client):
-            return PlainTextResponse("Too many requests; wait a minute.", 429, {"Retry-After": "60"}), limit
+            return PlainTextResponse("Too many requests; wait a minute.", 429, {"Retry-After": "60"})
         if length > limit:
-            return PlainTextResponse(f"Too large: at most {limit // 10**6} MB at once.", 413), limit
+            return PlainTextResponse(too_large(limit), 413)
         if is_upload and self.janitor.used_bytes + length > MAX_FOLDER_BYTES:
-            full = "The server holds too many uploads; try again in a few minutes."
-            return PlainTextResponse(full, 503), limit
-        self.janitor.used_bytes += length if is_upload else 0
-        return None, limit
+            return PlainTextResponse(FULL, 503)
+        return None
+
+    def bounded(self, receive: Receive, limit: int, *, is_upload: bool) -> Receive:
+        """Count what really arrives, whatever its header said, and stop reading what is too much."""
+        seen = 0
+
+        async def read() -> Message:
+            nonlocal seen
+            message = await receive()
+            size = len(message.get("body", b""))
+            seen += size
+            if seen > limit:
+                raise HTTPException(413, too_large(limit))
+            if is_upload:
+                self.janitor.used_bytes += size
+                if self.janitor.used_bytes > MAX_FOLDER_BYTES:
+                    raise HTTPException(503, FULL)
+            return message
+
+        return read
 
     def within_rate(self, client: str) -> bool:
         """Take one request from a client's budget, which refills evenly."""
@@ -268,16 +271,5 @@ class Guard:
         return left >= 1
 
 
-def bounded(receive: Receive, limit: int) -> Receive:
-    """Stop reading a body that turns out longer than its header said."""
-    seen = 0
-
-    async def read() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise HTTPException(413, f"Too large: at most {limit // 10**6} MB at once.")
-        return message
-
-    return read
+def too_large(limit: int) -> str:
+    return f"Too large: at most {limit // 10**6} MB at once."

@@ -1,7 +1,7 @@
 """Fixtures of the Space's tests; what is more than a fixture is in support/space.py."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,17 @@ def url(classifier) -> Iterator[str]:
 def server(folder) -> Iterator[SpaceServer]:
     with SpaceServer("--model", str(folder)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ood_score() -> Callable[[LesionClassifier, str | Path], float]:
+    """How unlike the training data a model finds a photo."""
+
+    def score(classifier: LesionClassifier, file: str | Path) -> float:
+        outputs = classifier.forward(classifier.preprocess(file)[None])
+        return float(classifier.abstention.score(outputs.logits, outputs.features)[0])
+
+    return score
 
 
 @pytest.fixture

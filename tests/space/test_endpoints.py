@@ -90,6 +90,7 @@ def test_an_assistant_can_call_the_tools_over_mcp(url, classifier, lesions, tmp_
                 "address": await session.call_tool("classify", {"photo": "http://192.0.2.1/x.jpg"}),
                 "passwd": await session.call_tool("classify", {"photo": "/etc/passwd"}),
                 "nonsense": await session.call_tool("classify", {"photo": "data:image/jpeg;base64,@@@"}),
+                "not ASCII": await session.call_tool("classify", {"photo": "data:image/jpeg;base64,größer"}),
             }
 
     tools, told = anyio.run(talk)
@@ -113,7 +114,8 @@ def test_an_assistant_can_call_the_tools_over_mcp(url, classifier, lesions, tmp_
     assert [row["diagnosis"] for row in rows] == [
         classifier.predict(file).diagnosis for file in (lesions[0], *lesions[:2])
     ]
-    for name, sentence in (("address", "fetches nothing"), ("passwd", "two steps"), ("nonsense", "in base64")):
+    refused = {"address": "fetches nothing", "passwd": "two steps", "nonsense": "in base64", "not ASCII": "in base64"}
+    for name, sentence in refused.items():
         assert told[name].isError
         assert sentence in told[name].content[0].text
 
