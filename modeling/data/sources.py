@@ -26,6 +26,7 @@ INSPECTION_VERSION = 1  # of what `inspect_images` caches
 INSPECTION_BATCH = 256
 # Names under which Hub datasets keep the label, and the optional columns of HAM10000's own CSV.
 LABEL_NAMES = ("label", "labels", "dx", "diagnosis", "class", "target")
+LABEL_DTYPES = ("string", "large_string", "int", "uint", "bool")  # how their names begin; a float may be NaN
 IMAGE_NAMES = ("image", "img", "images")
 OTHER_NAMES = {
     "image_id": ("image_id", "isic_id"),
@@ -298,16 +299,16 @@ def _find_image_column(dataset: datasets.Dataset, name: str) -> str:
 
 
 def _find_label_column(dataset: datasets.Dataset, name: str) -> str:
-    named = [column for column in LABEL_NAMES if column in dataset.features]
     classes = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
-    for column in named:
-        if column in classes or dataset.features[column].dtype in ("string", "large_string", "int64", "int32"):
+    for column in LABEL_NAMES:
+        feature = dataset.features.get(column)
+        if column in classes or (isinstance(feature, datasets.Value) and feature.dtype.startswith(LABEL_DTYPES)):
             return column
     if len(classes) == 1:
         return classes[0]
     raise DataError(
-        f"{name} has no label column among {', '.join(dataset.features)}: one ClassLabel column, or one named "
-        f"{', '.join(LABEL_NAMES)}, is needed: rename the right one to 'label'."
+        f"{name} has no label column among {', '.join(dataset.features)}: one ClassLabel column, or one of words or whole "
+        f"numbers named {', '.join(LABEL_NAMES)}, is needed: rename the right one to 'label'."
     )
 
 

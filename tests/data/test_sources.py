@@ -122,6 +122,32 @@ def test_splits_with_other_string_labels_are_joined_by_name(tmp_path: Path) -> N
     assert found == {"train-000000": "wart", "train-000001": "mole", "test-000000": "wart"}
 
 
+@pytest.mark.parametrize("dtype", ["string", "bool", "int8", "uint16", "int64"])
+def test_labels_may_be_words_or_whole_numbers_of_any_width(tmp_path: Path, dtype: str) -> None:
+    labels = ["1", "0"] if dtype == "string" else [1, 0]
+    features = {"image": datasets.Image(), "target": datasets.Value(dtype)}
+    dataset = load_images(save(tmp_path / "data", {"image": pictures(2), "target": labels}, features)).dataset
+    assert dataset.features["label"].names == (["False", "True"] if dtype == "bool" else ["0", "1"])
+    assert dataset["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("label", "feature"),
+    [
+        (["a"], datasets.List(datasets.Value("string"))),
+        ({"of": "a"}, {"of": datasets.Value("string")}),
+        (0.0, datasets.Value("float32")),
+    ],
+)
+def test_a_column_that_cannot_be_a_label_is_refused_in_words(tmp_path: Path, label: Any, feature: Any) -> None:
+    features = {"image": datasets.Image(), "label": feature}
+    folder = save(tmp_path / "data", {"image": pictures(1), "label": [label]}, features)
+    with pytest.raises(
+        DataError, match=r"no label column among image, label: .* one of words or whole numbers named label"
+    ):
+        load_images(folder)
+
+
 def test_image_ids_that_are_not_unique_are_made_from_split_and_row(tmp_path: Path) -> None:
     dataset = load_images(labelled(tmp_path, ["a", "b"], [0, 1], image_id=["same", "same"])).dataset
     assert dataset["image_id"][:] == ["train-000000", "train-000001"]
