@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from modeling.data.problems import DataError, Problem, read_ages
@@ -116,8 +117,10 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     stat = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_dir / key
+    cache_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with zipfile.ZipFile(archive) as opened:
+        # One run, or one machine of a run, unpacks; those that start beside it wait and use the same folder.
+        with zipfile.ZipFile(archive) as opened, FileLock(cache_dir / f"{key}.lock"):
             members = [member for member in opened.infolist() if not member.is_dir()]
             unsafe = [member.filename for member in members if _leaves_folder(member)]
             if unsafe:
@@ -129,7 +132,6 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
             wanted = [member for member in wanted if not _name(member).startswith(".")]
             if target.is_dir() and len(images_in(target)) == len(wanted):
                 return target
-            cache_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
                 partial = Path(scratch) / key
                 partial.mkdir()

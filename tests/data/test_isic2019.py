@@ -7,9 +7,12 @@ import http.server
 import os
 import re
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -143,6 +146,24 @@ def test_the_zip_not_yet_unpacked_gives_the_same_as_the_folder(copy: Path) -> No
     assert from_zip.remove_columns("image")[:] == from_folder.remove_columns("image")[:]
     for image, expected in zip(from_zip["image"], pixels, strict=True):
         np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_runs_that_start_together_unpack_the_zip_once(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the second would delete the images that the first is reading by now, and put its own in their place."""
+    archive, copied, copy_file = zip_images(copy), [], isic2019.shutil.copyfileobj
+
+    def slow_copy(source: Any, target: Any) -> None:
+        copied.append(target.name)
+        time.sleep(0.03)
+        copy_file(source, target)
+
+    monkeypatch.setattr(isic2019.shutil, "copyfileobj", slow_copy)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(isic2019.unpack, [archive] * 2, [tmp_path / "cache"] * 2)
+    assert first == second
+    assert len(copied) == len(IDS)
 
 
 def test_unpacked_files_that_were_removed_from_the_cache_are_unpacked_again(copy: Path, tmp_path: Path) -> None:
