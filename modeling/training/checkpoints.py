@@ -121,7 +121,8 @@ class Checkpoints:
             kept = [path for path in self._all() if path.name <= folder.name][-KEPT:]
             for path in [*self._all(), *self.folder.glob(".step-*.partial")]:
                 if path not in kept:
-                    shutil.rmtree(path)
+                    # On a shared disk somebody may have a file of it open; the next time tries again.
+                    shutil.rmtree(path, ignore_errors=True)
         return folder
 
     def latest(self) -> Path | None:

@@ -1,6 +1,8 @@
 """modeling/training/checkpoints.py: a checkpoint is whole or not there."""
 
+import errno
 import logging
+import os
 import resource
 
 import pytest
@@ -41,6 +43,25 @@ def test_the_last_two_are_kept(tmp_path, accelerator):
     for step in (1, 2, 3, 10):
         checkpoints.save(step, writer())
     assert names(tmp_path) == ["step-00000003", "step-00000010"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_left_until_it_can(tmp_path, accelerator, monkeypatch):
+    """As on a shared disk, where a folder stays while somebody has a file of it open."""
+    checkpoints, rmdir = Checkpoints(tmp_path, accelerator), os.rmdir
+
+    def busy(path, **options):
+        if "step-00000001" in str(path):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        rmdir(path, **options)
+
+    checkpoints.save(1, writer())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        for step in (2, 3):
+            checkpoints.save(step, writer())
+    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+    checkpoints.save(4, writer())
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
 def test_what_others_put_there_is_left_alone(tmp_path, accelerator):
