@@ -191,21 +191,27 @@ def parse_options(arguments: list[str]) -> TrainOptions:
     config_parser = argparse.ArgumentParser(prog="accelerate launch train.py", add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", metavar="FILE")
     given, arguments = config_parser.parse_known_args(arguments)
-    if given.config is not None:
-        arguments = arguments_of_file(Path(given.config)) + arguments
     parser = HfArgumentParser(
         TrainOptions,  # type: ignore[arg-type]
         usage="accelerate launch train.py [--config FILE.yaml] [--OPTION VALUE …]",
         description="Train, evaluate and publish a dermoscopy classifier.",
     )
-    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if given.config is not None:
+        parser.set_defaults(
+            **read_config(Path(given.config))
+        )  # argparse reads words as it does those of the command line
+    options, unknown = parser.parse_args_into_dataclasses(
+        arguments,
+        return_remaining_strings=True,
+        look_for_args_file=False,  # it would read a train.args beside train.py without a word
+    )
     if unknown:
         raise ValueError(f"{shortened(' '.join(unknown))} is no option; --help lists them.")
     return resolve(options)
 
 
-def arguments_of_file(path: Path) -> list[str]:
-    """Return the options of a YAML file as the command line has them.
+def read_config(path: Path) -> dict[str, str | list[str]]:
+    """Return the options of a YAML file in the words that it has for them; null is the default, as in train_config.json.
 
     Raises:
         ValueError: If it is not a short file of `option: value` lines.
@@ -213,37 +219,31 @@ def arguments_of_file(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1000} kB")
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
     except (
         Exception
     ) as error:  # PyYAML also answers damage with KeyError, IndexError, AttributeError, RecursionError, …
         raise ValueError(f"--config {path} cannot be read ({type(error).__name__}: {str(error)[:300]}).") from error
-    if not isinstance(content or {}, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold lines such as `epochs: 30`, got {shortened(content)}.")
-    arguments: list[str] = []
     kinds = get_type_hints(TrainOptions)
-    for name, value in (content or {}).items():
-        if name not in TrainOptions.__dataclass_fields__:
+    options: dict[str, str | list[str]] = {}
+    for name, value in content.items():
+        if name not in kinds:
             raise ValueError(f"--config {path}: there is no option {shortened(name)}; --help lists them.")
-        if isinstance(value, list) and get_origin(kinds[name]) is not list:
+        takes_list = get_origin(kinds[name]) is list
+        if isinstance(value, list) and not takes_list:
             raise ValueError(f"--config {path}: {name} takes one value, got the list {shortened(value)}.")
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        if kinds[name] is str or kinds[name] == str | None:
-            values = ["no" if item is False else item for item in values]  # YAML takes the word for False
-        for item in values:
-            if isinstance(item, int) and item.bit_length() > 64:
-                raise ValueError(f"--config {path}: the number of {name} is too large.")
-            if not isinstance(item, str | int | float) or str(item).startswith("--"):
-                raise ValueError(
-                    f"--config {path}: {name} must be a value or a list of values, got {shortened(value)}."
-                )
-        if values:  # none, as in train_config.json: the default
-            arguments += [f"--{name}", *map(str, values)] if isinstance(value, list) else [f"--{name}={values[0]}"]
-    return arguments
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in values):
+            raise ValueError(f"--config {path}: {name} must be a value or a list of values, got {shortened(value)}.")
+        if value not in ("", "~", "null"):
+            options[name] = values if takes_list else value
+    return options
 
 
-class PlainLoader(yaml.SafeLoader):
-    """YAML without references: by them a few lines can grow to any size."""
+class PlainLoader(yaml.BaseLoader):
+    """YAML of words alone, since it would read 042 as 34 and no as False, and without references, which can grow to any size."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -116,15 +116,20 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
     before = read_json(path)
     if not isinstance(before.get("options"), dict):
         raise ValueError(f"{path} is damaged: it holds no options. Start anew with another --output_dir.")
-    differences = [
-        f"{name}: {shortened(before['options'].get(name))} before, {value!r} now"
-        for name, value in config["options"].items()
-        if before["options"].get(name) != value
-    ] + [
-        f"{name}: {shortened(before.get(name))} before, {value!r} now"
-        for name, value in config.items()
-        if name not in ("options", "run_id", "origin", "device") and before.get(name) != value
-    ]
+    differences = []
+    for part, now in config.items():
+        if part in ("run_id", "origin", "device"):
+            continue
+        then = before.get(part)
+        if not isinstance(now, dict):
+            now, then = {part: now}, {part: then}
+        elif not isinstance(then, dict):
+            then = {}
+        differences += [
+            f"{name}: {shortened(then.get(name))} before, {value!r} now"
+            for name, value in now.items()
+            if then.get(name) != value
+        ]
     if differences:
         raise ValueError(
             f"{path.parent} cannot be resumed with other settings, since the result would change:\n  "
