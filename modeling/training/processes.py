@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
-from modeling.process import available_cores
+from modeling.process import own_cores
 from modeling.training.options import TrainOptions
 
 
@@ -24,11 +24,17 @@ def warn_of_missing_processes() -> None:
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
-    """Set up devices, processes, precision and trackers."""
+    """Set up devices, processes, precision and trackers.
+
+    Raises:
+        ValueError: If batch statistics are to be shared on a CPU.
+    """
     precision: str | None = options.mixed_precision
     if precision == "auto":
         # None leaves the choice to `accelerate config` and `accelerate launch --mixed_precision`.
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
+        # Older GPUs only emulate bf16, which is slower than full precision.
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else None
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(True)
@@ -43,6 +49,10 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed, non_blocking=True),
     )
     if accelerator.device.type == "cpu":
+        if options.sync_batchnorm and accelerator.num_processes > 1:
+            raise ValueError(
+                "--sync_batchnorm needs GPUs: torch does not share batch statistics on a CPU. Leave it out."
+            )
         # accelerate's launcher leaves each process a single thread unless it was told otherwise.
-        torch.set_num_threads(max(available_cores() // accelerator.num_processes, 1))
+        torch.set_num_threads(own_cores())
     return accelerator

@@ -8,6 +8,7 @@ import numpy as np
 import timm.optim
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup
@@ -28,7 +29,8 @@ def make_trainer(
     """Put optimiser, schedule, weight average and loss together, by the recipe."""
     original = options.recipe == "original"
     if options.sync_batchnorm and accelerator.num_processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # timm's own: its batch normalisation contains the activation, which torch's conversion would throw away.
+        model = convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
     if original:
         optimizer: Any = torch.optim.Adam(model.parameters(), lr=options.learning_rate)

@@ -402,7 +402,8 @@ class Trainer:
         progress = (folder / f"progress-{self.accelerator.process_index}.json").read_text(encoding="utf-8")
         self.progress = Progress(**json.loads(progress))
         if self.progress.best_epoch >= 0:
-            self.best_weights = load_file(folder / BEST_NAME)
+            # Copied, since load_file maps the file, and the checkpoint is deleted while training goes on.
+            self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
         self.saved_at = (time.monotonic(), self.progress.step)
         if self.accelerator.is_main_process:
             self.log.go_back_to(self.progress.history)

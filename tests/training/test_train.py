@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -18,16 +19,21 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 import train
 from modeling.classifier import LesionClassifier
 from modeling.data.isic2019 import load_isic2019
+from modeling.data.loading import LesionDataset
 from modeling.labels import CODES
+from modeling.network import build_model
 from modeling.training.checkpoints import problem_with
-from modeling.training.loaders import lesion_dataset
+from modeling.training.loaders import lesion_dataset, make_loaders
 from modeling.training.options import is_allowed
-from modeling.training.trainer import EpochLog, mixed_seed
+from modeling.training.processes import make_accelerator
+from modeling.training.recipe import make_trainer
+from modeling.training.trainer import BEST_NAME, EpochLog, Trainer, mixed_seed
 from support.corpus import make_corpus
 from support.runs import ROOT, TINY, start
 
@@ -112,6 +118,15 @@ def test_the_log_has_one_object_per_epoch_and_the_loss_falls(finished):
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
     assert {"val/balanced_accuracy", "val/loss", "learning_rate", "images_per_second"} <= set(lines[0])
+
+
+def test_the_best_weights_of_a_resumed_run_are_in_memory_and_not_in_a_checkpoint_that_will_be_deleted(finished):
+    folder = max((finished / "checkpoints").iterdir())
+    accelerator = SimpleNamespace(load_state=lambda _: None, process_index=0, is_main_process=False)
+    trainer = SimpleNamespace(checkpoints=SimpleNamespace(latest=lambda: folder), accelerator=accelerator)
+    assert Trainer.resume(trainer)
+    assert str(folder / BEST_NAME) not in Path("/proc/self/maps").read_text()
+    assert trainer.best_weights.keys() == load_file(folder / BEST_NAME).keys()
 
 
 def test_the_weights_that_are_kept_are_those_of_the_best_epoch(finished):
@@ -488,6 +503,68 @@ def test_processes_that_accelerate_did_not_start_are_missed(monkeypatch, capsys)
     assert capsys.readouterr().err == ""
 
 
+class NoAccelerator(SimpleNamespace):
+    """What an accelerator would be made of, on a machine of a cluster with 16 cores, 16 processes in all and 4 here."""
+
+    device = torch.device("cuda")
+    num_processes = 16
+
+    gradient_accumulation_steps = 1
+
+    @staticmethod
+    def prepare(*objects):
+        return objects if len(objects) > 1 else objects[0]
+
+    def register_for_checkpointing(self, thing):
+        pass
+
+
+@pytest.mark.parametrize(("emulates", "precision"), [(True, None), (False, "bf16")])
+def test_bf16_is_chosen_where_the_gpu_computes_it_and_not_where_it_is_emulated(monkeypatch, emulates, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulates
+    )
+    monkeypatch.setattr("modeling.training.processes.Accelerator", NoAccelerator)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    assert make_accelerator(train.parse_options([])).mixed_precision == precision
+
+
+def test_shared_batch_statistics_leave_the_network_what_it_was(tmp_path, monkeypatch):
+    """timm's layers for batch normalisation contain the activation."""
+    monkeypatch.setattr(NoAccelerator, "device", torch.device("cpu"))
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    before = model(pixel_values).detach()
+    options = train.parse_options(["--dataset", "demo", "--sync_batchnorm"])
+    loaders = {"train": [0] * 4, "val": [0]}
+    trainer = make_trainer(options, NoAccelerator(), model, loaders, tmp_path, lambda probs, labels: {})
+    trainer.stop_request.restore()
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in trainer.model.modules())
+    torch.testing.assert_close(trainer.model(pixel_values), before)
+
+
+def test_batch_statistics_that_a_cpu_cannot_share_are_refused_before_the_data_are_read(monkeypatch, capsys):
+    monkeypatch.setattr(NoAccelerator, "device", torch.device("cpu"))
+    monkeypatch.setattr("modeling.training.processes.Accelerator", NoAccelerator)
+    assert train.main(["--dataset", "demo", "--sync_batchnorm"]) == 1
+    assert "--sync_batchnorm needs GPUs" in capsys.readouterr().err
+
+
+def test_the_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("modeling.process.available_cores", lambda: 16)
+    parts = {split: LesionDataset([None] * 40, [0] * 40) for split in ("train", "val", "test")}
+    loaders = make_loaders(train.parse_options([]), parts, NoAccelerator())
+    assert {loader.num_workers for loader in loaders.values()} == {3}
+    monkeypatch.setattr(NoAccelerator, "device", torch.device("cpu"))
+    monkeypatch.setattr("modeling.training.processes.Accelerator", NoAccelerator)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    make_accelerator(train.parse_options([]))
+    assert threads == [4]
+
+
 def test_help_explains_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit):
         train.parse_options(["--help"])
@@ -499,10 +576,9 @@ def test_help_explains_every_option_with_its_default(capsys):
 
 def test_options_can_come_from_a_file_and_the_command_line_wins(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("dataset: demo\nepochs: 3\ndiagnoses: [MEL, NV]\nmixed_precision: no\n")
+    path.write_text("dataset: demo\nepochs: 3\ndiagnoses: [MEL, NV]\n")
     options = train.parse_options(["--config", str(path), "--epochs", "4"])
     assert (options.dataset, options.epochs, options.diagnoses) == ("demo", 4, ["MEL", "NV"])
-    assert options.mixed_precision == "no"  # which YAML reads as False
 
 
 def test_the_originals_recipe_is_the_originals():
