@@ -82,6 +82,7 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
         return {**answer(event, lambda: [batches.photo_of(photos_of(event), int(number))]), "opened": True}
 
     def answer_batch(event: gr.EventData) -> Iterator[dict[str, Any]]:
+        asked = event._data.get("asked")
         rows: list[dict[str, Any]] = []
         told_at = 0.0
         try:
@@ -89,11 +90,11 @@ def build_demo(classifier: LesionClassifier) -> gr.Blocks:
                 rows.append(row)
                 if done < total and monotonic() - told_at > PROGRESS_EVERY_S:
                     told_at = monotonic()
-                    yield {"done": done, "total": total}
+                    yield {"asked": asked, "done": done, "total": total}
         except (ImageError, QuestionError) as error:
-            yield told(error=str(error))
+            yield told(asked=asked, error=str(error))
         else:
-            yield told(done=len(rows), total=len(rows), rows=rows, csv=batches.to_csv(rows, classifier))
+            yield told(asked=asked, done=len(rows), total=len(rows), rows=rows, csv=batches.to_csv(rows, classifier))
 
     with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
         gr.HTML(pages.header(classifier), elem_id="lesion-head")

@@ -10,6 +10,7 @@ const COLUMNS = [
 let items = [];
 let order;
 let running = false; // sent and not yet answered
+let asked; // by which an answer to this batch is told from one to an earlier one, which may still be running
 let stopped = false; // while it was running: gradio then reports a failure, which is none
 
 const field = photoField({ id: "batch-files", title: "Many photos, each a lesion of its own", take: add, accept: "image/*,.heic,.heif,.tif,.tiff,.bmp,.zip",
@@ -19,6 +20,7 @@ content.append(field, place);
 // What comes late of a batch that was cleared is not shown.
 watch("value", () => {
   const batch = props.value || null;
+  if (batch?.asked && batch.asked !== asked) return;
   if (batch?.error && stopped) {
     stopped = false;
     return;
@@ -28,15 +30,15 @@ watch("value", () => {
 });
 
 async function add(files) {
-  if (running) halt();
   const batch = files.map((file) => ({ file }));
   items = batch;
+  asked = Math.random();
   draw({ done: 0, total: 0 });
   try {
     const photos = await sent(batch);
     if (items !== batch) return;
     running = true;
-    trigger("photos", { photos });
+    trigger("photos", { photos, asked });
   } catch {
     if (items === batch) draw({ error: UNSENT });
   }

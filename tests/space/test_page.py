@@ -431,9 +431,15 @@ def test_stop_and_clear_empties_the_batch_and_the_next_one_starts_anew(browser, 
         choose(page, lesions[0], field="#batch-files")
         page.wait_for_selector("#save-csv")
         assert page.locator(".batch tbody th").all_inner_texts() == [lesions[0].name]
-        choose(page, many.source, field="#batch-files")
-        page.wait_for_selector("#batch-status:has-text('of 200 photos')")  # it is running
-        choose(page, lesions[1], field="#batch-files")  # in its place
+
+
+def test_a_batch_that_another_took_the_place_of_is_not_shown(browser, url, lesions, tmp_path):
+    several = zipped(tmp_path / "several.zip", {f"{n}.jpg": data for n, data in enumerate(photos(40))})
+    with visit(browser, url) as page:
+        page.get_by_role("tab", name="Batch").click()
+        choose(page, several.source, field="#batch-files")
+        page.wait_for_selector("#batch-status:has-text('of 40 photos')")  # it is running
+        choose(page, lesions[1], field="#batch-files")
         page.wait_for_selector("#save-csv")
         assert page.locator(".batch tbody th").all_inner_texts() == [lesions[1].name]
 
