@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import answers
+import batches
 import pytest
 from PIL import Image
 
@@ -433,15 +434,30 @@ def test_stop_and_clear_empties_the_batch_and_the_next_one_starts_anew(browser, 
         assert page.locator(".batch tbody th").all_inner_texts() == [lesions[0].name]
 
 
-def test_a_batch_that_another_took_the_place_of_is_not_shown(browser, url, lesions, tmp_path):
-    several = zipped(tmp_path / "several.zip", {f"{n}.jpg": data for n, data in enumerate(photos(40))})
+def test_a_batch_that_another_took_the_place_of_is_not_shown(browser, url, lesions, monkeypatch):
+    classify_rows, begun, ended = batches.classify_rows, threading.Event(), threading.Event()
+    may_end = {2: threading.Event(), 1: threading.Event()}  # by the number of photos
+
+    def classify_late(classifier, photos, **options):
+        begun.set()
+        may_end[len(photos)].wait(30)
+        yield from classify_rows(classifier, photos, **options)
+        ended.set()
+
+    monkeypatch.setattr(batches, "classify_rows", classify_late)
     with visit(browser, url) as page:
         page.get_by_role("tab", name="Batch").click()
-        choose(page, several.source, field="#batch-files")
-        page.wait_for_selector("#batch-status:has-text('of 40 photos')")  # it is running
-        choose(page, lesions[1], field="#batch-files")
+        choose(page, *lesions[:2], field="#batch-files")
+        assert begun.wait(30)
+        choose(page, lesions[2], field="#batch-files")
+        page.wait_for_timeout(1000)  # it is sent
+        may_end[2].set()
+        assert ended.wait(30)
+        page.wait_for_timeout(1000)
+        assert page.locator("#batch-answer table").count() == 0
+        may_end[1].set()
         page.wait_for_selector("#save-csv")
-        assert page.locator(".batch tbody th").all_inner_texts() == [lesions[1].name]
+        assert page.locator(".batch tbody th").all_inner_texts() == [lesions[2].name]
 
 
 # ---- Phones and keyboards ---------------------------------------------------------------------------------------------
