@@ -251,7 +251,7 @@ def _fetch(path: str) -> ImageInput:
         except FileNotFoundError as error:
             # fsspec calls a web address missing, too, whose server is silent or broken.
             cause = error.__cause__ or error
-            if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (401, 403, 410):
+            if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (401, 403, 404, 410):
                 raise ImageError(f"{path!r:.300} is not there, or may not be read.") from error
             raise cause from None
 

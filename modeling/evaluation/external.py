@@ -6,6 +6,7 @@ first. A change of quality is told from a change of mix by re-weighting the exte
 """
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ def open_external(
     return (
         dataset,
         splits.sort_values("image_id", ignore_index=True),
-        External(internal, left_out["reason"].value_counts().to_dict(), compared_by, challenge),
+        External(internal, dict(Counter(left_out["reason"])), compared_by, challenge),
     )
 
 

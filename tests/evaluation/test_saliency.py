@@ -98,7 +98,7 @@ def test_masks_are_read_in_the_image_s_geometry_and_empty_ones_refused(tmp_path)
     with pytest.raises(ValueError, match="marks no pixels"):
         read_mask(tmp_path, "b", (10, 10))
     (tmp_path / "c_segmentation.png").write_bytes((tmp_path / "a_segmentation.png").read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"c_segmentation\.png is damaged or incomplete"):
+    with pytest.raises(ValueError, match=r"c_segmentation\.png' is damaged or incomplete"):
         read_mask(tmp_path, "c", (10, 10))
 
 

@@ -138,7 +138,7 @@ def visit(browser, url: str, *, width: int = 1280, height: int = 900, **options)
     page.wait_for_selector("#photos")
     yield page
     page.close()
-    assert errors == []
+    assert errors == [], errors
     assert [one for one in requests if not one.startswith((url, "data:", "blob:", "ws://127.0.0.1"))] == []
 
 
