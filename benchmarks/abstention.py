@@ -32,7 +32,13 @@ def scores_fitted_on(logits: np.ndarray, features: np.ndarray, labels: np.ndarra
         "maximum probability": lambda z, f: -softmax(z, axis=1).max(axis=1),
         "feature norm": lambda z, f: -np.linalg.norm(f, axis=1),
     }
-    for name, scale in (("", np.asarray), (", normalised", normalised)):
+    length = np.linalg.norm(features, axis=1).mean()
+    scales: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "": np.asarray,
+        ", normalised": normalised,
+        ", both": lambda f: np.hstack([normalised(f), f / length]),
+    }
+    for name, scale in scales.items():
         known = scale(features)
         found[f"kNN 10{name}"] = nearest(known, 10, scale)
         found[f"kNN 50{name}"] = nearest(known, 50, scale)

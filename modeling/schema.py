@@ -13,7 +13,7 @@ from pydantic_core import core_schema as cs
 
 from modeling.files import MAX_TEXT, ModelFolderError, is_name, shortened
 
-CONFIG_SCHEMA = 2  # 1 said wanted_sensitivity
+CONFIG_SCHEMA = 3  # 1 said wanted_sensitivity, 2 had another abstention rule
 MAX_CLASSES = 1000
 MAX_SIZE_PX = 1024
 MAX_OPERATING_POINTS = 100
@@ -83,10 +83,10 @@ DECISION = {
     "priors": cs.list_schema(cs.float_schema(gt=0, le=1)),
 }
 ABSTENTION = {
-    "method": cs.literal_schema(["normalised ViM"]),
+    "method": cs.literal_schema(["ViM with and without normalisation"]),
     "threshold": cs.float_schema(),
     "false_alarm_rate": FRACTION,
-    "residual_weight": cs.float_schema(gt=0),
+    **dict.fromkeys(("residual_weight", "length"), cs.float_schema(gt=0)),
     "n_features": cs.int_schema(ge=1, le=2**20),
     **dict.fromkeys(("centre", "directions"), cs.str_schema()),
 }

@@ -326,13 +326,14 @@ def point(**changes):
 
 def rule(**changes):
     values = {
-        "method": "normalised ViM",
+        "method": "ViM with and without normalisation",
         "threshold": 1.0,
         "false_alarm_rate": 0.05,
         "residual_weight": 1.0,
+        "length": 1.0,
         "n_features": 256,
     }
-    arrays = {"centre": "AAAA" * 341 + "AA==", "directions": "AAAA" * 341 + "AA=="}  # of 256 zeros
+    arrays = dict.fromkeys(("centre", "directions"), "AAAA" * 682 + "AAA=")  # of 512 zeros
     return {**values, **arrays, **changes}
 
 
@@ -347,7 +348,7 @@ def test_thresholds_that_can_be_read_are_read(folder):
     edit(folder, lambda config: config["lesion"].update(operating_points=[point()], abstention=rule()))
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
     assert classifier.operating_points[0].threshold == 0.1
-    assert classifier.abstention.directions.shape == (1, 256)
+    assert classifier.abstention.directions.shape == (1, 512)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +363,7 @@ def test_thresholds_that_can_be_read_are_read(folder):
         lambda lesion: lesion.update(operating_points=[point(sensitivity=2)]),
         *(lambda lesion, t=t: lesion.update(operating_points=[point(threshold=t)]) for t in (7, -5, 1e308)),
         *(lambda lesion, w=w: lesion.update(abstention=rule(residual_weight=w)) for w in (-1, 0)),
+        lambda lesion: lesion.update(abstention=rule(length=0)),
         lambda lesion: lesion.update(abstention=rule(false_alarm_rate=1.5)),
         lambda lesion: lesion.update(operating_points=[point(n_positive=0.5)]),
         lambda lesion: lesion.update(operating_points=[point(name="\x1b[2J")]),

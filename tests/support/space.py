@@ -77,8 +77,9 @@ def make_model(
         threshold=threshold if threshold is not None else -1e9 if abstains else 1e9,
         false_alarm_rate=0.05,
         residual_weight=1.0,
-        centre=np.zeros(model.num_features, np.float32),
-        directions=np.eye(model.num_features, dtype=np.float32)[:2],
+        length=1.0,
+        centre=np.zeros(2 * model.num_features, np.float32),
+        directions=np.eye(2 * model.num_features, dtype=np.float32)[:2],
     )
     lesion = {
         "package_version": "0",
