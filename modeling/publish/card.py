@@ -91,7 +91,8 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         raise PublishError(str(error)) from error
     if metrics is None:
         raise PublishError(
-            f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR`."
+            f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR "
+            f"--output {folder}`."
         )
     if metrics.get("external"):
         raise PublishError(
@@ -124,7 +125,8 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
         raise PublishError(
             f"{folder / METRICS_NAME} does not go with the card's templates ({type(error).__name__}: {str(error)[:300]}): it is "
-            f"damaged or of another version; make it anew with `python -m modeling.evaluation {folder} --data_dir DIR`."
+            f"damaged or of another version; make it anew with `python -m modeling.evaluation {folder} --data_dir DIR "
+            f"--output {folder}`."
         ) from error
     pages = {name: re.sub(r"\n{3,}", "\n\n", body.strip()) + "\n" for name, body in bodies.items()}
     return {**pages, CARD_NAME: f"---\n{metadata}\n---\n\n{pages[CARD_NAME]}"}
