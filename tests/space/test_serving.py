@@ -63,8 +63,8 @@ def test_the_server_forgets_uploads_and_the_last_answer_of_a_page_that_stays_ope
 
 
 def test_a_page_that_was_closed_leaves_no_thread_behind():
-    def threads() -> set[str]:
-        return {thread.name for thread in threading.enumerate() if not thread.name.startswith("AnyIO")}
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if not thread.name.startswith("AnyIO")}
 
     before = threads()
     for _ in range(2):  # as while a hosted Space waits for its model
