@@ -123,7 +123,7 @@ def ours() -> Epoch:
             batch_size=BATCH_SIZE,
             shuffle=True,
             drop_last=True,
-            num_workers=default_num_workers(1),
+            num_workers=default_num_workers(),
             persistent_workers=True,
             pin_memory=GPU,
         )

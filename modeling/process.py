@@ -63,9 +63,9 @@ def own_cores() -> int:
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def default_num_workers(num_processes: int) -> int:
-    """Loader processes for each training process: a share of the cores, one of them left to the training itself."""
-    return min(max(available_cores() // num_processes - 1, 1), 16)
+def default_num_workers() -> int:
+    """Loader processes of this training process: one for each of its own cores but one, which the training itself keeps."""
+    return min(max(own_cores() - 1, 1), 16)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """From splits to prepared loaders: decoded and resized once, train augmented."""
 
-import os
 from typing import Any
 
 import pandas as pd
@@ -68,8 +67,7 @@ def lesion_dataset(
 
 def make_loaders(options: TrainOptions, parts: dict[str, LesionDataset], accelerator: Accelerator) -> dict[str, Any]:
     """Make the prepared loaders: train shuffled, without its incomplete last batch; val and test in order."""
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the processes; the launcher says so
-    workers = default_num_workers(on_this_machine) if options.num_workers is None else options.num_workers
+    workers = default_num_workers() if options.num_workers is None else options.num_workers
     loaders = {}
     for split, images in parts.items():
         training = split == "train"
