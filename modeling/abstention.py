@@ -127,9 +127,8 @@ def _principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, _, directions = randomized_svd(
         features - centre, n_components=n_directions, n_oversamples=24, n_iter=10, random_state=0
     )
-    return centre.astype(np.float32), np.ascontiguousarray(
-        directions, np.float32
-    )  # as they are read again, to the last bit
+    # In the order in memory in which they are read again: otherwise scores differ in the last bit.
+    return centre.astype(np.float32), np.ascontiguousarray(directions, np.float32)
 
 
 def _to_base64(array: np.ndarray) -> str:
