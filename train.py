@@ -9,7 +9,7 @@ The file reads in the order of the run: options → data → model → training 
 A research demonstration, not a medical device.
 """
 
-from modeling.process import prepare_process
+from modeling.runtime import prepare_process
 
 prepare_process()  # before torch is loaded
 
@@ -42,6 +42,7 @@ from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer
 from modeling.files import RUN_NAME, SPLITS_NAME, write_json
+from modeling.inference import Outputs, run_model
 from modeling.labels import REFERENCE_CODES, SYNTHETIC_NOTICE
 from modeling.network import TimmModel, build_model
 from modeling.publish.card import write_card
@@ -49,17 +50,16 @@ from modeling.publish.examples import write_drawn_examples, write_isic_examples
 from modeling.publish.hub import PublishError
 from modeling.publish.onnx import export_onnx
 from modeling.publish.push import check_can_push, push_model
+from modeling.training.accelerator import make_accelerator, warn_of_missing_processes
+from modeling.training.calibrate_and_save import check_learned, write_model_folder
 from modeling.training.checkpoints import any_process
 from modeling.training.dry_run import rehearse
-from modeling.training.failures import explained, launched
-from modeling.training.finalize import check_learned, write_model_folder
+from modeling.training.errors import explained, launched
+from modeling.training.init_weights import Start, check_not_seen, find_start, load_start
 from modeling.training.loaders import make_loaders, split_datasets
 from modeling.training.options import TrainOptions, parse_options
-from modeling.training.outputs import Outputs, run_model
-from modeling.training.processes import make_accelerator, warn_of_missing_processes
 from modeling.training.recipe import make_trainer
 from modeling.training.run_folder import check_same_run, describe_run, holds_run, sole_user
-from modeling.training.start import Start, check_not_seen, find_start, load_start
 from modeling.training.trainer import Interrupted, TrainingError
 
 

@@ -12,7 +12,7 @@ space, …         the Space's whole answer for one upload of 1024x768: verdict,
 decode, …        Pillow's decoding alone
 """
 
-from modeling.process import prepare_process
+from modeling.runtime import prepare_process
 
 prepare_process()  # before torch is loaded, as the command line and the Space do; see side_by_side.py
 

@@ -9,7 +9,7 @@ process of its own, which first takes two batches to warm up, but for our first 
   ours, later epochs    from the cache, augmented
   original   the reference system's: ImageFolder, squash to 224 px, default memory layout, Adam, no augmentation
   Trainer    transformers.Trainer with a `datasets` transform that decodes and augments
-The first three run in a process as train.py prepares it (`modeling.process`), the others in one as their users have it, but
+The first three run in a process as train.py prepares it (`modeling.runtime`), the others in one as their users have it, but
 for OpenMP's waiting threads, which sleep in all of them. Where there is a GPU, all train on it; ours, the bare limit and the
 Trainer in bf16 where the GPU has it, the reference system in fp32.
 """
@@ -43,9 +43,9 @@ from transformers import Trainer, TrainingArguments
 
 from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
 from modeling.data.cache import resized_images
-from modeling.data.loading import LesionDataset
+from modeling.data.dataset import LesionDataset
 from modeling.network import normalise
-from modeling.process import default_num_workers, prepare_process
+from modeling.runtime import default_num_workers, prepare_process
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

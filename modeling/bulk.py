@@ -41,7 +41,7 @@ from modeling.inputs import (
     side_by_side,
 )
 from modeling.prediction import Prediction
-from modeling.process import Processes
+from modeling.runtime import Processes
 
 CHUNK_SIZE = 2 * BATCH_SIZE  # images: what a kill can cost each process
 ROW_GROUP_SIZE = 32 * CHUNK_SIZE  # rows of a Parquet file that are held in memory at once

@@ -12,7 +12,6 @@ from PIL import Image
 
 from modeling import __version__
 from modeling.abstention import AbstentionRule
-from modeling.calibration import OperatingPoint
 from modeling.decision import Decision, most_probable
 from modeling.engines import Engine, ModelOutputs, open_engine
 from modeling.explain import BY_TORCH, Explanation
@@ -20,9 +19,10 @@ from modeling.files import ModelFolderError
 from modeling.images import ImageError, ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.model_folder import ModelFolder, read_config, resolve_model_folder
+from modeling.operating_points import OperatingPoint
 from modeling.prediction import Prediction, verdict
 from modeling.preprocessing import eval_transform
-from modeling.process import own_cores
+from modeling.runtime import own_cores
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

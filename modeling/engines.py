@@ -21,7 +21,7 @@ import numpy as np
 from modeling.calibration import softmax
 from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, shortened
 from modeling.model_folder import ONNX_NAME, ModelFolder, checked_file, fetch
-from modeling.process import memory_is_kept, own_cores
+from modeling.runtime import memory_is_kept, own_cores
 
 EngineName = Literal["onnx", "torch"]
 OUTPUT_NAMES = ("logits", "features", "feature_maps")  # of onnx/model.onnx

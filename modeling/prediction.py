@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modeling.calibration import OperatingPoint
 from modeling.labels import NOTICE, diagnosis_of
+from modeling.operating_points import OperatingPoint
 
 DIGITS = 6  # of a probability: beyond them two machines differ
 

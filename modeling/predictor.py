@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from modeling.process import join_processes, prepare_process
+from modeling.runtime import join_processes, prepare_process
 
 if __name__ == "__main__":
     prepare_process()  # before torch is loaded

@@ -10,13 +10,13 @@ import numpy as np
 import render
 from PIL import Image
 
-from modeling.calibration import OperatingPoint, target_probability
 from modeling.classifier import LesionClassifier
 from modeling.engines import NotInstalledError
 from modeling.explain import Explanation
 from modeling.files import shortened
 from modeling.images import ImageError, decode_image
 from modeling.labels import DIAGNOSES, diagnosis_of
+from modeling.operating_points import OperatingPoint, target_probability
 from modeling.prediction import Prediction, percent, rounded, target_words
 
 MAX_PHOTOS = 8

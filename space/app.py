@@ -15,7 +15,7 @@ from typing import Any
 
 import tempfolder
 
-from modeling.process import prepare_server
+from modeling.runtime import prepare_server
 
 prepare_server()  # before an engine is loaded
 # At every request gradio makes a table of the last 10,000, for a monitoring page that is off here.

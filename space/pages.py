@@ -10,8 +10,8 @@ from markupsafe import Markup, escape
 from uploads import note_fault
 
 from modeling.classifier import LesionClassifier
-from modeling.estimates import format_estimate
 from modeling.files import METRICS_NAME, ModelFolderError
+from modeling.formatting import format_estimate
 from modeling.labels import NOTICE
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import ModelFolder, file_beside

@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from modeling.process import prepare_process
+from modeling.runtime import prepare_process
 
 prepare_process()  # before torch is loaded: servers and training processes share the cores with the tests
 

@@ -25,13 +25,13 @@ from pyarrow import parquet
 
 from modeling import bulk
 from modeling.bulk import CHUNK_SIZE, classify_archive
-from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.images import ImageError
 from modeling.inputs import ArchiveError, StreamedDataset, _fetch, dataset_revision, list_files
 from modeling.labels import NOTICE
+from modeling.operating_points import OperatingPoint
 from modeling.predictor import main, table
-from modeling.process import Processes
+from modeling.runtime import Processes
 from support.corpus import make_corpus
 from support.untrained import random_rule, untrained_folder
 

@@ -13,16 +13,14 @@ from modeling.abstention import N_DIRECTIONS, AbstentionRule
 from modeling.calibration import (
     CALIBRATIONS,
     Calibration,
-    OperatingPoint,
-    choose_threshold,
     fit_calibration,
-    fit_operating_points,
     fit_temperature,
     lesion_folds,
     log_softmax,
     softmax,
 )
 from modeling.network import build_model, fold_calibration
+from modeling.operating_points import OperatingPoint, choose_threshold, fit_operating_points
 
 CODES = ("BCC", "BKL", "MEL", "NV")
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier, map_ahead
 from modeling.data.cache import resized_images
-from modeling.data.loading import LesionDataset
+from modeling.data.dataset import LesionDataset
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.network import normalise
+from modeling.operating_points import OperatingPoint
 from support.untrained import random_rule, untrained_folder
 
 

@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageDraw
 from timm.data import create_transform
 
-from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.explain import BY_TORCH
 from modeling.files import ModelFolderError
@@ -21,6 +20,7 @@ from modeling.grad_cam import class_evidence
 from modeling.images import decode_image
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
+from modeling.operating_points import OperatingPoint
 from modeling.preprocessing import eval_transform
 from modeling.publish.onnx import export_onnx
 from support.untrained import random_rule, untrained_folder

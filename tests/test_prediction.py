@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling.calibration import OperatingPoint
+from modeling.operating_points import OperatingPoint
 from modeling.prediction import Prediction, percent, rounded, target_words, verdict
 
 MEL_95 = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.1, 0.95, 0.62, 40, 100)

@@ -112,34 +112,6 @@ def test_python_blocks_run_against_a_hub(number, tiny_model_folder, lesion_image
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-# ---- The file tree ---------------------------------------------------------------------------------------------------
-
-
-def tree_files() -> list[str]:
-    """Return what the tree must name, in its order: the code file by file, and folders of other things as one line."""
-    top = ["README.md", "model_card.md", "evaluation_card.md", "pyproject.toml", "train.py", "LICENSE"]
-    code = [path for folder in ("modeling", "space") for path in (ROOT / folder).rglob("*.py")]
-    names = [path.relative_to(ROOT).as_posix() for path in code if path.name != "__init__.py"]
-    # Files of a folder stand before its rooms.
-    names.sort(key=lambda name: [(part == Path(part).stem, part) for part in name.split("/")])
-    return [*top, *names, "docs/", "benchmarks/", "tests/", ".ci/"]
-
-
-def test_the_tree_at_the_end_is_the_one_on_disk():
-    tree = README.split("## Files\n\n```text\n")[1]
-    assert tree.endswith("```\n")
-    named, folders = [], []
-    for line in tree.removesuffix("```\n").splitlines():
-        indent, name, what = re.fullmatch(r"((?:  )*)(\S+)(?: +(\S.*))?", line).groups()
-        folders = [*folders[: len(indent) // 2], name]
-        if what:
-            named.append("".join(folders))
-        else:
-            assert name.endswith("/"), f"{name} is not explained"
-    assert sorted(named) == sorted(tree_files())
-    assert all((ROOT / name).exists() for name in named)
-
-
 def test_every_link_leads_to_a_file():
     for page, text in PAGES.items():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
@@ -149,7 +121,7 @@ def test_every_link_leads_to_a_file():
 
 def test_the_readme_is_short_and_leads_to_every_page():
     assert len(README.encode()) <= 11_000
-    order = ["Try it", "Load it", "The Space", "Train on", "What it reaches", "Limits", "Files"]
+    order = ["Try it", "Load it", "The Space", "Train on", "What it reaches", "Limits"]
     places = [README.index(f"\n## {title}") for title in order]
     assert places == sorted(places)
     for page in PAGES:

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
-from modeling.data.loading import LesionDataset
+from modeling.data.dataset import LesionDataset
 from modeling.data.sources import LoadedImages, fingerprint, load_images, rows_of
 from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.context import Context, External
@@ -24,10 +24,10 @@ from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
 from modeling.evaluation.verify import verify
 from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError
+from modeling.inference import Outputs, run_model
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import file_beside
 from modeling.training.options import option
-from modeling.training.outputs import Outputs, run_model
 
 # ---- Command line --------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from modeling.evaluation.bootstrap import SEED, Bootstrap, bootstrap_lesions
 from modeling.evaluation.metrics import score_split
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.images import decode_image
-from modeling.training.outputs import Outputs
+from modeling.inference import Outputs
 
 # What needs many passes of the network is measured on a sample of test: a third of it within these bounds.
 MIN_SAMPLE, MAX_SAMPLE = 40, 500

@@ -64,11 +64,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modeling.estimates import format_estimate
 from modeling.evaluation import external, sections
 from modeling.evaluation.context import Context, track
 from modeling.evaluation.figures import draw_figures
 from modeling.files import METRICS_NAME, METRICS_SCHEMA
+from modeling.formatting import format_estimate
 
 SECTIONS: dict[str, Callable[[Context], Any]] = {
     "model": sections.model_section,

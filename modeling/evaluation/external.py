@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from modeling.calibration import OperatingPoint, choose_threshold, shows_target, softmax, target_probability
+from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
 from modeling.data.isic2019 import UNKNOWN_CLASS
 from modeling.data.sources import LoadedImages
 from modeling.data.splits import COLUMNS, group_lesions, to_table
 from modeling.engines import BATCH_SIZE
-from modeling.estimates import format_estimate
 from modeling.evaluation.bootstrap import (
     Bootstrap,
     Estimate,
@@ -36,8 +35,10 @@ from modeling.evaluation.bootstrap import (
 )
 from modeling.evaluation.context import Context, External, classify_images
 from modeling.evaluation.metrics import no_image_of, replicated_confusion, score_balanced
+from modeling.formatting import format_estimate
 from modeling.labels import CODES
 from modeling.model_folder import file_beside
+from modeling.operating_points import OperatingPoint, choose_threshold, shows_target, target_probability
 
 CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
 HEADLINE = ("balanced_accuracy", "accuracy", "macro_auroc", "macro_f1")

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from modeling.calibration import operating_targets, shows_target, target_probability
 from modeling.evaluation.context import Context
 from modeling.evaluation.sections import answer_risk, ood_scores
+from modeling.operating_points import operating_targets, shows_target, target_probability
 
 DPI = 110
 

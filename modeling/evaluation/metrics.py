@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics as sklearn_metrics
 
-from modeling.calibration import OperatingPoint, log_softmax, shows_target
+from modeling.calibration import log_softmax
 from modeling.evaluation.bootstrap import (
     ALL_AGREE,
     LEVEL,
@@ -23,6 +23,7 @@ from modeling.evaluation.bootstrap import (
     replicated_ranking,
     with_exact_bound,
 )
+from modeling.operating_points import OperatingPoint, shows_target
 
 HEADLINE = (
     "accuracy",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from modeling.abstention import AbstentionRule
-from modeling.calibration import TARGET_SENSITIVITIES, operating_targets, shows_target, softmax
+from modeling.calibration import softmax
 from modeling.data.splits import leakage, splits_hash
 from modeling.engines import BATCH_SIZE
 from modeling.evaluation.baselines import score_baselines
@@ -37,6 +37,7 @@ from modeling.evaluation.robustness import CHANGES, change_images, score_change
 from modeling.evaluation.saliency import MASK_NAME, read_mask, score_heat_maps, score_road
 from modeling.evaluation.subgroups import score_groups
 from modeling.labels import diagnosis_of
+from modeling.operating_points import TARGET_SENSITIVITIES, operating_targets, shows_target
 
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
 N_FAILURES = 10

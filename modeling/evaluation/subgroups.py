@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modeling.calibration import OperatingPoint, shows_target
 from modeling.evaluation.baselines import UNKNOWN
 from modeling.evaluation.bootstrap import estimate_rate, not_estimable
 from modeling.evaluation.context import Split
 from modeling.evaluation.metrics import score_balanced
+from modeling.operating_points import OperatingPoint, shows_target
 
 MIN_LESIONS = 30
 AGE_EDGES_YEARS = (0, 30, 45, 60, 75, 200)

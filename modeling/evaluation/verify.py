@@ -4,7 +4,7 @@ from modeling.classifier import LesionClassifier
 from modeling.data.splits import load_splits, splits_hash
 from modeling.files import METRICS_NAME, RUN_NAME, SPLITS_NAME, WEIGHTS_NAME, ModelFolderError, read_json, shortened
 from modeling.model_folder import ONNX_NAME, checked_file, fetch, file_beside
-from modeling.training.finalize import golden_prediction
+from modeling.training.calibrate_and_save import golden_prediction
 
 # Two machines may differ by rounding, and JPEG-free drawing leaves nothing else to differ.
 GOLDEN_TOLERANCE = 1e-3

@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from modeling.estimates import format_estimate, format_number
 from modeling.files import METRICS_NAME, ROOT, UNKNOWN_ORIGIN, ModelFolderError, write_json
+from modeling.formatting import format_estimate, format_number
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import read_config

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 
 from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
-from modeling.data.loading import LesionDataset
+from modeling.data.dataset import LesionDataset
+from modeling.inference import run_model
 from modeling.network import TimmModel, normalise
-from modeling.training.finalize import write_model_folder
+from modeling.training.calibrate_and_save import write_model_folder
 from modeling.training.loaders import lesion_dataset
 from modeling.training.options import TrainOptions
-from modeling.training.outputs import run_model
 from modeling.training.trainer import TrainingError
 
 TOLERANCE = 0.02  # of a probability; a GPU may compute the same in other kernels

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
 from modeling.data.cache import resized_images
-from modeling.data.loading import LesionDataset, leave_signals_to_the_trainer
+from modeling.data.dataset import LesionDataset, leave_signals_to_the_trainer
 from modeling.data.sources import rows_of
-from modeling.process import default_num_workers
+from modeling.runtime import default_num_workers
 from modeling.training.options import TrainOptions
 
 

@@ -19,8 +19,8 @@ from modeling import __version__
 from modeling.data.splits import splits_hash
 from modeling.files import read_json, shortened
 from modeling.training.checkpoints import any_process
+from modeling.training.init_weights import Origin
 from modeling.training.options import FREE_TO_CHANGE, TrainOptions
-from modeling.training.start import Origin
 
 # Loader processes of a killed run end within 5 s; with an older filelock they hold its lock until then.
 LOCK_WAIT_S = 6

@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from modeling.files import flush, write_json
+from modeling.inference import run_model
 from modeling.network import TimmModel, normalise
 from modeling.training.checkpoints import CheckpointError, Checkpoints, any_process
-from modeling.training.outputs import run_model
 
 logger = get_logger(__name__)
 

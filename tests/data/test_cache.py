@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from modeling.data.augmentation import Augmentation
 from modeling.data.cache import CacheError, resized_images
-from modeling.data.loading import LesionDataset
+from modeling.data.dataset import LesionDataset
 from modeling.images import ImageError, decode_image
 
 

@@ -3,13 +3,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from modeling.calibration import OperatingPoint
 from modeling.data.splits import make_splits
 from modeling.evaluation.baselines import metadata_only_predictions, score_baselines
 from modeling.evaluation.bootstrap import bootstrap_lesions
 from modeling.evaluation.context import Split
 from modeling.evaluation.subgroups import MIN_LESIONS, group_columns, score_groups
-from modeling.training.outputs import Outputs
+from modeling.inference import Outputs
+from modeling.operating_points import OperatingPoint
 
 CODES = ("BCC", "BKL", "MEL", "NV")
 

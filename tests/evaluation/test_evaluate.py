@@ -13,12 +13,12 @@ from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, roc
 from torch.utils.data import DataLoader
 
 from modeling.abstention import AbstentionRule
-from modeling.calibration import Calibration, fit_calibration, fit_operating_points, softmax
+from modeling.calibration import Calibration, fit_calibration, softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
+from modeling.data.dataset import LesionDataset
 from modeling.data.demo import draw_lesion
 from modeling.data.isic2019 import FEATURES
-from modeling.data.loading import LesionDataset
 from modeling.data.sources import LoadedImages, fingerprint, rows_of
 from modeling.data.splits import lesions_of, make_splits, write_splits
 from modeling.decision import Decision
@@ -32,10 +32,11 @@ from modeling.evaluation.robustness import change_images
 from modeling.evaluation.sections import data_section, training_section
 from modeling.evaluation.verify import golden_prediction, verify
 from modeling.files import ModelFolderError
+from modeling.inference import Outputs, run_model
 from modeling.labels import REFERENCE_CODES
 from modeling.model_folder import config_sha256
 from modeling.network import build_model, fold_calibration, save_model_folder
-from modeling.training.outputs import Outputs, run_model
+from modeling.operating_points import fit_operating_points
 
 CODES = REFERENCE_CODES
 

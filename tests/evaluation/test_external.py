@@ -15,7 +15,6 @@ from PIL import Image, ImageFilter
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, hash_images, write_hashes
 from modeling.data.isic2019 import FEATURES
@@ -37,6 +36,7 @@ from modeling.evaluation.external import (
 from modeling.files import SPLITS_NAME
 from modeling.labels import CODES as CODES_8
 from modeling.labels import REFERENCE_CODES
+from modeling.operating_points import OperatingPoint
 from support.scored import make_scored_folder
 
 CODES = ("BKL", "MEL", "NV")

@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
-from modeling.calibration import OperatingPoint, log_softmax, softmax
+from modeling.calibration import log_softmax, softmax
 from modeling.evaluation.bootstrap import ALL_AGREE, bootstrap_lesions
 from modeling.evaluation.metrics import (
     HEADLINE,
@@ -25,6 +25,7 @@ from modeling.evaluation.metrics import (
     score_operating_point,
     score_split,
 )
+from modeling.operating_points import OperatingPoint
 
 CODES = ("BCC", "BKL", "MEL", "NV")
 

@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from modeling.data.splits import make_splits
-from modeling.estimates import format_estimate, format_number
 from modeling.evaluation.baselines import metadata_only_predictions
 from modeling.evaluation.bootstrap import bootstrap_lesions, estimate_rate
 from modeling.evaluation.context import metadata_table
 from modeling.evaluation.external import headline_rows, mix_rows
+from modeling.formatting import format_estimate, format_number
 from modeling.labels import ATTRIBUTION, CODES, NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.model_folder import config_sha256
 from modeling.publish import card as card_module

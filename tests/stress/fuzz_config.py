@@ -288,10 +288,11 @@ def make_model_folder(folder: Path) -> Path:
     """Write a tiny model with everything that config.json can hold."""
     import numpy as np
 
-    from modeling.calibration import fit_operating_points, softmax
+    from modeling.calibration import softmax
     from modeling.classifier import LesionClassifier
     from modeling.evaluation.verify import golden_prediction
     from modeling.labels import REFERENCE_CODES
+    from modeling.operating_points import fit_operating_points
     from support.untrained import random_rule, untrained_folder
 
     probs = softmax(np.random.default_rng(0).normal(size=(40, 4)))

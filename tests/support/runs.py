@@ -33,7 +33,7 @@ def _train(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     import train
-    from modeling.data.loading import LesionDataset
+    from modeling.data.dataset import LesionDataset
     from modeling.training.trainer import Trainer
 
     read = LesionDataset.__getitem__

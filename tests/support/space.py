@@ -17,12 +17,12 @@ from answers import Photo
 from PIL import Image
 
 from modeling.abstention import AbstentionRule
-from modeling.calibration import OperatingPoint
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
 from modeling.decision import Decision
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
+from modeling.operating_points import OperatingPoint
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

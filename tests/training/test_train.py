@@ -24,14 +24,14 @@ from transformers import AutoModelForImageClassification
 
 import train
 from modeling.classifier import LesionClassifier
+from modeling.data.dataset import LesionDataset
 from modeling.data.isic2019 import load_isic2019
-from modeling.data.loading import LesionDataset
 from modeling.labels import CODES
 from modeling.network import build_model
+from modeling.training.accelerator import make_accelerator
 from modeling.training.checkpoints import problem_with
 from modeling.training.loaders import lesion_dataset, make_loaders
 from modeling.training.options import is_allowed
-from modeling.training.processes import make_accelerator
 from modeling.training.recipe import make_trainer
 from modeling.training.trainer import BEST_NAME, EpochLog, Trainer, mixed_seed
 from support.corpus import make_corpus
@@ -525,7 +525,7 @@ def test_bf16_is_chosen_where_the_gpu_computes_it_and_not_where_it_is_emulated(m
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulates
     )
-    monkeypatch.setattr("modeling.training.processes.Accelerator", NoAccelerator)
+    monkeypatch.setattr("modeling.training.accelerator.Accelerator", NoAccelerator)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     assert make_accelerator(train.parse_options([])).mixed_precision == precision
 
@@ -546,19 +546,19 @@ def test_shared_batch_statistics_leave_the_network_what_it_was(tmp_path, monkeyp
 
 def test_batch_statistics_that_a_cpu_cannot_share_are_refused_before_the_data_are_read(monkeypatch, capsys):
     monkeypatch.setattr(NoAccelerator, "device", torch.device("cpu"))
-    monkeypatch.setattr("modeling.training.processes.Accelerator", NoAccelerator)
+    monkeypatch.setattr("modeling.training.accelerator.Accelerator", NoAccelerator)
     assert train.main(["--dataset", "demo", "--sync_batchnorm"]) == 1
     assert "--sync_batchnorm needs GPUs" in capsys.readouterr().err
 
 
 def test_the_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setattr("modeling.process.available_cores", lambda: 16)
+    monkeypatch.setattr("modeling.runtime.available_cores", lambda: 16)
     parts = {split: LesionDataset([None] * 40, [0] * 40) for split in ("train", "val", "test")}
     loaders = make_loaders(train.parse_options([]), parts, NoAccelerator())
     assert {loader.num_workers for loader in loaders.values()} == {3}
     monkeypatch.setattr(NoAccelerator, "device", torch.device("cpu"))
-    monkeypatch.setattr("modeling.training.processes.Accelerator", NoAccelerator)
+    monkeypatch.setattr("modeling.training.accelerator.Accelerator", NoAccelerator)
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     make_accelerator(train.parse_options([]))

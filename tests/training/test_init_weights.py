@@ -1,4 +1,4 @@
-"""modeling/training/start.py: any weights to start from, named for what they are, and kept from what is tested on."""
+"""modeling/training/init_weights.py: any weights to start from, named for what they are, and kept from what is tested on."""
 
 import json
 import shutil
@@ -16,9 +16,9 @@ from modeling.data.duplicates import hash_images, write_hashes
 from modeling.data.splits import LeakageError, write_splits
 from modeling.files import UNKNOWN_ORIGIN, ModelFolderError, file_sha256
 from modeling.network import build_model
-from modeling.training.finalize import license_of
+from modeling.training.calibrate_and_save import license_of
+from modeling.training.init_weights import Start, check_not_seen, find_start, load_start
 from modeling.training.options import parse_options
-from modeling.training.start import Start, check_not_seen, find_start, load_start
 from support.hub import HubServer
 
 

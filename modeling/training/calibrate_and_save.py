@@ -8,17 +8,18 @@ import numpy as np
 
 from modeling import __version__
 from modeling.abstention import AbstentionRule
-from modeling.calibration import Calibration, fit_calibration, fit_operating_points, softmax
+from modeling.calibration import Calibration, fit_calibration, softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import HASHES_NAME
 from modeling.data.splits import lesions_of, load_splits
 from modeling.decision import fit_decision
 from modeling.files import RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN, write_json
+from modeling.inference import Outputs
 from modeling.labels import CODES, SYNTHETIC_LICENSE, WEIGHTS_LICENSE
 from modeling.network import TimmModel, fold_calibration, save_model_folder
+from modeling.operating_points import fit_operating_points
 from modeling.training.options import TrainOptions
-from modeling.training.outputs import Outputs
 from modeling.training.run_folder import dataset_name
 from modeling.training.trainer import TrainingError
 

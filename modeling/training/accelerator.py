@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
-from modeling.process import own_cores
+from modeling.runtime import own_cores
 from modeling.training.options import TrainOptions
 
 

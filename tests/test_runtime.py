@@ -14,7 +14,7 @@ needs_mallopt = pytest.mark.skipif(
 
 PAGE_FAULTS = """
 import resource, sys
-from modeling.process import memory_is_kept, prepare_process, prepare_server
+from modeling.runtime import memory_is_kept, prepare_process, prepare_server
 {"process": prepare_process, "server": prepare_server, "nothing": lambda: None}[sys.argv[1]]()
 import torch
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ print(sum(faults[-2:]), memory_is_kept())
 
 HELD = """
 import os, sys, threading
-from modeling.process import prepare_process, prepare_server
+from modeling.runtime import prepare_process, prepare_server
 {"process": prepare_process, "server": prepare_server}[sys.argv[1]]()
 
 def resident_mb():
@@ -81,7 +81,7 @@ def test_a_server_uses_the_memory_of_one_photo_again_and_gives_back_the_rest() -
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:
-    script = "import os, modeling.process as process; process.{}(); print(os.environ['OMP_WAIT_POLICY'])"
+    script = "import os, modeling.runtime as process; process.{}(); print(os.environ['OMP_WAIT_POLICY'])"
     cases = itertools.product(("prepare_process", "prepare_server"), ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")))
     for prepare, (given, expected) in cases:
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
@@ -94,6 +94,6 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:
 
 
 def test_it_comes_before_torch() -> None:
-    script = "import sys, modeling.process; print('torch' in sys.modules)"
+    script = "import sys, modeling.runtime; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
