@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from modeling.classifier import LesionClassifier
     from modeling.prediction import Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["LesionClassifier", "Prediction", "__version__"]
 
 
