@@ -27,15 +27,14 @@ from datasets import Dataset
 
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, read_hashes, write_hashes
-from modeling.data.sources import LoadedImages, fingerprint, load_images, rows_of, select_diagnoses
+from modeling.data.sources import fingerprint, load_images, rows_of, select_diagnoses
 from modeling.data.splits import (
-    SPLITS,
     check_no_leakage,
+    diagnoses_of,
     leakage,
-    leave_one_source_out,
     load_splits,
-    make_splits,
-    read_splits,
+    split_table,
+    splits_of,
     write_splits,
 )
 from modeling.evaluation.context import Context
@@ -43,7 +42,7 @@ from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer
 from modeling.files import RUN_NAME, SPLITS_NAME, write_json
 from modeling.inference import Outputs, run_model
-from modeling.labels import REFERENCE_CODES, SYNTHETIC_NOTICE
+from modeling.labels import SYNTHETIC_NOTICE
 from modeling.network import TimmModel, build_model
 from modeling.publish.card import write_card
 from modeling.publish.examples import write_drawn_examples, write_isic_examples
@@ -168,46 +167,9 @@ def prepare_data(
     return RunData(everything, loaded.n_skipped, chosen, codes, splits, config)
 
 
-def diagnoses_of(options: TrainOptions, dataset: Dataset) -> list[str]:
-    """Return the codes to tell apart: a Hub dataset without the default four is used whole."""
-    names = dataset.features["label"].names
-    if options.diagnoses == list(REFERENCE_CODES) and not set(REFERENCE_CODES) <= set(names):
-        return ["all"]
-    return options.diagnoses
-
-
-def splits_of(options: TrainOptions, dataset: Dataset, codes: list[str], loaded: LoadedImages) -> pd.DataFrame:
-    """Make the splits, or read those that --splits names; each diagnosis must be in each of them."""
-    if options.splits:
-        splits = read_splits(options.splits, dataset, test_source=options.test_source)
-    else:
-        protocol: Any = options.protocol
-        given = loaded.given_splits
-        splits = make_splits(
-            dataset, protocol=protocol, diagnoses=codes, seed=options.seed, hashes=loaded.hashes, given=given
-        )
-        if given and protocol != "given":
-            print(
-                f"the dataset's own splits ({', '.join(sorted(set(given.values())))}) are not used: they may part the images of "
-                "one lesion, and scores would be too high; --protocol given uses them and reports how far they leak"
-            )
-    if options.test_source:
-        splits = leave_one_source_out(splits, options.test_source)
-    counts = pd.crosstab(splits["label"], splits["split"]).reindex(index=codes, columns=list(SPLITS), fill_value=0)
-    empty = [f"{code} in {split}" for code in codes for split in ("train", "val") if counts.loc[code, split] == 0]
-    empty += [] if counts["test"].any() else ["any diagnosis in test"]
-    if empty:
-        raise ValueError(
-            f"no image of {', '.join(empty)}: the model could not be trained, chosen or scored. Add images, or leave the "
-            "diagnosis out with --diagnoses."
-        )
-    return splits
-
-
 def announce(accelerator: Accelerator, options: TrainOptions, splits: pd.DataFrame, codes: list[str]) -> None:
     """Say what is about to be trained on what."""
-    counts = pd.crosstab(splits["label"], splits["split"], margins=True, margins_name="all")
-    accelerator.print(counts.reindex(index=[*codes, "all"], columns=[*SPLITS, "all"], fill_value=0).to_string())
+    accelerator.print(split_table(splits, codes))
     accelerator.print(
         f"{options.backbone}, {options.image_size} px, {accelerator.num_processes} process(es) on "
         f"{accelerator.device.type}, precision {accelerator.mixed_precision}; "

@@ -15,6 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 from modeling.data.duplicates import DUPLICATE_PREFIX, hash_images, near_duplicates
 from modeling.data.problems import DataError
+from modeling.data.sources import LoadedImages
+from modeling.labels import REFERENCE_CODES
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
@@ -32,6 +34,48 @@ Table: TypeAlias = datasets.Dataset | pd.DataFrame
 
 class LeakageError(ValueError):
     """A lesion, or an image, is in two splits: scores on such splits are too high."""
+
+
+def diagnoses_of(options: Any, dataset: datasets.Dataset) -> list[str]:
+    """Return the codes to tell apart: a Hub dataset without the default four is used whole."""
+    names = dataset.features["label"].names
+    if options.diagnoses == list(REFERENCE_CODES) and not set(REFERENCE_CODES) <= set(names):
+        return ["all"]
+    return options.diagnoses
+
+
+def splits_of(options: Any, dataset: datasets.Dataset, codes: list[str], loaded: LoadedImages) -> pd.DataFrame:
+    """Make the splits, or read those that --splits names; each diagnosis must be in each of them."""
+    if options.splits:
+        splits = read_splits(options.splits, dataset, test_source=options.test_source)
+    else:
+        protocol: Any = options.protocol
+        given = loaded.given_splits
+        splits = make_splits(
+            dataset, protocol=protocol, diagnoses=codes, seed=options.seed, hashes=loaded.hashes, given=given
+        )
+        if given and protocol != "given":
+            print(
+                f"the dataset's own splits ({', '.join(sorted(set(given.values())))}) are not used: they may part the images of "
+                "one lesion, and scores would be too high; --protocol given uses them and reports how far they leak"
+            )
+    if options.test_source:
+        splits = leave_one_source_out(splits, options.test_source)
+    counts = pd.crosstab(splits["label"], splits["split"]).reindex(index=codes, columns=list(SPLITS), fill_value=0)
+    empty = [f"{code} in {split}" for code in codes for split in ("train", "val") if counts.loc[code, split] == 0]
+    empty += [] if counts["test"].any() else ["any diagnosis in test"]
+    if empty:
+        raise ValueError(
+            f"no image of {', '.join(empty)}: the model could not be trained, chosen or scored. Add images, or leave the "
+            "diagnosis out with --diagnoses."
+        )
+    return splits
+
+
+def split_table(splits: pd.DataFrame, codes: Sequence[str]) -> str:
+    """Return the number of images of each diagnosis in each split, as a table for people."""
+    counts = pd.crosstab(splits["label"], splits["split"], margins=True, margins_name="all")
+    return counts.reindex(index=[*codes, "all"], columns=[*SPLITS, "all"], fill_value=0).to_string()
 
 
 def make_splits(
