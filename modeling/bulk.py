@@ -9,7 +9,6 @@ output `<output>.json` (provenance and counts) and `<output>.rows` (each file, i
 later changes of the files are noticed.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -20,14 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from modeling.classifier import LesionClassifier
 from modeling.engines import BATCH_SIZE
-from modeling.files import ModelFolderError, file_sha256, flush, harmless, read_json, write_json
-from modeling.images import ImageError, ImageInput
+from modeling.files import ModelFolderError, file_sha256, flush, read_json, write_json
+from modeling.images import ImageInput
 from modeling.inputs import (
     ArchiveError,
     ListedFiles,
@@ -36,19 +34,16 @@ from modeling.inputs import (
     is_dataset,
     list_files,
     needs,
-    printable,
     read_listing,
     side_by_side,
 )
-from modeling.prediction import Prediction
+from modeling.rows import Row, columns_of, printable, row_of, write_rows
 from modeling.runtime import Processes
 
 CHUNK_SIZE = 2 * BATCH_SIZE  # images: what a kill can cost each process
 ROW_GROUP_SIZE = 32 * CHUNK_SIZE  # rows of a Parquet file that are held in memory at once
 FORMATS = (".csv", ".parquet")
 COUNTS = ("images", "unreadable", "abstained")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -282,7 +277,7 @@ def _classify_chunks(
     with tqdm(total=left, unit=" images", disable=processes.rank != 0, mininterval=1.0) as progress:
         while results := list(islice(answers, CHUNK_SIZE)):
             path, named = pending.popleft()
-            rows = [row or row_of(name, answer) for (name, row), answer in zip(named, results, strict=False)]
+            rows = [row or row_of(answer, name) for (name, row), answer in zip(named, results, strict=False)]
             _write_whole(path, json.dumps(rows))
             progress.update(len(rows))
             done += sum(row is None for _, row in named)
@@ -292,26 +287,13 @@ def _classify_chunks(
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
-def row_of(name: str, answer: Prediction | ImageError | None) -> Row:
-    """Return one row: what the model says of an image, or why it says nothing."""
-    said = answer.to_row() if isinstance(answer, Prediction) else {"error": str(answer)}
-    return {"image": printable(name), **said}
-
-
 def _columns(classifier: LesionClassifier, output: Path) -> dict[str, type]:
     """Return the columns of the output, in order, with their types, if it can be written at all."""
     if output.suffix not in FORMATS:
         raise ArchiveError(f"--output must end in {' or '.join(FORMATS)}, got {output.name!r:.300}.")
     if output.suffix == ".parquet":
         needs("pyarrow", "writing Parquet")
-    columns: list[tuple[str, type]] = [("image", str), ("verdict", str), ("diagnosis", str), ("probability", float)]
-    columns += [(code, float) for code in classifier.codes]
-    columns += [("abstained", bool), ("reason", str)]
-    columns += [*((point.name, bool) for point in classifier.operating_points), ("error", str)]
-    twice = [name for name, number in Counter(name for name, _ in columns).items() if number > 1]
-    if twice:
-        raise ArchiveError(f"the model has a diagnosis named {', '.join(twice)}, like another column; rename it.")
-    return dict(columns)
+    return columns_of(classifier.codes, [point.name for point in classifier.operating_points])
 
 
 def _merge(source: ListedFiles | StreamedDataset, output: Path, columns: dict[str, type], notes: Row) -> None:
@@ -330,7 +312,7 @@ def _merge(source: ListedFiles | StreamedDataset, output: Path, columns: dict[st
 
     merged = parts / f"merged{output.suffix}"
     if output.suffix == ".csv":
-        _write_csv(merged, columns, rows())
+        write_rows(merged, rows(), columns)
     else:
         _write_parquet(merged, columns, rows(), notes)
     flush(merged)
@@ -350,16 +332,6 @@ def _merge(source: ListedFiles | StreamedDataset, output: Path, columns: dict[st
     (parts / "state.json").replace(_beside(output, ".json"))
     merged.replace(output)
     (parts / "run.json").unlink()  # the parts are no run any more, and `_locked` removes them
-
-
-def _write_csv(path: Path, columns: dict[str, type], rows: Iterator[Row]) -> None:
-    # Lines end in CR LF, as the format has it: then names with either character in them are quoted.
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(harmless, columns))
-        for row in rows:
-            cells = [row.get(name) for name in columns]
-            writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
 
 
 def _write_parquet(path: Path, columns: dict[str, type], rows: Iterator[Row], notes: Row) -> None:

@@ -76,14 +76,6 @@ def is_name(text: str) -> bool:
     return 1 <= len(text) <= MAX_TEXT and text.isprintable()
 
 
-def harmless(text: str) -> str:
-    """Keep a spreadsheet from running what a stranger wrote as a formula.
-
-    Source: OWASP, CSV injection, https://owasp.org/www-community/attacks/CSV_Injection.
-    """
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
-
-
 def files_of(folder: Path) -> list[Path]:
     """Return all files below a folder, sorted, without hidden ones and compiled Python."""
     inside = [path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink()]

@@ -140,11 +140,6 @@ def read_listing(path: Path) -> Iterator[tuple[File, dict[str, Any] | None]]:
         ) from error
 
 
-def printable(name: str) -> str:
-    r"""Return a file name as valid text: bytes that are no UTF-8 are written as \xff."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 # ---- datasets ------------------------------------------------------------------------------------------------------
 
 

@@ -21,9 +21,10 @@ from modeling.bulk import classify_archive
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError
 from modeling.images import ImageError
-from modeling.inputs import ArchiveError, Item, StreamedDataset, dataset_revision, is_dataset, list_files, printable
+from modeling.inputs import ArchiveError, Item, StreamedDataset, dataset_revision, is_dataset, list_files
 from modeling.labels import NOTICE
 from modeling.prediction import Prediction
+from modeling.rows import printable
 
 MAX_TABLE_ROWS = 50  # images that are answered on the console
 

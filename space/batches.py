@@ -1,6 +1,5 @@
 """Many pictures at once: files or zip archives in, one row each out, and a CSV that spreadsheets open safely."""
 
-import csv
 import io
 import lzma
 import os
@@ -17,10 +16,10 @@ from answers import Photo
 from uploads import shown_name
 
 from modeling.classifier import LesionClassifier
-from modeling.files import harmless
 from modeling.images import MAX_FILE_BYTES, ImageError
 from modeling.labels import diagnosis_of
 from modeling.prediction import Prediction, rounded
+from modeling.rows import write_rows
 
 MAX_IMAGES = 200
 MAX_UNPACKED_BYTES = 500_000_000
@@ -199,10 +198,9 @@ def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
         *(*(point.name for point in classifier.operating_points), "error", *classifier.provenance),
     ]
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\r\n")
-    writer.writerow(map(harmless, columns))  # a stranger named the diagnoses, too
-    for row in rows:
-        values = {**classifier.provenance, **row.get("probabilities", {}), **row.get("operating_points", {}), **row}
-        cells = [values.get(name) for name in columns]
-        writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
+    flat = (
+        {**classifier.provenance, **row.get("probabilities", {}), **row.get("operating_points", {}), **row}
+        for row in rows
+    )
+    write_rows(buffer, flat, columns)
     return buffer.getvalue()

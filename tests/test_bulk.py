@@ -148,7 +148,8 @@ def test_operating_points_and_abstention_have_their_columns(tmp_path, pictures, 
     assert (row["MEL@95"], row["abstained"]) == ("True", "True")
     assert "unlike" in row["reason"]
     assert list(row) == [
-        "image", "verdict", "diagnosis", "probability", "MEL", "NV", "abstained", "reason", "MEL@95", "error",
+        "image", "verdict", "diagnosis", "probability", "flagged", "MEL", "NV", "malignant_probability",
+        "abstained", "reason", "MEL@95", "error",
     ]  # fmt: skip
     capsys.readouterr()
     assert main([str(tmp_path / "m"), str(pictures[0])]) == 0
