@@ -401,7 +401,7 @@ def test_a_space_is_one_commit_with_its_model_pinned_and_the_same_push_again_cha
     assert all(path.endswith(".py") for path in files if path.startswith("modeling/"))
     header = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert header["sdk"] == "gradio"
-    assert header["python_version"] == "3.11"
+    assert header["python_version"] == "3.12"
     assert header["models"] == ["me/lesions"]
     assert header["preload_from_hub"] == [f"me/lesions config.json,onnx/model.onnx {model.revision}"]
     assert header["license"] == "apache-2.0"
