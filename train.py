@@ -40,14 +40,14 @@ from modeling.data.splits import (
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer
-from modeling.files import RUN_NAME, SPLITS_NAME, write_json
+from modeling.files import write_json
 from modeling.inference import Outputs, run_model
 from modeling.labels import SYNTHETIC_NOTICE
+from modeling.model_folder import RUN_NAME, SPLITS_NAME
 from modeling.network import TimmModel, build_model
 from modeling.publish.card import write_card
 from modeling.publish.examples import write_drawn_examples, write_isic_examples
 from modeling.publish.hub import PublishError
-from modeling.publish.onnx import export_onnx
 from modeling.publish.push import check_can_push, push_model
 from modeling.training.accelerator import make_accelerator, warn_of_missing_processes
 from modeling.training.calibrate_and_save import check_learned, write_model_folder
@@ -209,7 +209,6 @@ def prepare_model(
                 accelerator=accelerator,
                 model=model,
                 config=data.config,
-                export=export_onnx,
             )
         except (TrainingError, torch.OutOfMemoryError) as error:
             failure = error
@@ -261,7 +260,6 @@ def evaluate(run_dir: Path, options: TrainOptions, data: RunData, fitted: Fitted
     calibration = write_model_folder(
         unfinished, model=fitted.model, val=fitted.outputs["val"], options=options, config=data.config
     )
-    export_onnx(unfinished)
     classifier = LesionClassifier.from_pretrained(unfinished)
     if options.dataset == "demo":
         write_drawn_examples(unfinished, classifier)

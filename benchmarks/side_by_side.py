@@ -19,10 +19,10 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from modeling.publish.onnx import export_onnx
 
 from modeling.labels import CODES
 from modeling.network import build_model, save_model_folder
-from modeling.publish.onnx import export_onnx
 
 RESULTS = Path(__file__).parent / "results"
 README = RESULTS.with_name("README.md")

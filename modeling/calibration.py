@@ -1,29 +1,30 @@
-"""Calibrate raw logits, so that probabilities match observed frequencies.
+"""Calibrate logits, so that probabilities match observed frequencies when all diagnoses are equally frequent.
 
 Fitted on val, never on test. Fitting needs scipy (the `train` extra); applying needs numpy alone.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from modeling.schema import Name, Positive
 
 N_FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What raw logits are multiplied by and shifted by, diagnosis by diagnosis, so that probabilities mean what they say.
+    """Scale and bias of each diagnosis' raw logit. It includes the change from the mix of train to equal priors.
 
-    It folds into the classifier layer (`network.fold_calibration`), so that every loader gives calibrated probabilities.
+    It is folded into the classifier layer (`network.fold_calibration`), so every loader gives the same probabilities.
     """
 
-    method: str  # one of CALIBRATIONS
-    scale: tuple[float, ...]  # length C, above 0
+    method: Name  # one of CALIBRATIONS
+    scale: tuple[Positive, ...]  # length C
     bias: tuple[float, ...]  # length C
-    nll: dict[str, float]  # mean (nats) of each method on val, cross-validated over lesions
+    nll: dict[str, float]  # nats of each method on val, each diagnosis weighted equally, cross-validated over lesions
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated logits (N, C) of raw ones, in their own precision."""
@@ -33,35 +34,37 @@ class Calibration:
         """Return the raw logits (N, C) of calibrated ones."""
         return (logits - np.asarray(self.bias, logits.dtype)) / np.asarray(self.scale, logits.dtype)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "scale": list(self.scale), "bias": list(self.bias)}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Calibration":
-        """Read what `to_dict` wrote, as `schema.py` has checked it."""
-        return cls(**{**values, "scale": tuple(values["scale"]), "bias": tuple(values["bias"])})
+def fit_calibration(
+    logits: np.ndarray, labels: np.ndarray, lesion_ids: Sequence[str] | np.ndarray, *, priors: np.ndarray
+) -> Calibration:
+    """Choose and fit on val the calibration of raw logits (N, C).
 
-
-def fit_calibration(logits: np.ndarray, labels: np.ndarray, lesion_ids: Sequence[str] | np.ndarray) -> Calibration:
-    """Choose on val how raw logits (N, C) become calibrated ones, and fit it.
-
-    The method of the lowest negative log-likelihood under cross-validation that keeps the photos of a lesion together:
-    nothing, one temperature (Guo et al. 2017, arXiv:1706.04599), or vector scaling (same source), a factor and a bias for
-    each diagnosis. Of equals the simplest.
+    First the log of `priors` (C,), the mix of the images trained on, is subtracted: what remains assumes equally
+    frequent diagnoses. Then the method with the lowest negative log-likelihood is taken, each diagnosis weighted equally,
+    under cross-validation that keeps the photos of a lesion together: nothing, one temperature (Guo et al. 2017,
+    arXiv:1706.04599), or vector scaling (same source), a scale and a bias for each diagnosis. Ties go to the simplest.
     """
-    logits, fold = np.asarray(logits, dtype=np.float64), lesion_folds(lesion_ids)
+    to_equal = -np.log(priors)
+    logits, fold = np.asarray(logits, dtype=np.float64) + to_equal, lesion_folds(lesion_ids)
     losses = {method: np.empty(len(logits)) for method in CALIBRATIONS}  # (N,), from folds that did not see the image
     for number in np.unique(fold):
         held_out = fold == number
-        seen = ~held_out if fold.any() else held_out  # a single lesion has nothing else to learn from
+        seen = ~held_out if fold.any() else held_out  # with a single lesion there is nothing else to fit to
         for method, fit in CALIBRATIONS.items():
             scale, bias = fit(logits[seen], labels[seen])
             log_probs = log_softmax(logits[held_out] * scale + bias)
             losses[method][held_out] = -log_probs[np.arange(held_out.sum()), labels[held_out]]
-    nll = {method: float(values.mean()) for method, values in losses.items()}
+    nll = {method: float(np.average(values, weights=equal_weights(labels))) for method, values in losses.items()}
     method = min(nll, key=nll.__getitem__)
     scale, bias = CALIBRATIONS[method](logits, labels)
-    return Calibration(method, tuple(scale.tolist()), tuple(bias.tolist()), nll)
+    return Calibration(method, tuple(scale.tolist()), tuple((bias + scale * to_equal).tolist()), nll)
+
+
+def equal_weights(labels: np.ndarray) -> np.ndarray:
+    """Return the weight of each image (N,) that makes the diagnoses weigh the same; the mean is 1."""
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return len(labels) / (len(counts) * counts[place])
 
 
 def lesion_folds(lesion_ids: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -75,21 +78,29 @@ def _no_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _temperature_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.full(logits.shape[1], 1 / fit_temperature(logits, labels)), np.zeros(logits.shape[1])
+    from scipy.optimize import minimize_scalar  # fitting is for training only; serving does not install scipy
+
+    targets = smoothed_targets(labels, logits.shape[1]) * equal_weights(labels)[:, None]
+
+    def loss(log_temperature: float) -> float:
+        return -float((log_softmax(logits * math.exp(-log_temperature)) * targets).sum())
+
+    log_temperature = minimize_scalar(loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-8}).x
+    return np.full(logits.shape[1], math.exp(-log_temperature)), np.zeros(logits.shape[1])
 
 
 def _vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and bias (C,); a weak prior, less than one image's worth, holds what the images leave open."""
-    from scipy.optimize import minimize  # fitting is for training only; serving does not install scipy
+    """Return scale and bias (C,); a weak prior, less than one image's worth, fixes what the images leave open."""
+    from scipy.optimize import minimize
 
-    targets = smoothed_targets(labels, logits.shape[1])
+    targets, weights = smoothed_targets(labels, logits.shape[1]), equal_weights(labels)[:, None]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         log_scale, bias = np.split(parameters, 2)
         log_probs = log_softmax(logits * np.exp(log_scale) + bias)
-        gap = np.exp(log_probs) - targets
+        gap = weights * (np.exp(log_probs) - targets)
         slope = np.concatenate([(gap * logits).sum(axis=0) * np.exp(log_scale), gap.sum(axis=0)]) + parameters
-        return float(-(log_probs * targets).sum() + 0.5 * (parameters**2).sum()), slope
+        return float(-(weights * log_probs * targets).sum() + 0.5 * (parameters**2).sum()), slope
 
     found = minimize(
         loss, np.zeros(2 * logits.shape[1]), jac=True, method="L-BFGS-B", bounds=[(-5, 5)] * 2 * logits.shape[1]
@@ -99,31 +110,19 @@ def _vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 # From the simplest to the richest.
-CALIBRATIONS = {
+CALIBRATIONS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
     "none": _no_scaling,
     "temperature scaling": _temperature_scaling,
     "vector scaling": _vector_scaling,
 }
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Fit the temperature that raw logits (N, C) are divided by, by negative log-likelihood of `smoothed_targets`."""
-    from scipy.optimize import minimize_scalar
-
-    targets = smoothed_targets(labels, logits.shape[1])
-
-    def loss(log_temperature: float) -> float:
-        return -float((log_softmax(logits * math.exp(-log_temperature)) * targets).sum())
-
-    return math.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-8}).x)
-
-
 def smoothed_targets(labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return what probabilities (N, C) are fitted to: (n + 1) / (n + 2) for a diagnosis seen n times, the rest shared evenly.
+    """Return the targets (N, C) of calibration: (n + 1) / (n + 2) for a diagnosis with n images, the rest shared evenly.
 
-    No finite number of images shows that a diagnosis is never mistaken. Fitted to 1, images that the network tells apart
-    without a mistake would drive the temperature to 0 and every probability to 100 % (Platt 1999, Probabilistic outputs
-    for support vector machines).
+    No finite number of images shows that a diagnosis is never mistaken. With targets of 1, perfectly separated images
+    would drive the temperature to 0 and every probability to 100 % (Platt 1999, Probabilistic outputs for support vector
+    machines).
     """
     doubt = 1 / (np.bincount(labels, minlength=n_classes)[labels] + 2)  # (N,)
     targets = np.repeat(doubt[:, None] / (n_classes - 1), n_classes, axis=1)

@@ -1,27 +1,27 @@
-"""LesionClassifier: the one public face of a trained model. Image in, answer out; stateless and safe under threads."""
+"""LesionClassifier: the public interface of a trained model. Image in, answer out; stateless and thread-safe."""
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
 from modeling import __version__
-from modeling.abstention import AbstentionRule
-from modeling.decision import Decision, most_probable
+from modeling.config import Config
 from modeling.engines import Engine, ModelOutputs, open_engine
-from modeling.explain import BY_TORCH, Explanation
+from modeling.explain import Explanation
 from modeling.files import ModelFolderError
 from modeling.images import ImageError, ImageInput, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.model_folder import ModelFolder, read_config, resolve_model_folder
-from modeling.operating_points import OperatingPoint
-from modeling.prediction import Prediction, verdict
-from modeling.preprocessing import eval_transform
+from modeling.model_folder import ModelFolder, read_config, released_model, resolve_model_folder
+from modeling.prediction import Prediction, headline_points, target_name, verdict
+from modeling.preprocessing import Preprocessing
+from modeling.priors import PriorsChoice, resolve_priors, reweight
 from modeling.runtime import own_cores
 
 if TYPE_CHECKING:
@@ -32,9 +32,15 @@ _Out = TypeVar("_Out")
 
 
 class LesionClassifier:
-    """A trained model with its preprocessing, operating points and abstention rule. Make it with `from_pretrained`."""
+    """A trained model with its preprocessing, operating points and abstention rule. Make it with `from_pretrained`.
 
-    def __init__(self, engine: Engine, config: dict[str, Any], source: ModelFolder) -> None:
+    Attributes:
+        codes: Diagnosis codes in the order of the outputs, length C.
+        priors: Prior probabilities (C,) that its predictions assume.
+        class_priors: Fraction of each diagnosis in the train and val images, by code; None if not recorded.
+    """
+
+    def __init__(self, engine: Engine, config: Config, source: ModelFolder) -> None:
         self.engine = engine
         self.architecture: str = config["architecture"]
         self.source = source
@@ -42,15 +48,13 @@ class LesionClassifier:
         self.revision = source.revision
         self.codes: tuple[str, ...] = tuple(config["label_names"])
         self.names: dict[str, str] = {code: config["label_descriptions"].get(code, code) for code in self.codes}
-        self.lesion: dict[str, Any] = config["lesion"]
-        self.size_px = int(config["pretrained_cfg"]["input_size"][1])
-        self.transform = eval_transform(config["pretrained_cfg"])
-        self.interpolation: str = config["pretrained_cfg"]["interpolation"]  # of that transform
-        self.operating_points = [OperatingPoint.from_dict(point) for point in self.lesion.get("operating_points") or []]
-        decision = self.lesion.get("decision")
-        self.decision = Decision.from_dict(decision) if decision else most_probable(self.codes)
-        abstention = self.lesion.get("abstention")
-        self.abstention = AbstentionRule.from_dict(abstention) if abstention else None
+        self.lesion = config["lesion"]
+        self.transform = Preprocessing(config["pretrained_cfg"])
+        self.size_px = self.transform.size_px
+        self.operating_points = self.lesion.get("operating_points") or []
+        self.abstention = self.lesion.get("abstention")
+        self.class_priors = self.lesion.get("class_priors")
+        self.priors = resolve_priors("equal", self.codes)
         self.provenance: dict[str, str | None] = {
             "model_id": self.model_id,
             "revision": self.revision,
@@ -62,28 +66,33 @@ class LesionClassifier:
     @classmethod
     def from_pretrained(
         cls,
-        repo_or_folder: str | Path,
+        repo_or_folder: str | Path | None = None,
         revision: str | None = None,
         device: str | None = None,
         engine: Literal["auto", "onnx", "torch"] = "auto",
+        priors: PriorsChoice = "equal",
     ) -> Self:
         """Load a model folder, or download one from the Hub.
 
         Args:
-            repo_or_folder: Folder `model` of a run, or a Hub repository id such as "me/skin-lesion-b0".
+            repo_or_folder: Folder `model` of a run, or a Hub repository id such as "me/skin-lesion-b0"; the released
+                model of a clone by default.
             revision: Branch, tag or commit on the Hub; its full commit hash is then in `.revision`.
             device: Where to compute, as torch names it; the first GPU if there is one, else the CPU.
             engine: "onnx" (CPU) or "torch"; "auto" takes ONNX Runtime on a CPU if the model has an ONNX file.
+            priors: How common the diagnoses are where the photos come from: "equal", "dataset" (the mix of the training
+                data), or a weight for each diagnosis, {"NV": 0.7, …}. Operating points do not depend on it.
 
         Raises:
             ModelFolderError: If it cannot be found, read or trusted, or the engine is not installed; a ValueError.
+            ValueError: If `priors` does not fit the model.
         """
-        source = resolve_model_folder(repo_or_folder, revision)
+        source = resolve_model_folder(released_model() if repo_or_folder is None else repo_or_folder, revision)
         config = read_config(source.path)
         network = open_engine(source, config, device=None if device is None else str(device), engine=engine)
+        classifier = cls(network, config, source)
         try:
-            classifier = cls(network, config, source)
-            # What a stranger published is tried once: weights, preprocessing and thresholds must give an answer together.
+            # Untrusted weights, preprocessing and thresholds must give an answer together; tried once.
             prediction = classifier.predict(Image.new("RGB", (8, 8), (192, 144, 128)))
         except Exception as error:  # of an engine or numpy: whatever it is, this model cannot answer
             raise ModelFolderError(
@@ -93,7 +102,13 @@ class LesionClassifier:
             ) from error
         if not math.isfinite(prediction.probability):
             raise ModelFolderError(f"{source.path}: the weights give no finite probability; download the folder again.")
-        return classifier
+        return classifier.with_priors(priors)
+
+    def with_priors(self, choice: PriorsChoice) -> Self:
+        """Return a classifier for other priors, with the same network; see `from_pretrained`."""
+        other = copy.copy(self)
+        other.priors = resolve_priors(choice, self.codes, self.class_priors)
+        return other
 
     @overload
     def predict(self, images: ImageInput, *, tta: bool = False) -> Prediction: ...
@@ -122,15 +137,15 @@ class LesionClassifier:
     def predict_each(
         self, images: Iterable[ImageInput | Callable[[], ImageInput] | None], *, tta: bool = False
     ) -> Iterator[Prediction | ImageError | None]:
-        """Answer any number of images one by one: taken a few batches ahead, so that memory stays flat.
+        """Classify any number of images, read a few batches ahead, so that memory stays flat.
 
         Args:
-            images: As for `predict`; or what returns one, called in the threads that decode; or None, which fills a
-                place in its batch.
+            images: As for `predict`; or a function that returns one, called in the threads that decode; or None, a padding
+                slot that keeps batch boundaries fixed on resume.
             tta: As for `predict`.
 
         Yields:
-            Of each image in order its prediction, or the ImageError that says why there is none; None for None.
+            In order, each image's prediction, or the ImageError that says why there is none; None for None.
         """
         from concurrent.futures import ThreadPoolExecutor  # imported late: one image needs no threads
 
@@ -142,35 +157,49 @@ class LesionClassifier:
 
         def answer(batch: list[np.ndarray | ImageError | None]) -> list[Prediction | ImageError | None]:
             arrays = [values for values in batch if isinstance(values, np.ndarray)]
-            predictions = iter(self._answers(np.stack(arrays), tta=tta, in_lane=True) if arrays else ())
+            predictions = iter(self._answers(np.stack(arrays), tta=tta, single_thread=True) if arrays else ())
             return [next(predictions) if isinstance(values, np.ndarray) else values for values in batch]
 
-        size, lanes = self.engine.batch_size, self.engine.lanes
-        # Decoding and the engines release the interpreter lock, so what comes next is read while this is computed.
-        with ThreadPoolExecutor(own_cores()) as readers, ThreadPoolExecutor(lanes) as runners:
-            ahead = map_ahead(readers, read, images, ahead=2 * lanes * size)
+        size, n_parallel = self.engine.batch_size, self.engine.n_parallel
+        # Decoding and the engines release the interpreter lock, so the next images are read during computation.
+        with ThreadPoolExecutor(own_cores()) as readers, ThreadPoolExecutor(n_parallel) as runners:
+            ahead = map_ahead(readers, read, images, ahead=2 * n_parallel * size)
             batches = iter(lambda: list(islice(ahead, size)), [])
-            # A single lane stays in this thread: in a new one torch would start its threads and fill its memory anew.
-            for answers in map(answer, batches) if lanes == 1 else map_ahead(runners, answer, batches, ahead=lanes):
+            # With one batch at a time we stay in this thread: in a new one torch would start its threads again.
+            parallel = n_parallel > 1
+            for answers in map_ahead(runners, answer, batches, ahead=n_parallel) if parallel else map(answer, batches):
                 yield from answers
 
     def explain(self, image: ImageInput) -> Explanation:
-        """Classify one image and show where each diagnosis' score came from (Grad-CAM), in one forward pass.
+        """Classify one image and show which regions raised each diagnosis' score (Grad-CAM), in one forward pass.
 
         Raises:
             ImageError: If the image cannot be read.
             ModelFolderError: If the heat maps of this network need torch, and that is not installed.
         """
         upright = decode_image(image)
-        outputs = self.forward(self.transform(upright)[None])
-        evidence, explained_by = self.engine.evidence(outputs)
+        model_input = self.transform.squash(upright)
+        outputs = self.engine.forward(self.transform.normalise(model_input)[None], evidence=True)
+        assert outputs.evidence is not None
+        prediction = self.predictions(outputs, outputs.probs)[0]
         return Explanation(
             codes=self.codes,
-            evidence=evidence,
+            evidence=outputs.evidence[0],
             size=(upright.height, upright.width),
-            prediction=self.predictions(outputs, outputs.probs)[0],
-            note=None if explained_by == self.engine.name else BY_TORCH,
+            model_input=model_input,
+            prediction=prediction,
+            shown_code=self.shown_code(prediction),
         )
+
+    def shown_code(self, prediction: Prediction) -> str:
+        """Return the diagnosis whose heat map to show first: the most probable one of what was flagged, or of all."""
+        flagged = {
+            code
+            for point in headline_points(self.operating_points)
+            if prediction.operating_points[point.name]
+            for code in point.codes
+        }
+        return max(flagged or self.codes, key=prediction.probabilities.__getitem__)
 
     def preprocess(self, image: ImageInput) -> np.ndarray:
         """Decode and preprocess one image exactly as evaluation does: pixel_values, float32 (3, S, S)."""
@@ -180,50 +209,58 @@ class LesionClassifier:
         """Run the network once on pixel_values, float32 (B, 3, S, S)."""
         return self.engine.forward(pixel_values)
 
-    def _answers(self, pixel_values: np.ndarray, *, tta: bool, in_lane: bool = False) -> list[Prediction]:
-        outputs = self.engine.forward(pixel_values, in_lane=in_lane)
-        return self.predictions(outputs, self.tta_probs(pixel_values, in_lane=in_lane) if tta else outputs.probs)
+    def _answers(self, pixel_values: np.ndarray, *, tta: bool, single_thread: bool = False) -> list[Prediction]:
+        outputs = self.engine.forward(pixel_values, single_thread=single_thread)
+        probs = self.tta_probs(pixel_values, single_thread=single_thread) if tta else outputs.probs
+        return self.predictions(outputs, probs)
 
     def predictions(self, outputs: ModelOutputs, probs: np.ndarray) -> list[Prediction]:
-        """Turn raw outputs into answers.
+        """Return the predictions for N images.
 
         Args:
-            outputs: Of the N upright images; they decide on abstention.
-            probs: Their probabilities (N, C), or the mean over the eight views.
+            outputs: Of the upright images; they decide on abstention.
+            probs: Their probabilities (N, C) at equal priors, or the mean over the eight views.
         """
-        reached = {point.name: point.reached(probs, self.codes) for point in self.operating_points}
-        reasons: Iterable[str | None] = (
-            self.abstention.reasons(outputs.logits, outputs.features) if self.abstention else [None] * len(probs)
-        )
-        return [
-            self.prediction(row, {name: bool(values[index]) for name, values in reached.items()}, reason)
-            for index, (row, reason) in enumerate(zip(probs, reasons, strict=True))
-        ]
+        reasons = self.abstention.reasons(outputs.logits, outputs.features) if self.abstention else [None] * len(probs)
+        return [self.prediction(row, reason) for row, reason in zip(probs, reasons, strict=True)]
 
-    def prediction(self, probs: np.ndarray, reached: dict[str, bool], reason: str | None) -> Prediction:
-        """Make the answer for one lesion of its probabilities (C,), its operating points and why it is refused, if so."""
-        probabilities = {code: float(value) for code, value in zip(self.codes, probs, strict=True)}
-        diagnosis = self.codes[int(self.decision.choose(probs[None], self.codes)[0])]
+    def prediction(self, probs: np.ndarray, reason: str | None) -> Prediction:
+        """Return the prediction for one lesion of its probabilities (C,) at equal priors and why it is refused, if so."""
+        reached = {point.name: bool(point.reached(probs[None], self.codes)[0]) for point in self.operating_points}
+        at_priors = reweight(probs, self.priors)
+        diagnosis = self.codes[int(at_priors.argmax())]
+        probability = float(at_priors.max())
         return Prediction(
             diagnosis=diagnosis,
-            probability=probabilities[diagnosis],
-            probabilities=probabilities,
+            probability=probability,
+            probabilities=dict(zip(self.codes, at_priors.tolist(), strict=True)),
+            priors=dict(zip(self.codes, self.priors.tolist(), strict=True)),
+            flagged=tuple(
+                target_name(point.codes) for point in headline_points(self.operating_points) if reached[point.name]
+            ),
             abstained=reason is not None,
             reason=reason,
             operating_points=reached,
+            verdict=verdict(
+                self.operating_points,
+                reached,
+                diagnosis=diagnosis,
+                probability=probability,
+                abstained=reason is not None,
+            ),
             provenance=self.provenance,
-            verdict=verdict(self.operating_points, reached, probabilities, diagnosis, abstained=reason is not None),
+            notice=self.notice,
         )
 
-    def tta_probs(self, pixel_values: np.ndarray, *, in_lane: bool = False) -> np.ndarray:
-        """Return the mean probabilities over the eight flips and quarter turns, float64 (B, C)."""
+    def tta_probs(self, pixel_values: np.ndarray, *, single_thread: bool = False) -> np.ndarray:
+        """Return the mean probabilities at equal priors over the eight flips and quarter turns, float64 (B, C)."""
         turned = [np.rot90(pixel_values, turns, axes=(2, 3)) for turns in range(4)]  # a lesion has no upright side
         views = [*turned, *(np.flip(view, 3) for view in turned)]
-        return np.mean([self.engine.forward(view, in_lane=in_lane).probs for view in views], axis=0)
+        return np.mean([self.engine.forward(view, single_thread=single_thread).probs for view in views], axis=0)
 
     @property
     def notice(self) -> str:
-        """What every surface says of this model: no medical device, and whether it has only ever seen drawings."""
+        """The disclaimer shown wherever this model is used."""
         return f"{NOTICE} {SYNTHETIC_NOTICE}" if self.lesion.get("synthetic") else NOTICE
 
     @property
@@ -238,9 +275,9 @@ class LesionClassifier:
 def map_ahead(
     pool: "ThreadPoolExecutor", function: Callable[[_In], _Out], items: Iterable[_In], *, ahead: int
 ) -> Iterator[_Out]:
-    """Yield function(item) for each item in order, like `pool.map`, but take from `items` only `ahead` further.
+    """Yield function(item) for each item in order, like `pool.map`, but take at most `ahead` items in advance.
 
-    So memory stays flat, and an error does not wait for all that comes after it.
+    So memory stays flat, and an error is raised before later items are read.
     """
     futures: deque[Future[_Out]] = deque()
     try:

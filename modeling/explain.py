@@ -1,6 +1,6 @@
-"""Heat maps: where in an image the score of each diagnosis came from (Grad-CAM, which the engines compute).
+"""Heat maps: which regions of an image raised the score of each diagnosis (Grad-CAM, which the engines compute).
 
-A heat map shows where a score came from, not why: it is no outline of the lesion and no proof of a correct answer.
+A heat map shows where a score came from. It is no segmentation of the lesion and no proof of a correct answer.
 """
 
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from PIL import Image
 
 from modeling.prediction import Prediction
 
-BY_TORCH = "Its heat maps were computed by torch: this network does not end in average pooling and one linear layer."
-
 
 @dataclass(frozen=True)
 class Explanation:
-    """Evidence for every diagnosis, and where in the picture it lies.
+    """Evidence for every diagnosis, on the network's grid.
 
     Attributes:
         codes: Diagnosis codes, length C.
         evidence: Signed Grad-CAM before clipping, float32 (C, h, w), in units of the logit: for a network that ends in
             average pooling and a linear layer, a map's mean is the logit without its bias.
         size: (height, width) of the upright image in pixels.
+        model_input: The square that the network saw, uint8 RGB (S, S, 3).
         prediction: The answer for the same image, from the same forward pass.
-        note: What else there is to say of how it came about, in a sentence; None otherwise.
+        shown_code: The diagnosis whose map to show first: the most probable one of what was flagged, or of all.
     """
 
     codes: tuple[str, ...]
     evidence: np.ndarray
     size: tuple[int, int]
+    model_input: np.ndarray
     prediction: Prediction
-    note: str | None = None
+    shown_code: str
 
     @property
     def maps(self) -> np.ndarray:
@@ -68,6 +68,6 @@ class Explanation:
 
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (h, w) to (H, W) bicubically. The picture was squashed, so this is also the way back to its geometry."""
+    """Resize (h, w) to (H, W) bicubically; this also undoes the squashing of the image."""
     image = Image.fromarray(values.astype(np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC), dtype=np.float32)

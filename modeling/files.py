@@ -1,4 +1,4 @@
-"""Files of a model folder and a run: JSON, hashes, names, and what a stranger may have written into them."""
+"""JSON, hashes and names, with helpers for untrusted input."""
 
 import hashlib
 import json
@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG_NAME = "config.json"
-# Beside config.json and the weights: its scores, and the options and splits of the run.
-METRICS_NAME, RUN_NAME, SPLITS_NAME = "metrics.json", "train_config.json", "splits.csv"
-WEIGHTS_NAME = "model.safetensors"
-UNKNOWN_ORIGIN = "unknown origin"  # of weights that training started from and that do not say
-EXAMPLES_NAME = "examples/examples.json"  # and the images that it lists, for a page
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 METRICS_SCHEMA = 2
 MAX_JSON_BYTES = 16 * 1024**2  # config.json of B0 has 0.2 MB, most of it the abstention rule
 MAX_JSON_DEPTH = 20  # metrics.json of a run has 8
@@ -22,7 +15,7 @@ MAX_TEXT = 200  # characters of a name
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
-shortened = _SHORT.repr  # shows what a stranger wrote, which may be long, in a message
+shortened = _SHORT.repr  # truncates untrusted text for error messages
 
 
 class ModelFolderError(ValueError):
@@ -35,7 +28,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that a stranger may have written: of bounded size, valid text, every number finite.
+    """Read an untrusted JSON object: of bounded size, valid text, every number finite, every key once.
 
     Raises:
         ModelFolderError: If it is not that, or there is no such file.
@@ -43,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelFolderError(f"{path} is larger than {MAX_JSON_BYTES // 1024**2} MiB; refused.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
         # Python reads NaN, 1e999 and half a surrogate pair, which nothing else could show or write again.
         json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
     except ModelFolderError:
@@ -65,6 +58,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"a key occurs twice among {shortened([key for key, _ in pairs])}")
+    return content
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -72,7 +72,7 @@ def file_sha256(path: Path) -> str:
 
 
 def is_name(text: str) -> bool:
-    """True if a text can stand in a table, a message and a file without harm."""
+    """True if a text is short and printable, so that tables, messages and files can show it."""
     return 1 <= len(text) <= MAX_TEXT and text.isprintable()
 
 

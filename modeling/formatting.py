@@ -1,7 +1,23 @@
-"""How a number of metrics.json is written for people: one form for the summary, the card and the page."""
+"""Numbers and sentences for people: one form for the commands, the card and the page."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+# Also read by the page's browser engine.
+TEXTS: dict[str, str] = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as people read it: 95 %, 4.2 %, 99.6 %; 0 % and 100 % only where it is exactly that."""
+    value = 100 * fraction
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    if 99.9 < value < 100:
+        return "> 99.9 %"
+    digits = 0 if value in (0, 100) or 10 <= value <= 99 else 1
+    return f"{value:.{digits}f} %"
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""The eight diagnoses of ISIC 2019: code, full name and behaviour, and the words that every surface shares.
+"""The eight diagnoses of ISIC 2019: code, full name and behaviour; notices and licences.
 
 Source: ISIC 2019 challenge, https://challenge.isic-archive.com/landing/2019/; order as in its ground-truth CSV.
 """
@@ -6,12 +6,14 @@ Source: ISIC 2019 challenge, https://challenge.isic-archive.com/landing/2019/; o
 from dataclasses import dataclass
 from typing import Literal
 
+from modeling.formatting import TEXTS
+
 Behaviour = Literal["malignant", "pre-malignant", "benign", "unknown"]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One diagnosis; `behaviour` is of the lesion as a group, not of a single patient's lesion."""
+    """One diagnosis; `behaviour` describes the group, not a single patient's lesion."""
 
     code: str
     name: str
@@ -19,7 +21,7 @@ class Diagnosis:
 
     @property
     def malignant(self) -> bool:
-        """True where missing it could harm: malignant, or pre-malignant (actinic keratosis)."""
+        """True for diagnoses that must not be missed: malignant or pre-malignant (actinic keratosis)."""
         return self.behaviour in ("malignant", "pre-malignant")
 
 
@@ -40,16 +42,10 @@ REFERENCE_CODES: tuple[str, ...] = ("BCC", "BKL", "MEL", "NV")
 
 _BY_CODE = {diagnosis.code: diagnosis for diagnosis in DIAGNOSES}
 
-NOTICE = (
-    "Research demonstration, not a medical device. It cannot rule out melanoma or any other disease; "
-    "anyone worried about a spot on the skin should see a doctor."
-)
-SYNTHETIC_NOTICE = (
-    "Trained on synthetic drawings, not on photographs of skin: its answers about real images mean nothing."
-)
+NOTICE, SYNTHETIC_NOTICE = TEXTS["notice"], TEXTS["synthetic_notice"]
 
-WEIGHTS_LICENSE = "cc-by-nc-4.0"  # of ISIC 2019, and so of what was trained on it
-SYNTHETIC_LICENSE = "apache-2.0"  # of weights that have seen nothing but this package's drawings
+WEIGHTS_LICENSE = "cc-by-nc-4.0"  # licence of ISIC 2019; weights trained on it inherit it
+SYNTHETIC_LICENSE = "apache-2.0"  # for weights trained on nothing but this package's drawings
 ATTRIBUTION = (
     "ISIC 2019 challenge data, CC BY-NC 4.0: "
     "BCN_20000 (c) Department of Dermatology, Hospital Clinic de Barcelona (arXiv:1908.02288); "
@@ -59,5 +55,5 @@ ATTRIBUTION = (
 
 
 def diagnosis_of(code: str) -> Diagnosis:
-    """Return the diagnosis of an ISIC code; a label of another dataset is its own name, of unknown behaviour."""
+    """Return the diagnosis of an ISIC code; an unknown label is returned as its own name, with behaviour "unknown"."""
     return _BY_CODE.get(code, Diagnosis(code, code, "unknown"))

@@ -76,9 +76,6 @@ SCORES: dict[str, Any] = {
 CALIBRATION = _section(
     **_all("before after", _section(**_all("nll brier", NUMBER), ece=ECE, ece_per_class=_by_name(ECE)))
 )
-ANSWERS = _section(
-    **_all("chosen most_probable", _section(balanced_accuracy=RATE, accuracy=RATE, recall=_by_name(RATE)))
-)
 FAR = {"n_images": COUNT, "auroc": RATE, "fpr_at_95_tpr": FRACTION | None, "abstained": RATE}
 CHANGE = {"flip_rate": RATE, "balanced_accuracy": RATE, "balanced_accuracy_gain": NUMBER}
 BASELINE = _section(sees=TEXT, balanced_accuracy=RATE, accuracy=RATE, model_minus_baseline=NUMBER)
@@ -132,11 +129,6 @@ METRICS: type[_Section] = _section(
         ),
         val=_or_reason(CALIBRATION),
         test=CALIBRATION,
-    ),
-    decision=_section(
-        fitted=_section(method=NAME, **_all("tau melanoma_weight", float), priors=_rows(FRACTION)),
-        val=_or_reason(ANSWERS),
-        test=ANSWERS,
     ),
     operating_points=_rows(
         _or_reason(

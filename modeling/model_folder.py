@@ -1,8 +1,7 @@
 """Find, download and check a model folder.
 
-It holds `config.json` (timm's Hub layout plus one root key, `lesion`) and the network twice: `model.safetensors` (timm's own
-key names; timm, transformers' TimmWrapper and the torch engine read it) and `onnx/model.onnx` for ONNX Runtime. Nothing in it
-is executable.
+It holds `config.json` (see `modeling.config`) and the network twice: `model.safetensors` (timm's own key names; timm,
+transformers' TimmWrapper and the torch engine read it) and `onnx/model.onnx` for ONNX Runtime. Nothing in it is executable.
 """
 
 import hashlib
@@ -13,24 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling.files import (
-    CONFIG_NAME,
-    PICKLE_SUFFIXES,
-    WEIGHTS_NAME,
-    ModelFolderError,
-    file_sha256,
-    read_json,
-    shortened,
-)
-from modeling.schema import CONFIG_SCHEMA, check_config
+from modeling.config import CONFIG_SCHEMA, Config, checked_config
+from modeling.files import ROOT, ModelFolderError, file_sha256, read_json, shortened
 
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
 ONNX_NAME = "onnx/model.onnx"  # where the Hub's tools look for it
+# Beside them: the scores, and the options and splits of the run.
+METRICS_NAME, RUN_NAME, SPLITS_NAME = "metrics.json", "train_config.json", "splits.csv"
+EXAMPLES_NAME = "examples/examples.json"  # and the images that it lists
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+UNKNOWN_ORIGIN = "unknown origin"  # used when initial weights carry no provenance
 MAX_GIB = {WEIGHTS_NAME: 4, ONNX_NAME: 2}  # protobuf's own limit for the second
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that holds a model, and where it came from."""
+    """A folder with a model, and its origin."""
 
     path: Path
     model_id: str  # Hub repository id, or the name of the run for a local folder
@@ -38,14 +36,28 @@ class ModelFolder:
     from_cache: bool = False  # the Hub did not answer, and an earlier download is used
 
 
+def released_model() -> Path:
+    """Return the model folder that a clone of the repository contains.
+
+    Raises:
+        ModelFolderError: If there is not exactly one.
+    """
+    folders = sorted(path.parent for path in (ROOT / "pretrained").glob(f"*/{CONFIG_NAME}"))
+    if len(folders) != 1:
+        raise ModelFolderError(
+            f"{ROOT / 'pretrained'} holds {len(folders)} models, not one; name a model folder or a Hub repository."
+        )
+    return folders[0]
+
+
 def config_sha256(config: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a configuration's values, however its file is written; its own entry is left out."""
+    """Return the SHA-256 of the values of a config.json, without its own entry; formatting does not change it."""
     lesion = {key: value for key, value in config["lesion"].items() if key != "config_sha256"}
     return hashlib.sha256(json.dumps({**config, "lesion": lesion}, sort_keys=True).encode()).hexdigest()
 
 
 def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None) -> ModelFolder:
-    """Find a model folder on this machine, or download the config.json of a Hub repository; `fetch` gets the network.
+    """Find a model folder on this machine, or download the config.json of a Hub repository; `fetch` downloads the network.
 
     Raises:
         ModelFolderError: If it is neither a folder nor a reachable repository.
@@ -54,7 +66,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     if os.path.isdir(path):  # `Path.is_dir` raises for a name that is too long
         if revision is not None:
             raise ModelFolderError(f"{path} is a folder and has no revisions; leave `revision` out.")
-        # runs/demo/model is better known as "demo" than as "model".
+        # Name local folders after the run: runs/demo/model → "demo".
         name = path.resolve().parent.name if path.resolve().name == "model" else path.resolve().name
         return ModelFolder(path, model_id=name, revision=None)
     repo_id = str(repo_or_folder)
@@ -106,7 +118,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     return ModelFolder(Path(folder), model_id=repo_id, revision=Path(folder).name, from_cache=from_cache)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Config:
     """Read and check `config.json` of a model folder.
 
     Raises:
@@ -115,8 +127,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {CONFIG_NAME}; give the folder `model` of a run or a Hub repository.")
-    config = read_json(path)
-    lesion = config.get("lesion")
+    content = read_json(path)
+    lesion = content.get("lesion")
     if not isinstance(lesion, dict):
         raise ModelFolderError(
             f"{path}: no entry 'lesion', so this package did not write it; load such a model with timm or transformers."
@@ -124,10 +136,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if lesion.get("schema") != CONFIG_SCHEMA:
         raise ModelFolderError(
             f"{path}: its schema is {shortened(lesion.get('schema'))} and this version reads {CONFIG_SCHEMA}; "
-            "update skin-lesion-classifier or take an older revision of the model."
+            "update skin-lesion-classifier or take another revision of the model."
         )
-    check_config(config, str(path))
-    if lesion.get("config_sha256") not in (None, config_sha256(config)):
+    config = checked_config(content, str(path))
+    if config["lesion"].get("config_sha256") not in (None, config_sha256(content)):
         raise ModelFolderError(
             f"{path} is not as it was saved (config_sha256 differs): a label, the preprocessing, a threshold or another entry "
             "was changed; download the folder again."
@@ -139,7 +151,7 @@ def fetch(source: ModelFolder, name: str) -> Path:
     """Return the file that holds the network, `model.safetensors` or `onnx/model.onnx`; downloaded if it is on the Hub.
 
     Raises:
-        ModelFolderError: If it cannot be had, or is too large.
+        ModelFolderError: If it is missing, cannot be downloaded, or is too large.
     """
     path = file_beside(source, name)
     if path is None:
@@ -153,15 +165,15 @@ def fetch(source: ModelFolder, name: str) -> Path:
 
 
 def checked_file(path: Path, expected_sha256: str | None) -> Path:
-    """Return a file of the network if it is the one that config.json describes.
+    """Return a file of the network after comparing it with its hash in config.json.
 
     Raises:
-        ModelFolderError: If it is another one.
+        ModelFolderError: If they differ.
     """
     if file_sha256(path) != expected_sha256:
         raise ModelFolderError(
             f"{path} is not the file that {CONFIG_NAME} describes (its SHA-256 differs); download the folder again, "
-            "or save it anew if you changed the weights."
+            "or save it again if you changed the weights."
         )
     return path
 

@@ -1,4 +1,4 @@
-"""Build a stock timm network, write it into a model folder, and load it from one: all that needs torch to serve."""
+"""Build a stock timm network, write it into a model folder, and load it from one: the torch-only part of serving."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,15 +12,51 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modeling.calibration import Calibration
-from modeling.files import CONFIG_NAME, WEIGHTS_NAME, ModelFolderError, file_sha256, shortened, write_json
+from modeling.config import CONFIG_SCHEMA, Config, PretrainedCfg
+from modeling.files import ModelFolderError, file_sha256, shortened, write_json
 from modeling.labels import diagnosis_of
-from modeling.model_folder import checked_file, config_sha256, fetch, read_config, resolve_model_folder
-from modeling.schema import CONFIG_SCHEMA, PRETRAINED_CFG
+from modeling.model_folder import (
+    CONFIG_NAME,
+    ONNX_NAME,
+    WEIGHTS_NAME,
+    checked_file,
+    config_sha256,
+    fetch,
+    read_config,
+    resolve_model_folder,
+)
+from modeling.schema import plain
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 
 # An nn.Module with timm's own methods (forward_features, get_classifier, …), which no type describes.
 TimmModel = Any
+
+
+def check_backbone(backbone: str) -> None:
+    """Check, without allocating weights, that a timm network can be calibrated, explained and exported.
+
+    Raises:
+        ModelFolderError: Unless it gives one feature map and ends in one linear classifier with a bias.
+    """
+    if not timm.is_model(backbone):
+        raise ModelFolderError(
+            f"timm has no network named {backbone!r:.80}; timm.list_models('*efficientnet*') lists some."
+        )
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            model: TimmModel = timm.create_model(backbone, num_classes=2).eval()
+            maps = model.forward_features(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+            classifier = model.get_classifier()
+            fits = maps.ndim == 4 and maps.shape[1] == model.num_features and isinstance(classifier, nn.Linear)
+            fits = fits and classifier.bias is not None and model.forward_head(maps, pre_logits=True).ndim == 2
+    except Exception:  # timm's 1,000 networks fail in as many ways; each means the same here
+        fits = False
+    if not fits:
+        raise ModelFolderError(
+            f"{backbone} cannot be used: a network must give one feature map and end in one linear classifier with a bias, as "
+            "EfficientNet, MobileNet, ResNet, RegNet and ConvNeXt do."
+        )
 
 
 def build_model(
@@ -41,12 +77,8 @@ def build_model(
         drop_rate: Dropout before the classifier, in [0, 1).
 
     Raises:
-        ModelFolderError: If the backbone is unknown, or its weights cannot be had.
+        ModelFolderError: If its weights cannot be downloaded.
     """
-    if not timm.is_model(backbone):
-        raise ModelFolderError(
-            f"timm has no network named {backbone!r}; timm.list_models('*efficientnet*') lists some."
-        )
     try:
         model: TimmModel = timm.create_model(
             backbone, num_classes=num_classes, pretrained=pretrained, drop_rate=drop_rate
@@ -56,7 +88,7 @@ def build_model(
             raise
         raise ModelFolderError(
             f"the ImageNet weights of {backbone} could not be downloaded ({type(error).__name__}: {error}). "
-            "Without the Hub, start from scratch with `--pretrained false`, or from weights at hand with "
+            "Without the Hub, start from scratch with `--pretrained false`, or from local weights with "
             "`--init_from FILE.safetensors`: timm's of this network, or an earlier model's."
         ) from error
     # timm starts this layer for 1,000 classes; with a handful its first logits are of size 6 and the first epochs are lost.
@@ -74,10 +106,10 @@ def build_model(
 
 
 def normalise(pixels: torch.Tensor, pretrained_cfg: Mapping[str, Any]) -> torch.Tensor:
-    """Return what `preprocessing.eval_transform` makes of images that have the network's size already, for a batch on its device.
+    """Normalise a batch on its device, as `Preprocessing.normalise` does.
 
     Args:
-        pixels: uint8 RGB (B, S, S, 3), a quarter of the bytes for loader processes and the bus to carry.
+        pixels: uint8 RGB (B, S, S, 3), a quarter of the bytes to transfer.
         pretrained_cfg: Of the network.
 
     Returns:
@@ -94,18 +126,9 @@ def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
 
 
 @torch.no_grad()
-def fold_calibration(model: torch.nn.Module, calibration: Calibration) -> None:
-    """Put the calibration into the classifier of a timm model, in place, so that every loader is calibrated.
-
-    Raises:
-        ValueError: If the classifier is not one linear layer with a bias.
-    """
-    classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
-    if not isinstance(classifier, torch.nn.Linear) or classifier.bias is None:
-        raise ValueError(
-            f"the calibration folds into one linear layer with a bias, but the classifier is {classifier}; "
-            "choose a backbone whose classifier is such a layer"
-        )
+def fold_calibration(model: TimmModel, calibration: Calibration) -> None:
+    """Fold the calibration into the classifier of a timm model, in place, so that every loader is calibrated."""
+    classifier = model.get_classifier()
     scale, bias = (classifier.weight.new_tensor(values) for values in (calibration.scale, calibration.bias))
     classifier.weight.mul_(scale[:, None])
     classifier.bias.mul_(scale).add_(bias)
@@ -116,35 +139,39 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
 
     Args:
         model: Network of `build_model`, calibration already folded into its classifier.
-        folder: Created if missing; files of the same name are replaced.
+        folder: Created if missing; files of the same name are replaced. If it has an ONNX file, its hash is recorded.
         codes: Diagnosis codes in the order of the classifier's outputs.
-        lesion: Operating points, abstention rule and provenance; `schema` and the two hashes are added here.
+        lesion: The other entries of `modeling.config.Lesion`; `schema` and the hashes are added here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes it for its owner alone; a server may be another user
+    names, cfg = PretrainedCfg.__annotations__, model.pretrained_cfg
     config = {
-        "architecture": model.pretrained_cfg["architecture"],
-        # `num_classes` stands here only: inside model_args transformers 5 raises a TypeError for it.
+        "architecture": cfg["architecture"],
+        # Only here: inside model_args transformers 5 raises a TypeError for it.
         "num_classes": len(codes),
         "num_features": model.num_features,
         "label_names": list(codes),
         "label_descriptions": {code: diagnosis_of(code).name for code in codes},
         "pretrained_cfg": {
-            **{
-                key: value for key, value in model.pretrained_cfg.items() if key in PRETRAINED_CFG and value is not None
-            },
+            **{key: value for key, value in cfg.items() if key in names and value is not None},
             "custom_load": False,
         },
-        "lesion": {"schema": CONFIG_SCHEMA, **lesion, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)},
+        "lesion": {
+            "schema": CONFIG_SCHEMA,
+            **plain(dict(lesion)),
+            "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
+            "onnx_sha256": file_sha256(folder / ONNX_NAME) if (folder / ONNX_NAME).exists() else None,
+        },
     }
     config["lesion"]["config_sha256"] = config_sha256(config)
     write_json(folder / CONFIG_NAME, config)
 
 
-def load_model_folder(folder: Path) -> tuple[TimmModel, dict[str, Any]]:
-    """Open a model folder: its network as of `load_network`, and its configuration.
+def load_model_folder(folder: Path) -> tuple[TimmModel, Config]:
+    """Return the network of a model folder, from `load_network`, and its configuration.
 
     Raises:
         ModelFolderError: If a file is missing, damaged, does not fit the network, or is not the one that was saved.
@@ -153,7 +180,7 @@ def load_model_folder(folder: Path) -> tuple[TimmModel, dict[str, Any]]:
     return load_network(fetch(resolve_model_folder(folder), WEIGHTS_NAME), config), config
 
 
-def load_network(weights: Path, config: Mapping[str, Any]) -> TimmModel:
+def load_network(weights: Path, config: Config) -> TimmModel:
     """Load the weights of a model folder into timm's network, in evaluation mode and frozen.
 
     Raises:
@@ -164,12 +191,11 @@ def load_network(weights: Path, config: Mapping[str, Any]) -> TimmModel:
             f"{weights.parent / CONFIG_NAME}: architecture {shortened(config['architecture'])} is no timm network of this "
             "installation; update timm."
         )
-    architecture = {"model_name": config["architecture"], "num_classes": config["num_classes"], "pretrained": False}
-    # First without memory: what is allocated after the comparison is no larger than the file that is there.
+    # First without memory, so that no more is allocated than the file holds.
     with torch.device("meta"):
-        _check_weights_fit(weights, timm.create_model(**architecture))
+        _check_weights_fit(weights, timm.create_model(config["architecture"], num_classes=config["num_classes"]))
     checked_file(weights, config["lesion"].get("weights_sha256"))
-    model: TimmModel = timm.create_model(**architecture)
+    model: TimmModel = timm.create_model(config["architecture"], num_classes=config["num_classes"])
     model.load_state_dict(load_file(weights))
     model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
     model.requires_grad_(False)

@@ -1,47 +1,40 @@
-"""Operating points: thresholds on a probability, fitted on val for a target sensitivity."""
+"""Operating points: thresholds on a probability at equal priors, fitted on val for a target sensitivity."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from modeling.labels import diagnosis_of
+from modeling.schema import Count, Fraction, Name
 
 TARGET_SENSITIVITIES = (0.90, 0.95)
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold on the summed probability of `codes`, with what it gave on val."""
+    """A threshold on the summed probability of `codes`, with its sensitivity and specificity on val."""
 
-    name: str
-    codes: tuple[str, ...]
-    target_sensitivity: float
-    threshold: float
-    sensitivity: float
-    specificity: float
-    n_positive: int
-    n_negative: int
+    name: Name
+    codes: Annotated[tuple[Name, ...], {"min_length": 1}]
+    target_sensitivity: Annotated[float, {"gt": 0, "le": 1}]
+    threshold: Annotated[float, {"gt": 0, "le": 1}]
+    sensitivity: Fraction
+    specificity: Fraction
+    n_positive: Count
+    n_negative: Count
 
     def reached(self, probs: np.ndarray, codes: Sequence[str]) -> np.ndarray:
-        """Tell for each row of probs (N, C), columns in the order of `codes`, whether it is above the threshold."""
+        """Return for each row of probs (N, C), columns in the order of `codes`, whether it reaches the threshold, (N,)."""
         return target_probability(probs, codes, self.codes) >= self.threshold
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "codes": list(self.codes)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "OperatingPoint":
-        """Read what `to_dict` wrote, as `schema.py` has checked it."""
-        return cls(**{**values, "codes": tuple(values["codes"])})
 
 
 def fit_operating_points(probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -> list[OperatingPoint]:
     """Fit on val the thresholds for melanoma, and for malignant against benign, at the target sensitivities.
 
-    A target without images on one of its two sides has no operating point and is left out; the evaluation says so.
+    A target that all images of val show, or none, has no operating point and is left out.
     """
     points = []
     for target, target_codes in operating_targets(codes).items():
@@ -67,7 +60,7 @@ def fit_operating_points(probs: np.ndarray, labels: np.ndarray, codes: Sequence[
 
 
 def operating_targets(codes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return what is to be caught, with the diagnoses whose probabilities are summed for it."""
+    """Return the targets, each with the diagnoses whose probabilities are summed for it."""
     malignant = tuple(code for code in codes if diagnosis_of(code).malignant)
     targets: dict[str, tuple[str, ...]] = {"MEL": ("MEL",)} if "MEL" in codes else {}
     if malignant and malignant != ("MEL",):
@@ -76,7 +69,7 @@ def operating_targets(codes: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def shows_target(labels: np.ndarray, codes: Sequence[str], target_codes: Sequence[str]) -> np.ndarray:
-    """Tell for each label (N,) whether it is one of the target's diagnoses, shape (N,)."""
+    """Return whether each label (N,) is one of the target's diagnoses, shape (N,)."""
     return np.isin(labels, [list(codes).index(code) for code in target_codes])
 
 
@@ -86,10 +79,10 @@ def target_probability(probs: np.ndarray, codes: Sequence[str], target_codes: Se
 
 
 def choose_threshold(scores: np.ndarray, is_positive: np.ndarray, *, min_sensitivity: float) -> float:
-    """Return a threshold that still reaches the target sensitivity, and no more than needed.
+    """Return the highest threshold that reaches the target sensitivity.
 
-    It lies half-way between the last score that must be caught and the next one below, so that a rounding
-    difference between two machines does not move an image across it.
+    It is half-way between the lowest score that must be caught and the next one below, so that a rounding difference
+    between two machines does not move an image across it.
 
     Args:
         scores: Probability of the target, shape (N,).

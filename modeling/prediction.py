@@ -1,10 +1,11 @@
-"""The one shape of an answer about an image, and the one line that sums it up."""
+"""`Prediction`: the result for one image, and its one-line verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modeling.labels import NOTICE, diagnosis_of
+from modeling.formatting import TEXTS, percent
+from modeling.labels import diagnosis_of
 from modeling.operating_points import OperatingPoint
 
 DIGITS = 6  # of a probability: beyond them two machines differ
@@ -12,39 +13,46 @@ DIGITS = 6  # of a probability: beyond them two machines differ
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """The result for one image, or for the photos of one lesion.
 
     Attributes:
-        diagnosis: Code of the first answer, as `Decision` makes it, also when abstained; not always the most probable.
-        probability: Its calibrated probability.
-        probabilities: Calibrated probability of every diagnosis by code, in the model's order; they sum to 1.
-        abstained: True if the image is unlike the training data, so that the answer should not be used.
-        reason: Why it abstained, in words; None otherwise.
-        operating_points: By name ("MEL@95"), whether the image lies above the threshold fitted for that sensitivity.
+        diagnosis: Code of the most probable diagnosis, also when abstained.
+        probability: Its probability.
+        probabilities: Calibrated probability of every diagnosis by code at `priors`, in the model's order; they sum to 1.
+        priors: Prior probability of every diagnosis by code; equal unless `from_pretrained` got others.
+        flagged: Targets ("melanoma", "malignancy") whose threshold of highest sensitivity is reached.
+        abstained: True if the image does not resemble the training data, so that the answer should not be used.
+        reason: Why it abstained; None otherwise.
+        operating_points: By name ("MEL@95"), whether the threshold for that sensitivity is reached. Thresholds are
+            compared with the probabilities at equal priors, whatever `priors` is.
+        verdict: The result in one line.
         provenance: model_id, revision, weights_sha256, data_fingerprint, package_version.
-        verdict: The line of `verdict`.
+        notice: The model's disclaimer.
     """
 
     diagnosis: str
     probability: float
     probabilities: dict[str, float]
+    priors: dict[str, float]
+    flagged: tuple[str, ...]
     abstained: bool
     reason: str | None
     operating_points: dict[str, bool]
-    provenance: dict[str, str | None]
     verdict: str
+    provenance: dict[str, str | None]
+    notice: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the prediction with the notice, ready for JSON, its probabilities rounded."""
+        """Return the prediction ready for JSON, its probabilities rounded."""
         return {
             **asdict(self),
             "probability": rounded(self.probability),
             "probabilities": {code: rounded(value) for code, value in self.probabilities.items()},
-            "notice": NOTICE,
+            "flagged": list(self.flagged),
         }
 
     def to_row(self) -> dict[str, Any]:
-        """Return it as one flat row of a table: each diagnosis and each operating point is a column of its own."""
+        """Return one flat row of a table: each diagnosis and each operating point is a column of its own."""
         fields = self.to_dict()
         first = {key: fields[key] for key in ("verdict", "diagnosis", "probability")}
         then = {key: fields[key] for key in ("abstained", "reason")}
@@ -54,68 +62,46 @@ class Prediction:
 def verdict(
     points: Sequence[OperatingPoint],
     reached: Mapping[str, bool],
-    probabilities: Mapping[str, float],
-    diagnosis: str,
     *,
+    diagnosis: str,
+    probability: float,
     abstained: bool,
 ) -> str:
-    """Sum an answer up in one line, thresholds first, which every surface shows alike."""
-    above = [point for point in points if reached[point.name]]
-    below = [point for point in points if not reached[point.name]]
-    parts = [f"above {_thresholds(above)}"] if above else []
-    parts += [f"below {_thresholds(below)}"] if below else []
-    tested = "; ".join(parts) or "this model has no tested threshold"
-    if below and not above:
-        tested += ": no all-clear"
-    best = max(probabilities, key=probabilities.__getitem__)
-    warning = "The model abstains: this image is unlike its training images, so do not use what follows. "
-
-    def with_probability(code: str) -> str:
-        return f"{diagnosis_of(code).name}, {percent(rounded(probabilities[code]))}"
-
-    weighted = f"weighted towards rare diagnoses{' and melanoma' if 'MEL' in probabilities else ''}"
-    first = "" if diagnosis == best else f"First answer, {weighted}: {with_probability(diagnosis)}. "
-    return (
-        f"{warning if abstained else ''}{tested[0].upper()}{tested[1:]}. {first}"
-        f"Most probable: {with_probability(best)}."
+    """Return the line that commands, API, page and report show; its wording is in texts.json."""
+    if abstained:
+        return TEXTS["abstained"]
+    most_likely = TEXTS["most_likely"].format(
+        name=diagnosis_of(diagnosis).name, probability=percent(rounded(probability))
     )
+    points = headline_points(points)
+    above = [point for point in points if reached[point.name]]
+    state = "flagged" if above else "not_flagged" if points else "no_threshold"
+    thresholds = ""
+    if points:
+        targets = [target_name(point.codes) for point in above or points]
+        thresholds = TEXTS["threshold" if len(targets) == 1 else "thresholds"].format(
+            sensitivity=percent(points[0].target_sensitivity), target=TEXTS["and"].join(targets)
+        )
+    return TEXTS[state].format(thresholds=thresholds, most_likely=most_likely)
 
 
-def _thresholds(points: Sequence[OperatingPoint]) -> str:
-    """Name thresholds by what they were fitted to catch; targets with the same sensitivities are named together."""
-    sensitivities: dict[str, list[str]] = {}
-    for point in sorted(points, key=lambda point: -point.target_sensitivity):
-        sensitivities.setdefault(target_words(point.codes), []).append(percent(point.target_sensitivity))
-    targets: dict[str, list[str]] = {}
-    for target, values in sensitivities.items():
-        targets.setdefault(" and ".join(values), []).append(f"of {target}")
-    caught = ", and ".join(f"{values} {' and '.join(names)}" for values, names in targets.items())
-    return f"the threshold{'s' if len(points) > 1 else ''} set to catch {caught}"
+def headline_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """Return the operating points of the highest target sensitivity, one a target: a reader needs one threshold each."""
+    highest = max((point.target_sensitivity for point in points), default=0.0)
+    return [point for point in points if point.target_sensitivity == highest]
 
 
-def target_words(codes: Sequence[str]) -> str:
-    """Return what a threshold on these diagnoses is to catch, in the plural."""
+def target_name(codes: Sequence[str]) -> str:
+    """Return the name of what a threshold on these diagnoses is to catch."""
     if tuple(codes) == ("MEL",):
-        return "melanomas"
+        return TEXTS["melanoma"]
     diagnoses = [diagnosis_of(code) for code in codes]
-    if not all(diagnosis.malignant for diagnosis in diagnoses):
-        return f"lesions such as {', '.join(diagnosis.name for diagnosis in diagnoses)}"
-    early = any(diagnosis.behaviour == "pre-malignant" for diagnosis in diagnoses)
-    return "malignant and pre-malignant lesions" if early else "malignant lesions"
+    if all(diagnosis.malignant for diagnosis in diagnoses):
+        return TEXTS["malignancy"]
+    return " or ".join(diagnosis.name for diagnosis in diagnoses)
 
 
 def rounded(probability: float) -> float:
     """Round a probability; since it is never 0 or 1, it is not rounded to them either."""
     smallest = 10**-DIGITS
     return min(max(round(probability, DIGITS), smallest), 1 - smallest)
-
-
-def percent(fraction: float) -> str:
-    """Write a fraction as people read it: 95 %, 4.2 %, 99.6 %, and never as certain when it is not."""
-    value = 100 * fraction
-    if 0 < value < 0.1:
-        return "< 0.1 %"
-    if 99.9 < value < 100:
-        return "> 99.9 %"
-    digits = 0 if value in (0, 100) or 10 <= value <= 99 else 1
-    return f"{value:.{digits}f} %"

@@ -3,7 +3,7 @@
 import datetime
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,15 @@ import render
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
-from modeling.engines import NotInstalledError
 from modeling.explain import Explanation
 from modeling.files import shortened
+from modeling.formatting import percent
 from modeling.images import ImageError, decode_image
 from modeling.labels import DIAGNOSES, diagnosis_of
 from modeling.operating_points import OperatingPoint, target_probability
-from modeling.prediction import Prediction, percent, rounded, target_words
+from modeling.prediction import Prediction, rounded, target_name
 
 MAX_PHOTOS = 8
-NO_MAPS = "There are no heat maps: those of this network need torch, which is not installed here."
 EXPIRED = (
     "is no longer here: uploads are deleted after five minutes. Send it again, fewer files at once if there are many."
 )
@@ -97,7 +96,7 @@ def explain_photo(classifier: LesionClassifier, photo: Photo, diagnosis: str) ->
             for code, grid in zip(classifier.codes, explanation.evidence.astype(float), strict=True)
         },
         "evidence_note": "Signed evidence in units of the logit on the network's grid, stretched over the whole photo: "
-        f"where the score came from, not why.{' ' + explanation.note if explanation.note else ''}",
+        "where the score came from, not why.",
     }
     return answer, render.overlay(picture, explanation, shown)
 
@@ -138,14 +137,8 @@ def look_at(classifier: LesionClassifier, photo: Photo) -> Looked:
         picture = photo.decode()
     except ImageError as error:
         return Looked(photo, error=str(error))
-    # The network squashes every photo to its square; given that square, it leaves the pixels as they are.
-    model_input = render.squashed(picture, classifier)
-    try:
-        explanation = classifier.explain(model_input)
-    except NotInstalledError:
-        nothing = np.zeros((len(classifier.codes), 1, 1), dtype=np.float32)
-        explanation = Explanation(classifier.codes, nothing, (1, 1), classifier.predict(model_input), NO_MAPS)
-    return Looked(photo, picture, model_input, replace(explanation, size=(picture.height, picture.width)))
+    explanation = classifier.explain(picture)
+    return Looked(photo, picture, Image.fromarray(explanation.model_input), explanation)
 
 
 def lesion_prediction(classifier: LesionClassifier, predictions: Sequence[Prediction]) -> Prediction:
@@ -157,10 +150,7 @@ def lesion_prediction(classifier: LesionClassifier, predictions: Sequence[Predic
         return predictions[0]
     used = [prediction for prediction in predictions if not prediction.abstained] or list(predictions)
     mean = np.mean([[prediction.probabilities[code] for code in classifier.codes] for prediction in used], axis=0)
-    reached = {
-        point.name: bool(point.reached(mean[None], classifier.codes)[0]) for point in classifier.operating_points
-    }
-    return classifier.prediction(mean, reached, used[0].reason)
+    return classifier.prediction(mean, used[0].reason)
 
 
 def photo_fields(
@@ -190,8 +180,8 @@ def photo_fields(
         "model_input": render.data_uri(look.model_input, "PNG", compress_level=1),
         "model_input_px": classifier.size_px,
         "maps": maps,
-        "has_maps": look.explanation.note != NO_MAPS,
-        "map_note": look.explanation.note,
+        "has_maps": True,
+        "map_note": None,
         "map_size": map_size,
         "codes": list(look.explanation.codes),
         "strength": {code: strength(look.explanation, code) for code in look.explanation.codes},
@@ -242,7 +232,7 @@ def threshold_fields(point: OperatingPoint, classifier: LesionClassifier, predic
     value = rounded(float(target_probability(probs, classifier.codes, point.codes)[0]))
     value_text, cutoff_text = shown_pair(value, point.threshold)
     return {
-        "catches": target_words(point.codes),
+        "catches": target_name(point.codes),
         "target_sensitivity": point.target_sensitivity,
         "cutoff": point.threshold,
         "value": value,

@@ -10,12 +10,12 @@ from markupsafe import Markup, escape
 from uploads import note_fault
 
 from modeling.classifier import LesionClassifier
-from modeling.files import METRICS_NAME, ModelFolderError
-from modeling.formatting import format_estimate
+from modeling.files import ModelFolderError
+from modeling.formatting import format_estimate, percent
 from modeling.labels import NOTICE
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import ModelFolder, file_beside
-from modeling.prediction import percent, target_words
+from modeling.model_folder import METRICS_NAME, ModelFolder, file_beside
+from modeling.prediction import target_name
 
 MAX_FIGURES = 16
 ADDRESS = "http://127.0.0.1:7860"  # gradio's own first choice
@@ -141,7 +141,7 @@ def _card(metrics: dict[str, Any], source: ModelFolder) -> str:
             if (row := metrics["baselines"].get(name))
         ],
         points=[
-            {**point, "words": f"{percent(point['target_sensitivity'])} of {target_words(point['codes'])}"}
+            {**point, "words": f"{percent(point['target_sensitivity'])} of {target_name(point['codes'])}"}
             for point in metrics["operating_points"]
             if "test" in point
         ],

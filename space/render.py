@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
-from modeling.preprocessing import RESAMPLING
 
 DISPLAY_SIDE_PX = 640  # long side of the photo on the page: what a phone or half a desktop window shows
 MAP_SIDE_PX = 128  # the network's grid is 7 x 7; more pixels than this only cost time
@@ -24,11 +22,6 @@ FADE_BELOW = 0.35  # weak evidence is see-through, so that the skin stays visibl
 
 # Perceptually uniform maps of matplotlib (viridis; berlin, doi:10.5281/zenodo.1243862), 256 RGB triples in hexadecimal.
 COLOURS: dict[str, str] = json.loads((Path(__file__).parent / "colours.json").read_text(encoding="utf-8"))
-
-
-def squashed(picture: Image.Image, classifier: LesionClassifier) -> Image.Image:
-    """Return the square that the model sees, pixel by pixel."""
-    return picture.resize((classifier.size_px, classifier.size_px), RESAMPLING[classifier.interpolation])
 
 
 def grey_maps(explanation: Explanation, contrast: tuple[str, str]) -> tuple[str, tuple[int, int]]:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from modeling.prediction import percent
+from modeling.formatting import percent
 
 # Gaps in the template, filled by the page: written as HTML comments, which escaped text cannot hold.
 GAPS = ("photo", "heat", "overlay", "scale", "ticks", "caption")

@@ -13,10 +13,10 @@ from answers import Photo
 from uploads import note_fault
 
 from modeling.classifier import LesionClassifier
-from modeling.files import EXAMPLES_NAME, is_name, read_json
+from modeling.files import is_name, read_json
 from modeling.images import ImageError
 from modeling.labels import diagnosis_of
-from modeling.model_folder import file_beside
+from modeling.model_folder import EXAMPLES_NAME, file_beside
 
 MAX_EXAMPLES = 12
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from modeling.publish.onnx import export_onnx
 from PIL import Image, ImageDraw
 from timm.data import create_transform
 
@@ -22,7 +23,6 @@ from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.operating_points import OperatingPoint
 from modeling.preprocessing import eval_transform
-from modeling.publish.onnx import export_onnx
 from support.untrained import random_rule, untrained_folder
 
 MODES = ("L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV")

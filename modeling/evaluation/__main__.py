@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
-from modeling.calibration import Calibration
 from modeling.classifier import LesionClassifier
 from modeling.data.cache import resized_images
 from modeling.data.dataset import LesionDataset
@@ -23,10 +22,10 @@ from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
 from modeling.evaluation.verify import verify
-from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError
+from modeling.files import ModelFolderError
 from modeling.inference import Outputs, run_model
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import file_beside
+from modeling.model_folder import METRICS_NAME, SPLITS_NAME, file_beside
 from modeling.training.options import option
 
 # ---- Command line --------------------------------------------------------------------------------------------------
@@ -56,7 +55,7 @@ class EvaluationOptions:
     output: str = option("evaluation", "Folder for metrics.json, figures/ and predictions.csv.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub repository.")
     batch_size: int = option(64, "Images at once; it changes the speed, not the numbers.")
-    verify: bool = option(False, "Only check the weights' hash and the golden prediction of the model; no data.")
+    verify: bool = option(False, "Only compare the files of the model with their hashes; no data.")
 
 
 def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | None:
@@ -208,7 +207,7 @@ def _run_split(
     outputs = run_model(classifier.engine.network, loader, accelerator)
     stored = classifier.lesion.get("calibration")
     # The folder's weights are calibrated already; what they said before follows from its config.
-    return replace(outputs, raw_logits=Calibration.from_dict(stored).undo(outputs.logits)) if stored else outputs
+    return replace(outputs, raw_logits=stored.undo(outputs.logits)) if stored else outputs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

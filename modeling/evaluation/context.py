@@ -40,7 +40,7 @@ class Split:
     outputs: Outputs  # calibrated
     rows: pd.DataFrame  # METADATA, `image_id`, `lesion_id` and `label` (code), in the order of the outputs
     probs: np.ndarray  # float64 (N, C)
-    predicted: np.ndarray  # the first answer, a label for each image, (N,)
+    predicted: np.ndarray  # most probable diagnosis, a label for each image, (N,)
     bootstrap: Bootstrap  # of the lesions of these images
 
     @property
@@ -50,7 +50,7 @@ class Split:
 
     @cached_property
     def scores(self) -> dict[str, Any]:
-        """What `score_split` says of the first answers."""
+        """Scores of the predicted diagnoses."""
         return score_split(self.probs, self.labels, self.codes, self.bootstrap, self.predicted)
 
 
@@ -112,7 +112,7 @@ class Context:
         images = self.images.load(rows["image_id"])
         probs = softmax(classify_images(self.classifier, images)[0])
         bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy())
-        return Sample(places, rows, images, self.test.labels[places], self.decide(probs), bootstrap)
+        return Sample(places, rows, images, self.test.labels[places], probs.argmax(axis=1), bootstrap)
 
     @cached_property
     def outside(self) -> dict[str, "Outside"]:
@@ -131,10 +131,6 @@ class Context:
             found[kind] = Outside(*classify_images(self.classifier, images), lesions)
         return found
 
-    def decide(self, probs: np.ndarray) -> np.ndarray:
-        """Return the model's first answer for probabilities (N, C): labels (N,)."""
-        return self.classifier.decision.choose(probs, self.codes)
-
     def _split(self, name: str, outputs: Outputs) -> Split:
         """Put outputs and metadata of one split together."""
         of_split = self.splits[self.splits["split"] == name]
@@ -146,7 +142,7 @@ class Context:
         )
         probs = softmax(outputs.logits)
         bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy())
-        return Split(self.codes, outputs, rows, probs, self.decide(probs), bootstrap)
+        return Split(self.codes, outputs, rows, probs, probs.argmax(axis=1), bootstrap)
 
 
 @dataclass(frozen=True)
@@ -157,7 +153,7 @@ class Sample:
     rows: pd.DataFrame  # as in `Split`
     images: list[Image.Image]  # upright RGB
     labels: np.ndarray  # (n,)
-    predicted: np.ndarray  # the first answer to each image as it is, (n,)
+    predicted: np.ndarray  # most probable diagnosis of each image as it is, (n,)
     bootstrap: Bootstrap
 
 

@@ -22,8 +22,6 @@ calibration      fitted {method, scale and bias (one a diagnosis), nll {method}:
                  val and test {before, after: nll, brier, ece, ece_per_class {code}; an ECE is {value, if_calibrated {low, high}:
                  the middle 95 % of what a perfectly calibrated model would have on the same images}},
                  reliability {before, after: rows of n_images, confidence, correct}
-decision         fitted {method, tau, melanoma_weight, priors}; val and test {chosen, most_probable: balanced_accuracy,
-                 accuracy, recall {code}}: the first answer as it is made, and as the plain argmax would make it
 operating_points  rows of name, codes, target_sensitivity, threshold, val {sensitivity, specificity, n_positive, n_negative},
                  test {n_positive_images, n_positive_lesions, n_negative_images, n_negative_lesions, sensitivity,
                  specificity, at_prevalence: rows of prevalence, of, ppv, npv}; or name and reason
@@ -67,8 +65,9 @@ import pandas as pd
 from modeling.evaluation import external, sections
 from modeling.evaluation.context import Context, track
 from modeling.evaluation.figures import draw_figures
-from modeling.files import METRICS_NAME, METRICS_SCHEMA
+from modeling.files import METRICS_SCHEMA
 from modeling.formatting import format_estimate
+from modeling.model_folder import METRICS_NAME
 
 SECTIONS: dict[str, Callable[[Context], Any]] = {
     "model": sections.model_section,
@@ -77,7 +76,6 @@ SECTIONS: dict[str, Callable[[Context], Any]] = {
     "val": sections.val_section,
     "test": sections.test_section,
     "calibration": sections.calibration_section,
-    "decision": sections.decision_section,
     "operating_points": sections.operating_points_section,
     "abstention": sections.abstention_section,
     "risk_coverage": sections.risk_coverage_section,
@@ -126,7 +124,7 @@ def rounded(value: Any) -> Any:
 
 
 def write_predictions(path: Path, context: Context) -> None:
-    """Write image_id, lesion_id, split, label, one probability column per diagnosis, the first answer, and abstained."""
+    """Write image_id, lesion_id, split, label, one probability column per diagnosis, the predicted one, and abstained."""
     frames, rule = [], context.classifier.abstention
     for name, split in (("val", context.val), ("test", context.test)):
         if split is None:
@@ -156,7 +154,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if "MEL" in test["per_class"]:
         melanoma = test["per_class"]["MEL"]
         lines.append(
-            f"  first answer is melanoma: sensitivity {format_estimate(melanoma['recall'])}, "
+            f"  predicted diagnosis is melanoma: sensitivity {format_estimate(melanoma['recall'])}, "
             f"specificity {format_estimate(melanoma['specificity'])}"
         )
     for point in metrics["operating_points"]:

@@ -38,6 +38,7 @@ from modeling.evaluation.saliency import MASK_NAME, read_mask, score_heat_maps, 
 from modeling.evaluation.subgroups import score_groups
 from modeling.labels import diagnosis_of
 from modeling.operating_points import TARGET_SENSITIVITIES, operating_targets, shows_target
+from modeling.schema import plain as plain_json
 
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
 N_FAILURES = 10
@@ -106,13 +107,13 @@ def val_section(context: Context) -> dict[str, Any]:
 def test_section(context: Context) -> dict[str, Any]:
     test = context.test
     probs, labels, lesions = by_lesion(test.probs, test.labels, test.rows["lesion_id"].to_numpy())
-    of_lesions = score_split(probs, labels, context.codes, bootstrap_lesions(lesions), context.decide(probs))
+    of_lesions = score_split(probs, labels, context.codes, bootstrap_lesions(lesions), probs.argmax(axis=1))
     return {**test.scores, "by_lesion": of_lesions}
 
 
 def calibration_section(context: Context) -> dict[str, Any]:
     stored = context.classifier.lesion.get("calibration")
-    result: dict[str, Any] = {"fitted": stored or {"reason": "not recorded in config.json"}}
+    result: dict[str, Any] = {"fitted": plain_json(stored) if stored else {"reason": "not recorded in config.json"}}
     for name, split in (("val", context.val), ("test", context.test)):
         if split is None:
             result[name] = NO_VAL
@@ -132,23 +133,6 @@ def calibration_section(context: Context) -> dict[str, Any]:
 def _raw_logits(split: Split) -> np.ndarray:
     """Return the logits (N, C) before calibration; those of a model without any are what they were."""
     return split.outputs.logits if split.outputs.raw_logits is None else split.outputs.raw_logits
-
-
-def decision_section(context: Context) -> dict[str, Any]:
-    """Set the first answer beside that of the plain argmax, on both splits: what the choice gives and what it costs."""
-    codes, decision = context.codes, context.classifier.decision
-    result: dict[str, Any] = {"fitted": decision.to_dict()}
-    for name, split in (("val", context.val), ("test", context.test)):
-        if split is None:
-            result[name] = NO_VAL
-            continue
-        most_probable = score_split(split.probs, split.labels, codes, split.bootstrap)
-        result[name] = {
-            way: {key: scores[key] for key in ("balanced_accuracy", "accuracy")}
-            | {"recall": {code: scores["per_class"][code]["recall"] for code in codes}}
-            for way, scores in (("chosen", split.scores), ("most_probable", most_probable))
-        }
-    return result
 
 
 def operating_points_section(context: Context) -> list[dict[str, Any]]:
@@ -257,7 +241,7 @@ def _score_detection(context: Context, rule: AbstentionRule, kind: str) -> dict[
 def _answers(context: Context, images: Outside) -> dict[str, Any]:
     """Return what images of an unknown diagnosis are predicted, and how many lie above each operating point."""
     probs, own = softmax(images.logits), bootstrap_lesions(images.lesions)
-    counts = np.bincount(context.decide(probs), minlength=len(context.codes))
+    counts = np.bincount(probs.argmax(axis=1), minlength=len(context.codes))
     return {
         "predicted": dict(zip(context.codes, counts.tolist(), strict=True)),
         "above": {
@@ -303,7 +287,7 @@ def robustness_section(context: Context) -> dict[str, Any]:
 
     def score(name: str) -> dict[str, Any]:
         logits, _ = classify_images(context.classifier, change_images(name, sample.images))
-        return score_change(sample.predicted, context.decide(softmax(logits)), sample.labels, codes, sample.bootstrap)
+        return score_change(sample.predicted, logits.argmax(axis=1), sample.labels, codes, sample.bootstrap)
 
     return {
         "n_images": len(sample.images),
@@ -322,8 +306,8 @@ def tta_section(context: Context) -> dict[str, Any]:
     for start in track(range(0, len(places), BATCH_SIZE), "test-time augmentation"):
         images = context.images.load(test.rows["image_id"].iloc[places[start : start + BATCH_SIZE]])
         pixel_values = np.stack([classifier.transform(image) for image in images])
-        plain.append(context.decide(classifier.forward(pixel_values).probs))
-        augmented.append(context.decide(classifier.tta_probs(pixel_values)))
+        plain.append(classifier.forward(pixel_values).probs.argmax(axis=1))
+        augmented.append(classifier.tta_probs(pixel_values).argmax(axis=1))
     bootstrap = bootstrap_lesions(test.rows["lesion_id"].to_numpy()[places])
     return {
         "views": 8,

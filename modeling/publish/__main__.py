@@ -3,7 +3,6 @@
     python -m modeling.publish model RUN/model --repo_id me/name
     python -m modeling.publish space --model_id me/name --space_id me/space
     python -m modeling.publish card RUN/model
-    python -m modeling.publish export RUN/model
 
 Everything is checked on this machine first and then sent as one commit, so a repository never shows half a model. What
 the Hub already has is not sent again: a second run completes a push that failed, or changes nothing.
@@ -50,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
 
     card_help = "write README.md and evaluation.md of a model folder anew, from its metrics.json and config.json"
     commands.add_parser("card", parents=[folder, external], help=card_help)
-    commands.add_parser("export", parents=[folder], help="write onnx/model.onnx anew from the weights")
     return parser
 
 
@@ -74,13 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pushed = push_space(
                 options.model_id, options.space_id, model_revision=options.model_revision, private=options.private
             )
-        elif options.command == "card":
-            print(write_card(options.folder))
-            return 0
         else:
-            from modeling.publish.onnx import export_onnx  # needs torch and onnx
-
-            print(export_onnx(options.folder))
+            print(write_card(options.folder))
             return 0
     except ImportError as error:
         print(

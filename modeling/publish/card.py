@@ -8,11 +8,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from modeling.files import METRICS_NAME, ROOT, UNKNOWN_ORIGIN, ModelFolderError, write_json
+from modeling.files import ROOT, ModelFolderError, write_json
 from modeling.formatting import format_estimate, format_number
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import read_config
+from modeling.model_folder import METRICS_NAME, UNKNOWN_ORIGIN, read_config
 from modeling.publish.hub import PublishError
 
 CARD_NAME, EVALUATION_NAME = "README.md", "evaluation.md"

@@ -16,9 +16,10 @@ from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
 from modeling.data.sources import rows_of
 from modeling.evaluation.ood import FAR_KINDS, far_images
-from modeling.files import EXAMPLES_NAME, write_json
+from modeling.files import write_json
 from modeling.images import decode_image
 from modeling.labels import ATTRIBUTION, WEIGHTS_LICENSE
+from modeling.model_folder import EXAMPLES_NAME
 
 SIDE_PX = (640, 480)
 SEED = 77  # no drawing of the demo's dataset

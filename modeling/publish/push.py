@@ -9,18 +9,9 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from modeling.files import (
-    CONFIG_NAME,
-    METRICS_NAME,
-    PICKLE_SUFFIXES,
-    WEIGHTS_NAME,
-    ModelFolderError,
-    file_sha256,
-    files_of,
-    read_json,
-)
+from modeling.files import ModelFolderError, file_sha256, files_of, read_json
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import ONNX_NAME, read_config
+from modeling.model_folder import CONFIG_NAME, METRICS_NAME, ONNX_NAME, PICKLE_SUFFIXES, WEIGHTS_NAME, read_config
 from modeling.publish.card import CARD_NAME, CARD_REPO_ID, EVALUATION_NAME
 from modeling.publish.hub import (
     Published,

@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from modeling.files import CONFIG_NAME, ROOT, files_of
-from modeling.model_folder import ONNX_NAME
+from modeling.files import ROOT, files_of
+from modeling.model_folder import CONFIG_NAME, ONNX_NAME
 from modeling.publish.hub import (
     Published,
     PublishError,

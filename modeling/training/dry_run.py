@@ -6,7 +6,6 @@ an image. What cannot work (a backbone without feature maps, a size that it refu
 
 import copy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ def rehearse(
     accelerator: Accelerator,
     model: TimmModel,
     config: dict[str, Any],
-    export: Callable[[Path], object],
 ) -> None:
     """Do everything once on two images or more, on a copy of the network, in a folder that is removed again.
 
@@ -59,10 +57,8 @@ def rehearse(
         step = "the scoring of val"
         images = lesion_dataset(rows, options, model.pretrained_cfg, training=False)
         val = run_model(model, DataLoader(images, len(rows)))
-        step = "calibration and the writing of the model folder"
+        step = "calibration, the ONNX export or the writing of the model folder"
         calibration = write_model_folder(folder, model=model, val=val, options=options, config=config)
-        step = "the ONNX export"
-        export(folder)
         step = "the reading of the model folder"
         answer = LesionClassifier.from_pretrained(folder).explain(rows[0]["image"])
         written, read = softmax(calibration.apply(val.logits))[0], list(answer.prediction.probabilities.values())

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 
 from modeling.data.duplicates import DUPLICATE_PREFIX, HASHES_NAME, find_known, read_hashes
 from modeling.data.splits import LeakageError, load_splits
-from modeling.files import (
+from modeling.files import ModelFolderError, file_sha256, is_name, read_json
+from modeling.model_folder import (
     CONFIG_NAME,
     SPLITS_NAME,
     UNKNOWN_ORIGIN,
     WEIGHTS_NAME,
-    ModelFolderError,
-    file_sha256,
-    is_name,
-    read_json,
+    ModelFolder,
+    fetch,
+    file_beside,
+    resolve_model_folder,
 )
-from modeling.model_folder import ModelFolder, fetch, file_beside, resolve_model_folder
 from modeling.network import TimmModel
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from modeling.decision import Decision
 from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, roc_auc_score, roc_curve
 from torch.utils.data import DataLoader
 
@@ -21,7 +22,6 @@ from modeling.data.demo import draw_lesion
 from modeling.data.isic2019 import FEATURES
 from modeling.data.sources import LoadedImages, fingerprint, rows_of
 from modeling.data.splits import lesions_of, make_splits, write_splits
-from modeling.decision import Decision
 from modeling.evaluation import __main__ as command
 from modeling.evaluation import evaluate as evaluation
 from modeling.evaluation import figures

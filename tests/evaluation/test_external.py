@@ -33,9 +33,9 @@ from modeling.evaluation.external import (
     logistic_slopes,
     needed_threshold,
 )
-from modeling.files import SPLITS_NAME
 from modeling.labels import CODES as CODES_8
 from modeling.labels import REFERENCE_CODES
+from modeling.model_folder import SPLITS_NAME
 from modeling.operating_points import OperatingPoint
 from support.scored import make_scored_folder
 

@@ -10,8 +10,8 @@ from datasets import Dataset, Features, Image, Value
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
 from modeling.evaluation.ood import FAR_KINDS, far_images
-from modeling.files import EXAMPLES_NAME
 from modeling.images import decode_image
+from modeling.model_folder import EXAMPLES_NAME
 from modeling.publish.examples import write_drawn_examples, write_isic_examples
 from support.space import make_model
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import render
 import torch
+from modeling.publish.onnx import export_onnx
 from PIL import Image
 from report import GAPS, report_html
 
@@ -20,7 +21,6 @@ from modeling.images import ImageError
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.prediction import Prediction
-from modeling.publish.onnx import export_onnx
 from support.space import FOR_MELANOMA, Photo, make_model, pixels_of
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from modeling.decision import fit_decision
+from modeling.publish.onnx import export_onnx
 from PIL import Image, ImageDraw
 
 from modeling.abstention import AbstentionRule
@@ -13,14 +15,12 @@ from modeling.calibration import fit_calibration, softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.isic2019 import FEATURES
 from modeling.data.splits import lesions_of, make_splits
-from modeling.decision import fit_decision
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model
 from modeling.inference import Outputs
 from modeling.labels import CODES, REFERENCE_CODES, SYNTHETIC_LICENSE
 from modeling.network import build_model, save_model_folder
 from modeling.operating_points import fit_operating_points
-from modeling.publish.onnx import export_onnx
 
 LESIONS_PER_DIAGNOSIS = 64
 

@@ -14,12 +14,12 @@ import numpy as np
 import serving
 import torch
 from answers import Photo
+from modeling.decision import Decision
 from PIL import Image
 
 from modeling.abstention import AbstentionRule
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
-from modeling.decision import Decision
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.operating_points import OperatingPoint

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from modeling.publish.onnx import export_onnx
 
 from modeling.abstention import AbstentionRule
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
-from modeling.publish.onnx import export_onnx
 
 
 def untrained_folder(

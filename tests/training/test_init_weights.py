@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from modeling.data.duplicates import hash_images, write_hashes
 from modeling.data.splits import LeakageError, write_splits
-from modeling.files import UNKNOWN_ORIGIN, ModelFolderError, file_sha256
+from modeling.files import ModelFolderError, file_sha256
+from modeling.model_folder import UNKNOWN_ORIGIN
 from modeling.network import build_model
 from modeling.training.calibrate_and_save import license_of
 from modeling.training.init_weights import Start, check_not_seen, find_start, load_start

@@ -1,12 +1,9 @@
-"""Write a model folder's network as ONNX, for ONNX Runtime and for a browser, and prove it equal to torch's first.
-
-python -m modeling.publish export RUN/model
-"""
+"""Export a network as ONNX, for ONNX Runtime and for a browser, and compare its outputs with torch's."""
 
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +16,62 @@ from timm.layers.padding import pad_same_arg
 from torch import nn
 
 from modeling.engines import OUTPUT_NAMES
-from modeling.files import CONFIG_NAME, ModelFolderError, file_sha256, write_json
-from modeling.labels import NOTICE, SYNTHETIC_NOTICE
-from modeling.model_folder import ONNX_NAME, config_sha256
-from modeling.network import TimmModel, load_model_folder
+from modeling.files import ModelFolderError
+from modeling.labels import NOTICE, SYNTHETIC_NOTICE, diagnosis_of
+from modeling.network import TimmModel
+from modeling.schema import plain
 
 OPSET = 18  # read by ONNX Runtime from 1.14 on, its web build included
 MAX_LOGIT_DIFFERENCE = 1e-4
-MAX_MAP_DIFFERENCE = 1e-3  # of a feature, by the largest one
+MAX_MAP_DIFFERENCE = 1e-3  # of a feature, relative to the largest one
 
 
 class ExportError(ModelFolderError):
-    """The model could not be exported; the message says why. A ModelFolderError, so that commands answer both alike."""
+    """The model could not be exported; the message says why. A ModelFolderError, so that commands treat both alike."""
 
 
-def export_onnx(folder: Path) -> str:
-    """Write `onnx/model.onnx` into a model folder, and its SHA-256 into config.json.
+def export_onnx(model: TimmModel, path: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> str:
+    """Write a network as an ONNX file.
 
     Input `pixel_values`, float32 (B, 3, S, S), preprocessed as the file's metadata say (keys `label_names`, `input_size`,
-    `mean`, `std`, …). Outputs: `logits`, float32 (B, C), calibrated as in the folder; `features` (B, D), on which abstention
-    is decided; `feature_maps` (B, K, h, w), of which heat maps are made.
+    `mean`, `std`, …). Outputs: `logits` (B, C), calibrated if the model is; `features` (B, D), used by the abstention rule;
+    `feature_maps` (B, K, h, w); and where the network ends in average pooling and one linear layer, `evidence`
+    (B, C, h, w), the signed Grad-CAM in units of the logit: its mean over h and w is the logit without the bias.
+
+    Args:
+        model: A timm network on the CPU.
+        path: The file; its folder is created if missing.
+        codes: Diagnosis codes in the order of the outputs.
+        lesion: Entry of config.json, of which provenance and operating points go into the metadata.
 
     Returns:
-        What was written and by how much its outputs differ from torch's, in a sentence.
+        A sentence: what was written and the largest difference from torch's outputs.
 
     Raises:
-        ExportError: If ONNX Runtime does not give torch's outputs; then nothing is written.
-        ModelFolderError: If the folder cannot be opened.
+        ExportError: If ONNX Runtime's outputs differ from torch's; then nothing is written.
     """
-    folder = Path(folder)
-    model, config = load_model_folder(folder)
-    size_px = int(config["pretrained_cfg"]["input_size"][1])
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
+    size_px = int(model.pretrained_cfg["input_size"][1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixel_values = np.random.default_rng(0).normal(size=(6, 3, size_px, size_px)).astype(np.float32)
+    network = _AllOutputs(model).eval()  # the exporter takes the mode of the wrapper
+    network.check_evidence(torch.from_numpy(pixel_values))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as scratch:
         new = Path(scratch) / "model.onnx"
-        _to_onnx(model, size_px, new)
+        _to_onnx(network, size_px, new)
         _fold_constants(new)
         content = onnx.load(new)
         _pad_in_convolutions(content.graph)
-        _describe(content, config)
+        _describe(content, model.pretrained_cfg, codes, lesion)
         onnx.checker.check_model(content)
         onnx.save(content, new)
-        pixel_values = np.random.default_rng(0).normal(size=(6, 3, size_px, size_px)).astype(np.float32)
-        logit_difference, map_difference = largest_differences(model, new, pixel_values)
+        logit_difference, map_difference = largest_differences(network, new, pixel_values)
         if not (logit_difference <= MAX_LOGIT_DIFFERENCE and map_difference <= MAX_MAP_DIFFERENCE):
             raise ExportError(
                 f"ONNX and torch differ by {logit_difference:.2g} in the logits (at most {MAX_LOGIT_DIFFERENCE:g}) and by "
                 f"{map_difference:.2g} in the feature maps (at most {MAX_MAP_DIFFERENCE:g}); nothing was written. This network "
                 f"may use an operation that torch {torch.__version__} exports wrongly."
             )
-        path = folder / ONNX_NAME
-        path.parent.mkdir(exist_ok=True)
         new.replace(path)
-    config["lesion"]["onnx_sha256"] = file_sha256(path)
-    config["lesion"]["config_sha256"] = config_sha256(config)
-    write_json(folder / CONFIG_NAME, config)
     return (
         f"{path}: opset {OPSET}, {path.stat().st_size / 1e6:.1f} MB; its logits differ from torch's by "
         f"{logit_difference:.1e} at most, its feature maps by {map_difference:.1e} of their largest value."
@@ -80,31 +79,47 @@ def export_onnx(folder: Path) -> str:
 
 
 class _AllOutputs(nn.Module):
-    """The network with all that an engine gives."""
+    """The network with all outputs of the ONNX file."""
 
     def __init__(self, model: TimmModel) -> None:
         super().__init__()
         self.model: TimmModel = model
+        self.has_evidence = True
+
+    @property
+    def output_names(self) -> list[str]:
+        return [name for name in OUTPUT_NAMES if name != "evidence" or self.has_evidence]
+
+    @torch.no_grad()
+    def check_evidence(self, pixel_values: torch.Tensor) -> None:
+        """Leave `evidence` out unless the features are the mean of the feature maps."""
+        maps = self.model.forward_features(pixel_values)
+        features, pooled = self.model.forward_head(maps, pre_logits=True), maps.mean(dim=(2, 3))
+        self.has_evidence = features.shape == pooled.shape and torch.allclose(features, pooled, 1e-3, 1e-4)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        feature_maps = self.model.forward_features(pixel_values)
-        features = self.model.forward_head(feature_maps, pre_logits=True)
-        return self.model.get_classifier()(features), features, feature_maps
+        maps = self.model.forward_features(pixel_values)
+        features = self.model.forward_head(maps, pre_logits=True)
+        classifier = self.model.get_classifier()
+        outputs = classifier(features), features, maps
+        if not self.has_evidence:
+            return outputs
+        # Behind average pooling and one linear layer, Grad-CAM is the classifier's weights times the feature maps.
+        return *outputs, nn.functional.conv2d(maps, classifier.weight[:, :, None, None])
 
 
-def _to_onnx(model: TimmModel, size_px: int, path: Path) -> None:
-    network = _AllOutputs(model).eval()  # the exporter leaves all inside in the wrapper's own mode
+def _to_onnx(network: _AllOutputs, size_px: int, path: Path) -> None:
     example = torch.zeros(2, 3, size_px, size_px)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch about torch, nothing that a user could act on
+        warnings.simplefilter("ignore")  # of torch about torch; users can do nothing about them
         _fix_padding(network, example)
         torch.onnx.export(
             network,
             (example,),
             path,
             input_names=["pixel_values"],
-            output_names=list(OUTPUT_NAMES),
-            dynamic_axes={name: {0: "batch"} for name in ("pixel_values", *OUTPUT_NAMES)},
+            output_names=network.output_names,
+            dynamic_axes={name: {0: "batch"} for name in ("pixel_values", *network.output_names)},
             opset_version=OPSET,
             # The same network from the newer exporter: B0 takes 30 s instead of 2, at the end of every run.
             dynamo=False,
@@ -112,7 +127,7 @@ def _to_onnx(model: TimmModel, size_px: int, path: Path) -> None:
 
 
 def _fold_constants(path: Path) -> None:
-    """Let ONNX Runtime compute what depends on no image."""
+    """Let ONNX Runtime fold constants."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -138,7 +153,7 @@ def _pad_in_convolutions(graph: Any) -> None:
 
 
 def _fix_padding(network: nn.Module, example: torch.Tensor) -> None:
-    """Make numbers of the padding that timm computes anew of each input of TensorFlow's networks; the size is known here."""
+    """Replace timm's dynamic "same" padding with constants; the input size is fixed."""
 
     def fix(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         padding = pad_same_arg(list(inputs[0].shape[-2:]), module.kernel_size, module.stride, module.dilation)
@@ -150,37 +165,34 @@ def _fix_padding(network: nn.Module, example: torch.Tensor) -> None:
         hook.remove()
 
 
-def _describe(content: Any, config: Mapping[str, Any]) -> None:
-    """Write into the file what a program needs to use it without this package."""
-    lesion, cfg = config["lesion"], config["pretrained_cfg"]
-    notice = f"{NOTICE} {SYNTHETIC_NOTICE}" if lesion.get("synthetic") else NOTICE
+def _describe(content: Any, cfg: Mapping[str, Any], codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
+    """Add metadata, so that a program can use the file without this package."""
     notes = {
-        "label_names": config["label_names"],
-        "label_descriptions": config["label_descriptions"],
+        "label_names": list(codes),
+        "label_descriptions": {code: diagnosis_of(code).name for code in codes},
         **{key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_mode", "crop_pct")},
         "preprocessing": "upright RGB, squashed to input_size, divided by 255, minus mean, divided by std",
-        "operating_points": lesion.get("operating_points", []),
-        "weights_sha256": lesion["weights_sha256"],
+        "operating_points": plain(lesion.get("operating_points", [])),
         "data_fingerprint": lesion.get("data_fingerprint") or "",
         "run_id": lesion.get("run_id") or "",
         "license": lesion.get("license") or "",
         "package_version": lesion.get("package_version") or "",
-        "notice": notice,
+        "notice": f"{NOTICE} {SYNTHETIC_NOTICE}" if lesion.get("synthetic") else NOTICE,
     }
-    # ONNX Runtime names every family of operations that it knows; the network uses the standard one alone.
+    # ONNX Runtime lists all operator sets that it knows; the network uses the standard one only.
     for unused in [family for family in content.opset_import if family.domain]:
         content.opset_import.remove(unused)
     for node in content.graph.node:
-        node.doc_string = ""  # the exporter may note down its stack, with the paths of this machine
+        node.doc_string = ""  # the exporter may write its stack there, with paths of this machine
     for key, value in notes.items():
         content.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
 
 
-def largest_differences(model: TimmModel, path: Path, pixel_values: np.ndarray) -> tuple[float, float]:
-    """Return how far an ONNX file is from the network at most, over batches of one, of five and of all.
+def largest_differences(network: _AllOutputs, path: Path, pixel_values: np.ndarray) -> tuple[float, float]:
+    """Return the largest differences between an ONNX file and the network, over batches of 1, 5 and all images.
 
     Returns:
-        Of the logits; and of features and feature maps, by the largest value of each. NaN if an output is not finite.
+        Of the logits; and of the other outputs, relative to the largest value of each. NaN if an output is not finite.
     """
     import onnxruntime
 
@@ -189,8 +201,8 @@ def largest_differences(model: TimmModel, path: Path, pixel_values: np.ndarray) 
     for size in (1, 5, len(pixel_values)):
         batch = pixel_values[:size]
         with torch.inference_mode():
-            expected = [output.numpy() for output in _AllOutputs(model)(torch.from_numpy(batch))]
-        found = session.run(OUTPUT_NAMES, {"pixel_values": batch})
+            expected = [output.numpy() for output in network(torch.from_numpy(batch))]
+        found = session.run(network.output_names, {"pixel_values": batch})
         logits, *others = [np.abs(one - other).max() for one, other in zip(found, expected, strict=True)]
         relative = [value / max(np.abs(one).max(), 1e-12) for value, one in zip(others, expected[1:], strict=True)]
         worst = np.maximum(worst, [logits, max(relative)])  # keeps NaN

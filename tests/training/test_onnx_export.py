@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from modeling.publish.onnx import ExportError, export_onnx
 
 from modeling.classifier import LesionClassifier
 from modeling.labels import NOTICE, REFERENCE_CODES, SYNTHETIC_NOTICE
@@ -20,7 +21,6 @@ from modeling.network import build_model, save_model_folder
 from modeling.publish import card as card_module
 from modeling.publish import onnx as export
 from modeling.publish.__main__ import main
-from modeling.publish.onnx import ExportError, export_onnx
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,103 @@
+"""The content of a model folder's config.json: timm's Hub layout plus one root key, `lesion`."""
+
+from typing import Annotated, Any, Literal, TypedDict
+
+from modeling.abstention import AbstentionRule
+from modeling.calibration import Calibration
+from modeling.files import MAX_TEXT, ModelFolderError, shortened
+from modeling.operating_points import OperatingPoint
+from modeling.schema import Name, Sha256, checked
+
+CONFIG_SCHEMA = 4  # probabilities at equal priors, class_priors, the ONNX output `evidence`
+MAX_CLASSES = 1000
+MAX_SIZE_PX = 1024
+MAX_OPERATING_POINTS = 100
+
+
+def _check_size(size: list[int]) -> list[int]:
+    channels, height, width = size
+    if channels != 3 or height != width or not 16 <= height <= MAX_SIZE_PX:
+        raise ValueError(f"must be [3, S, S] with S from 16 to {MAX_SIZE_PX}")
+    return size
+
+
+_THREE = {"min_length": 3, "max_length": 3}
+
+
+class PretrainedCfg(TypedDict):
+    """The preprocessing, and the names of the first and last layers, for timm and transformers."""
+
+    input_size: Annotated[Annotated[list[int], _THREE], _check_size]
+    interpolation: Literal["bicubic", "bilinear"]
+    crop_pct: Annotated[float, {"ge": 1, "le": 1}]  # no part of an image is cut off
+    crop_mode: Literal["squash"]
+    mean: Annotated[list[Annotated[float, {"ge": 0, "lt": 10}]], _THREE]
+    std: Annotated[list[Annotated[float, {"ge": 0.001, "lt": 10}]], _THREE]
+    custom_load: Literal[False] | None
+    fixed_input_size: bool | None
+    pool_size: list[int] | None
+    first_conv: str | list[str] | None
+    classifier: str | list[str] | None
+
+
+class Lesion(TypedDict):
+    """What this package adds to timm's layout."""
+
+    schema: Literal[4]
+    weights_sha256: Sha256
+    onnx_sha256: Sha256 | None
+    config_sha256: Sha256 | None
+    package_version: Name | None
+    run_id: Name | None
+    dataset: Name | None
+    protocol: Name | None
+    base_model: Name | None
+    license: Name | None
+    data_fingerprint: Name | None
+    splits_sha256: Name | None
+    synthetic: bool | None
+    class_priors: dict[Name, Annotated[float, {"gt": 0, "le": 1}]] | None  # fraction of each diagnosis in train and val
+    calibration: Calibration | None  # already folded into the weights
+    operating_points: Annotated[list[OperatingPoint], {"max_length": MAX_OPERATING_POINTS}] | None
+    abstention: AbstentionRule | None
+
+
+class Config(TypedDict):
+    """Everything else is refused: timm or transformers might act on it (model_args, auto_map, url, file and more)."""
+
+    architecture: Annotated[str, {"pattern": "^[a-z0-9_]+$", "max_length": MAX_TEXT}]
+    num_classes: int
+    num_features: int | None
+    label_names: Annotated[list[Name], {"min_length": 2, "max_length": MAX_CLASSES}]
+    label_descriptions: dict[str, Name]
+    pretrained_cfg: PretrainedCfg
+    lesion: Lesion
+
+
+def checked_config(content: dict[str, Any], where: str) -> Config:
+    """Return the content of a config.json, its fitted objects built.
+
+    Raises:
+        ModelFolderError: With the first entry that does not fit, and `where` it is.
+    """
+    config = checked(Config, content, where)
+    names, lesion = config["label_names"], config["lesion"]
+    points, calibration = lesion.get("operating_points") or [], lesion.get("calibration")
+    of_points = {code for point in points for code in point.codes}
+    priors = lesion.get("class_priors")
+    problem = ""
+    if len(set(names)) < len(names):
+        problem = "label_names must be different names"
+    elif config["num_classes"] != len(names):
+        problem = f"num_classes is {config['num_classes']}, but there are {len(names)} label_names"
+    elif not of_points <= {*names}:
+        problem = f"an operating point is of {shortened(sorted(of_points - {*names})[0])}, which is no label_name"
+    elif len({point.name for point in points}) < len(points):
+        problem = "operating points must have different names"
+    elif calibration and not len(calibration.scale) == len(calibration.bias) == len(names):
+        problem = f"calibration must have a number for each of the {len(names)} label_names"
+    elif priors and (set(priors) != set(names) or abs(sum(priors.values()) - 1) > 1e-6):
+        problem = "class_priors must have a fraction for each label_name, and sum to 1"
+    if problem:
+        raise ModelFolderError(f"{where}: {problem}.")
+    return config
