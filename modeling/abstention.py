@@ -9,7 +9,7 @@ import numpy as np
 
 from modeling.calibration import lesion_folds
 from modeling.formatting import TEXTS
-from modeling.schema import Fraction, Positive
+from modeling.schema import Fraction, Positive, bounds
 
 FALSE_ALARM_RATE = 0.05
 # Few, because val has few images: more directions fit its images better than those of test.
@@ -26,7 +26,7 @@ class AbstentionRule:
     (Mahalanobis++, arXiv:2505.18032), because blank images have small features in some networks and large ones in others.
     """
 
-    threshold: Annotated[float, {"gt": -1e6, "lt": 1e6}]  # images with a higher score are refused
+    threshold: Annotated[float, bounds(gt=-1e6, lt=1e6)]  # images with a higher score are refused
     false_alarm_rate: Fraction  # fraction of val images above the threshold
     residual_weight: Positive  # brings the distance to the scale of the logits
     length: Positive  # of the features, on average over val

@@ -6,7 +6,7 @@ from modeling.abstention import AbstentionRule
 from modeling.calibration import Calibration
 from modeling.files import MAX_TEXT, ModelFolderError, shortened
 from modeling.operating_points import OperatingPoint
-from modeling.schema import Name, Sha256, checked
+from modeling.schema import Name, Sha256, bounds, checked
 
 CONFIG_SCHEMA = 4  # probabilities at equal priors, class_priors, the ONNX output `evidence`
 MAX_CLASSES = 1000
@@ -21,7 +21,7 @@ def _check_size(size: list[int]) -> list[int]:
     return size
 
 
-_THREE = {"min_length": 3, "max_length": 3}
+_THREE = bounds(min_length=3, max_length=3)
 
 
 class PretrainedCfg(TypedDict):
@@ -29,10 +29,10 @@ class PretrainedCfg(TypedDict):
 
     input_size: Annotated[Annotated[list[int], _THREE], _check_size]
     interpolation: Literal["bicubic", "bilinear"]
-    crop_pct: Annotated[float, {"ge": 1, "le": 1}]  # no part of an image is cut off
+    crop_pct: Annotated[float, bounds(ge=1, le=1)]  # no part of an image is cut off
     crop_mode: Literal["squash"]
-    mean: Annotated[list[Annotated[float, {"ge": 0, "lt": 10}]], _THREE]
-    std: Annotated[list[Annotated[float, {"ge": 0.001, "lt": 10}]], _THREE]
+    mean: Annotated[list[Annotated[float, bounds(ge=0, lt=10)]], _THREE]
+    std: Annotated[list[Annotated[float, bounds(ge=0.001, lt=10)]], _THREE]
     custom_load: Literal[False] | None
     fixed_input_size: bool | None
     pool_size: list[int] | None
@@ -56,19 +56,19 @@ class Lesion(TypedDict):
     data_fingerprint: Name | None
     splits_sha256: Name | None
     synthetic: bool | None
-    class_priors: dict[Name, Annotated[float, {"gt": 0, "le": 1}]] | None  # fraction of each diagnosis in train and val
+    class_priors: dict[Name, Annotated[float, bounds(gt=0, le=1)]] | None  # fraction of each diagnosis in train and val
     calibration: Calibration | None  # already folded into the weights
-    operating_points: Annotated[list[OperatingPoint], {"max_length": MAX_OPERATING_POINTS}] | None
+    operating_points: Annotated[list[OperatingPoint], bounds(max_length=MAX_OPERATING_POINTS)] | None
     abstention: AbstentionRule | None
 
 
 class Config(TypedDict):
     """Everything else is refused: timm or transformers might act on it (model_args, auto_map, url, file and more)."""
 
-    architecture: Annotated[str, {"pattern": "^[a-z0-9_]+$", "max_length": MAX_TEXT}]
+    architecture: Annotated[str, bounds(pattern="^[a-z0-9_]+$", max_length=MAX_TEXT)]
     num_classes: int
     num_features: int | None
-    label_names: Annotated[list[Name], {"min_length": 2, "max_length": MAX_CLASSES}]
+    label_names: Annotated[list[Name], bounds(min_length=2, max_length=MAX_CLASSES)]
     label_descriptions: dict[str, Name]
     pretrained_cfg: PretrainedCfg
     lesion: Lesion

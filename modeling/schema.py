@@ -1,6 +1,6 @@
 """Check untrusted JSON against annotated classes: one declaration gives the type, the bounds, the reader and the writer.
 
-A field's type is written as `Annotated[float, {"ge": 0}]`, with the bounds of pydantic's core, or with a function that
+A field's type is written as `Annotated[float, bounds(ge=0)]`, with the bounds of pydantic's core, or with a function that
 checks the value. Importing pydantic itself would add half to the time that serving takes to import.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Hashable
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 from pydantic_core import CoreSchema, SchemaValidator, ValidationError
@@ -20,6 +20,11 @@ from modeling.files import MAX_TEXT, ModelFolderError, is_name, shortened
 _Checked = TypeVar("_Checked")
 
 
+def bounds(**limits: float | str) -> tuple[tuple[str, float | str], ...]:
+    """Return bounds for `Annotated`, such as ge, lt, min_length, max_length, pattern."""
+    return tuple(limits.items())
+
+
 def _check_name(text: str) -> str:
     if not is_name(text):
         raise ValueError(f"must be 1 to {MAX_TEXT} printable characters")
@@ -27,10 +32,10 @@ def _check_name(text: str) -> str:
 
 
 Name = Annotated[str, _check_name]
-Sha256 = Annotated[str, {"pattern": "^[0-9a-f]{64}$"}]
-Fraction = Annotated[float, {"ge": 0, "le": 1}]
-Positive = Annotated[float, {"gt": 0, "lt": 1e6}]
-Count = Annotated[int, {"ge": 0, "lt": 2**53}]
+Sha256 = Annotated[str, bounds(pattern="^[0-9a-f]{64}$")]
+Fraction = Annotated[float, bounds(ge=0, le=1)]
+Positive = Annotated[float, bounds(gt=0, lt=1e6)]
+Count = Annotated[int, bounds(ge=0, lt=2**53)]
 
 
 def checked(kind: type[_Checked], content: Any, where: str) -> _Checked:
@@ -65,21 +70,21 @@ def plain(value: Any) -> Any:
 
 @cache
 def _validator(kind: Hashable) -> SchemaValidator:
-    return SchemaValidator(_core(kind), cs.CoreConfig(strict=True))  # do not coerce types
+    return SchemaValidator(_core(kind))
 
 
 def _core(kind: Any) -> CoreSchema:
     """Return the schema of a type for pydantic's core."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        inner, rule = args
-        schema = _core(inner)
-        return (
-            cs.no_info_after_validator_function(rule, schema)
-            if callable(rule)
-            else cast(CoreSchema, {**schema, **rule})
-        )
-    if origin is UnionType:
+        schema = _core(args[0])
+        for rule in args[1:]:
+            if callable(rule):
+                schema = cs.no_info_after_validator_function(rule, schema)
+            else:
+                schema = cast(CoreSchema, {**schema, **dict(rule)})
+        return schema
+    if origin in (Union, UnionType):
         choices: list[CoreSchema | tuple[CoreSchema, str]] = [
             _core(choice) for choice in args if choice is not NoneType
         ]
@@ -88,19 +93,25 @@ def _core(kind: Any) -> CoreSchema:
     if origin is Literal:
         return cs.literal_schema(list(args))
     if origin is tuple:
-        return cs.tuple_schema([_core(args[0])], variadic_item_index=0, strict=False)
+        return cs.tuple_schema([_core(args[0])], variadic_item_index=0)
     if origin is list:
         return cs.list_schema(_core(args[0]))
     if origin is dict:
         return cs.dict_schema(_core(args[0]), _core(args[1]))
     if kind is np.ndarray:
-        return cs.no_info_after_validator_function(_from_base64, cs.str_schema())
+        return cs.no_info_after_validator_function(_from_base64, _SCALARS[str])
     if dataclasses.is_dataclass(kind) or is_typeddict(kind):
         return _object(kind)
-    return {str: cs.str_schema(), int: cs.int_schema(), bool: cs.bool_schema(), float: _FLOAT}[kind]
+    return _SCALARS[kind]
 
 
-_FLOAT = cs.float_schema(allow_inf_nan=False)
+# Strict: types are not coerced.
+_SCALARS: dict[type, CoreSchema] = {
+    str: cs.str_schema(strict=True),
+    int: cs.int_schema(strict=True),
+    bool: cs.bool_schema(strict=True),
+    float: cs.float_schema(strict=True, allow_inf_nan=False),
+}
 
 
 def _object(kind: Any) -> CoreSchema:
@@ -113,9 +124,7 @@ def _object(kind: Any) -> CoreSchema:
     arguments = cs.dataclass_args_schema(
         kind.__name__, [cs.dataclass_field(name, schema) for name, schema in entries.items()], extra_behavior="forbid"
     )
-    return cs.dataclass_schema(
-        kind, arguments, list(entries), post_init=hasattr(kind, "__post_init__"), strict=False, frozen=True
-    )
+    return cs.dataclass_schema(kind, arguments, list(entries), post_init=hasattr(kind, "__post_init__"), frozen=True)
 
 
 def _from_base64(text: str) -> np.ndarray:

@@ -95,13 +95,13 @@ def test_tta_is_the_mean_over_the_eight_symmetries(classifier, lesion_image):
 
 def test_operating_points_and_abstention_of_the_folder_are_applied(tmp_path, lesion_image):
     rule = random_rule(2)
-    for threshold in (0.0, 1.0):
+    for threshold in (1e-6, 1.0):
         point = OperatingPoint("MEL@95", ("MEL",), 0.95, threshold, 0.95, 0.5, 10, 10)
-        lesion = {"operating_points": [point.to_dict()], "abstention": rule.to_dict()}
+        lesion = {"operating_points": [point], "abstention": rule}
         folder = untrained_folder(tmp_path / str(threshold), codes=["MEL", "NV"], **lesion)
         classifier = LesionClassifier.from_pretrained(folder, device="cpu")
         prediction = classifier.predict(lesion_image)
-        assert prediction.operating_points == {"MEL@95": threshold == 0.0}
+        assert prediction.operating_points == {"MEL@95": threshold < 1}
         outputs = classifier.forward(classifier.preprocess(lesion_image)[None])
         assert prediction.abstained == bool(rule.abstains(outputs.logits, outputs.features)[0])
         assert (prediction.reason is not None) == prediction.abstained
@@ -109,13 +109,31 @@ def test_operating_points_and_abstention_of_the_folder_are_applied(tmp_path, les
 
 def test_a_prediction_is_json_with_notice_and_provenance(classifier, lesion_image):
     content = json.loads(json.dumps(classifier.predict(lesion_image).to_dict()))
-    assert content["notice"] == NOTICE
+    assert content["notice"] == f"{NOTICE} {SYNTHETIC_NOTICE}"  # of this model
     assert content["provenance"]["weights_sha256"] == classifier.lesion["weights_sha256"]
     assert set(content["probabilities"]) == set(classifier.codes)
 
 
-def test_a_model_trained_on_drawings_says_so(classifier):
-    assert SYNTHETIC_NOTICE in classifier.notice
+def test_priors_reweight_the_probabilities_and_leave_the_operating_points(tmp_path, lesion_image):
+    mix = {"BCC": 0.05, "BKL": 0.1, "MEL": 0.15, "NV": 0.7}
+    plain = LesionClassifier.from_pretrained(untrained_folder(tmp_path / "unknown"), device="cpu")
+    probs = plain.predict(lesion_image).probabilities
+    threshold = probs["MEL"] * 0.99  # reached at equal priors, and not at the mix
+    point = OperatingPoint("MEL@95", ("MEL",), 0.95, threshold, 0.95, 0.5, 10, 10)
+    folder = untrained_folder(tmp_path / "known", class_priors=mix, operating_points=[point])
+    equal, dataset = (LesionClassifier.from_pretrained(folder, device="cpu", priors=p) for p in ("equal", "dataset"))
+    assert equal.class_priors == mix
+    found = dataset.predict(lesion_image)
+    total = sum(probs[code] * mix[code] for code in mix)
+    assert found.probabilities == pytest.approx({code: probs[code] * mix[code] / total for code in mix})
+    assert (found.diagnosis, found.priors) == ("NV", pytest.approx(mix))
+    assert found.probabilities["MEL"] < threshold
+    assert found.operating_points == equal.predict(lesion_image).operating_points == {"MEL@95": True}
+    assert found.flagged == ("melanoma",)
+    assert equal.with_priors("dataset").predict(lesion_image) == found
+    assert equal.predict(lesion_image).priors == dict.fromkeys(mix, 0.25)  # with_priors leaves the first as it was
+    with pytest.raises(ValueError, match="does not record the mix"):
+        plain.with_priors("dataset")
 
 
 def test_eight_threads_get_the_answers_of_one(classifier, lesion_image):

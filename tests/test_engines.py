@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import timm
 import torch
-from modeling.publish.onnx import export_onnx
 from PIL import Image, ImageDraw
 from timm.data import create_transform
 
 from modeling.classifier import LesionClassifier
-from modeling.explain import BY_TORCH
 from modeling.files import ModelFolderError
 from modeling.grad_cam import class_evidence
 from modeling.images import decode_image
 from modeling.labels import REFERENCE_CODES
+from modeling.model_folder import ONNX_NAME
 from modeling.network import build_model, save_model_folder
 from modeling.operating_points import OperatingPoint
-from modeling.preprocessing import eval_transform
+from modeling.preprocessing import Preprocessing
+from modeling.training.onnx_export import export_onnx
 from support.untrained import random_rule, untrained_folder
 
 MODES = ("L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV")
@@ -50,9 +50,9 @@ def folder(tmp_path_factory):
     torch.nn.init.normal_(model.get_classifier().bias)
     path = tmp_path_factory.mktemp("engines") / "model"
     point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.25, 0.95, 0.5, 10, 10)
-    lesion = {"operating_points": [point.to_dict()], "abstention": random_rule(4).to_dict()}
+    lesion = {"operating_points": [point], "abstention": random_rule(4)}
+    export_onnx(model.eval(), path / ONNX_NAME, codes=REFERENCE_CODES, lesion=lesion)
     save_model_folder(model, path, codes=REFERENCE_CODES, lesion=lesion)
-    export_onnx(path)
     return path
 
 
@@ -99,7 +99,7 @@ def test_on_a_cpu_the_onnx_file_answers_where_there_is_one(folder, tmp_path, les
 def test_a_folder_without_an_onnx_file_is_served_by_torch(tmp_path):
     untrained_folder(tmp_path)
     assert LesionClassifier.from_pretrained(tmp_path, device="cpu").engine.name == "torch"
-    with pytest.raises(ModelFolderError, match="publish export"):
+    with pytest.raises(ModelFolderError, match="has no onnx"):
         LesionClassifier.from_pretrained(tmp_path, engine="onnx")
 
 
@@ -107,11 +107,11 @@ def test_grad_cam_of_the_onnx_engine_is_that_of_pytorch_grad_cam(engines):
     network = engines[0].engine.network
     for image in odd_images(8, seed=1):
         pixel_values = engines[1].preprocess(image)[None]
-        found, by = engines[1].engine.evidence(engines[1].forward(pixel_values))
-        assert by == "onnx"
+        found = engines[1].engine.forward(pixel_values, evidence=True).evidence[0]
+        assert "_torch" not in vars(engines[1].engine)
         with torch.inference_mode():
             maps = network.forward_features(torch.from_numpy(pixel_values))
-        expected = class_evidence(network, maps, 4)
+        expected = class_evidence(network, maps)
         assert found.shape == expected.shape == (4, 3, 3)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -123,7 +123,7 @@ def test_a_network_with_another_head_is_explained_by_torch(tmp_path, lesion_imag
     assert by_onnx.engine.name == "onnx"
     expected, found = by_torch.explain(lesion_image), by_onnx.explain(lesion_image)
     np.testing.assert_allclose(found.evidence, expected.evidence, rtol=0, atol=1e-4 * np.abs(expected.evidence).max())
-    assert (expected.note, found.note) == (None, BY_TORCH)
+    assert "_torch" in vars(by_onnx.engine)
     lesion_image.save(tmp_path / "lesion.png")
     code = """
 import sys
@@ -142,7 +142,7 @@ except ValueError as error:
         capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     assert said[0] == found.prediction.diagnosis
-    assert "needs torch, which is not installed: pip install" in said[1]
+    assert "needs torch, which is not installed: pip install -e" in said[1]
 
 
 def test_the_images_of_a_list_get_the_answers_that_they_get_alone(engines):
@@ -184,7 +184,7 @@ def timms_transform(cfg: dict):
 def test_preprocessing_is_bit_by_bit_that_of_timm(interpolation, size):
     cfg = {"input_size": (3, size, size), "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash"}
     cfg |= {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
-    ours, theirs = eval_transform(cfg), timms_transform(cfg)
+    ours, theirs = Preprocessing(cfg), timms_transform(cfg)
     for image in (*odd_images(60, seed=3), Image.new("RGB", (size, size), (1, 2, 3)), Image.new("L", (size, 40))):
         upright = decode_image(image)
         found = ours(upright)
@@ -198,7 +198,7 @@ def test_preprocessing_of_real_photos_is_bit_by_bit_that_of_timm(real_data, fold
     assert len(paths) >= 100
     cfg = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
     cfg |= {"mean": (0.5, 0.5, 0.5), "std": (0.229, 0.5, 0.225)}
-    ours, theirs = eval_transform(cfg), timms_transform(cfg)
+    ours, theirs = Preprocessing(cfg), timms_transform(cfg)
     for number, path in enumerate(paths):
         image = Image.open(path)
         if number % 2:

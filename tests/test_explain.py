@@ -1,5 +1,6 @@
 """modeling/explain.py: the head-only Grad-CAM agrees with pytorch-grad-cam on the whole model."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,14 +11,13 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from modeling.classifier import LesionClassifier
-from modeling.grad_cam import class_evidence
-from modeling.network import build_model
+from modeling.operating_points import OperatingPoint
 from support.untrained import untrained_folder
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """At 160 px the tiny network has maps of 5x5; its classifier is drawn wide enough that some evidence is positive."""
+    """At 160 px the tiny network has maps of 5x5; its classifier's weights are large enough that some evidence is positive."""
     folder = untrained_folder(tmp_path_factory.mktemp("explain"), size_px=160, spread=0.5)
     return LesionClassifier.from_pretrained(folder, device="cpu")
 
@@ -36,10 +36,10 @@ def test_maps_agree_with_pytorch_grad_cam_on_the_whole_model(classifier, lesion_
 
 
 def test_mean_of_a_map_is_the_logit_without_its_bias(classifier, lesion_image):
-    outputs = classifier.forward(classifier.preprocess(lesion_image)[None])
-    evidence = class_evidence(classifier.engine.network, outputs.feature_maps, 4)
+    pixel_values = classifier.preprocess(lesion_image)[None]
+    outputs = classifier.engine.forward(pixel_values, evidence=True)
     bias = classifier.engine.network.get_classifier().bias.numpy()
-    np.testing.assert_allclose(evidence.mean(axis=(1, 2)), outputs.logits[0] - bias, atol=1e-5)
+    np.testing.assert_allclose(outputs.evidence.mean(axis=(2, 3)), outputs.logits - bias, atol=1e-5)
 
 
 def test_maps_have_the_size_of_the_image_and_share_one_scale(classifier, lesion_image):
@@ -83,8 +83,25 @@ def test_explaining_leaves_no_gradient_and_no_hook_on_the_model(classifier, lesi
     assert not any(module._forward_hooks for module in classifier.engine.network.modules())
 
 
-def test_a_network_without_a_feature_map_is_refused():
-    model = build_model("test_vit", num_classes=4, size_px=160, pretrained=False).eval()
-    features = model.forward_features(torch.zeros(1, 3, 160, 160))
-    with pytest.raises(ValueError, match="needs a feature map"):
-        class_evidence(model, features, 4)
+def test_the_model_input_is_the_square_that_the_network_saw(classifier, lesion_image):
+    explanation = classifier.explain(lesion_image)
+    assert (explanation.model_input.shape, explanation.model_input.dtype) == ((160, 160, 3), np.uint8)
+    again = classifier.engine.forward(classifier.transform.normalise(explanation.model_input)[None])
+    assert classifier.predictions(again, again.probs)[0] == explanation.prediction
+
+
+def test_the_map_of_what_was_flagged_is_shown_first(classifier):
+    points = [
+        OperatingPoint("MEL@95", ("MEL",), 0.95, 0.1, 0.95, 0.62, 40, 100),
+        OperatingPoint("malignant@95", ("BCC", "MEL"), 0.95, 0.1, 0.95, 0.62, 60, 80),
+        OperatingPoint("malignant@90", ("BCC", "MEL"), 0.90, 0.01, 0.95, 0.62, 60, 80),
+    ]
+    flagging = copy.copy(classifier)
+    flagging.operating_points = points
+
+    def shown(*probs):
+        return flagging.shown_code(flagging.prediction(np.array(probs), None))  # BCC, BKL, MEL, NV
+
+    assert shown(0.05, 0.1, 0.12, 0.73) == "MEL"
+    assert shown(0.2, 0.1, 0.12, 0.58) == "BCC"
+    assert shown(0.02, 0.1, 0.02, 0.86) == "NV"

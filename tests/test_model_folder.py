@@ -14,12 +14,12 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from modeling import __version__
 from modeling.classifier import LesionClassifier
+from modeling.config import CONFIG_SCHEMA, Config
 from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import CONFIG_SCHEMA, config_sha256, file_beside, resolve_model_folder
-from modeling.network import build_model, load_model_folder, save_model_folder
+from modeling.model_folder import config_sha256, file_beside, resolve_model_folder
+from modeling.network import build_model, check_backbone, load_model_folder, save_model_folder
 from modeling.predictor import main as classify
-from modeling.schema import CONFIG
 from support.hub import HubServer
 
 
@@ -34,10 +34,6 @@ def folder(tiny_model_folder, tmp_path):
 
 def calibration(**changes):
     return {"method": "vector scaling", "scale": [1.0] * 4, "bias": [0.0] * 4, "nll": {}, **changes}
-
-
-def decision(**changes):
-    return {"method": "most probable", "tau": 0.0, "melanoma_weight": 1.0, "priors": [0.25] * 4, **changes}
 
 
 def deep(levels):
@@ -111,16 +107,12 @@ def test_the_folder_says_which_key_is_whose(folder):
             r"scale\.3: Input should be greater than 0",
         ),
         (lambda c: c["lesion"].update(calibration=calibration(bias=[0.0])), "for each of the 4 label_names"),
-        (lambda c: c["lesion"].update(decision=decision(priors=[1])), "for each of the 4 label_names"),
-        (
-            lambda c: c["lesion"].update(decision=decision(priors=[0.0] * 4)),
-            r"priors\.0: Input should be greater than 0",
-        ),
-        (lambda c: c["lesion"].update(decision=decision(tau=-1)), r"tau: Input should be greater"),
-        (
-            lambda c: c["lesion"].update(decision=decision(melanoma_weight=0)),
-            r"melanoma_weight: Input should be greater",
-        ),
+        (lambda c: c["lesion"].update(class_priors={"NV": 1.0}), "class_priors must have a fraction for each"),
+        (lambda c: c["lesion"].update(class_priors=dict.fromkeys(REFERENCE_CODES, 0.5)), "sum to 1"),
+        (lambda c: c["lesion"].update(class_priors=dict.fromkeys(REFERENCE_CODES, 0.0)), r"class_priors\.BCC: Input"),
+        (lambda c: c["lesion"].update(class_priors=[0.25] * 4), r"lesion\.class_priors"),
+        (lambda c: c["lesion"].update(decision={"tau": 1}), r"lesion\.decision: unknown entry"),
+        (lambda c: c["lesion"].update(schema=3), "its schema is 3 and this version reads 4"),
         (lambda c: c["lesion"].update(operating_points=[{}] * 101), "at most 100 items"),
         (lambda c: c["lesion"].update(threshold=float("nan")), "not valid JSON"),
         (lambda c: c["lesion"].update(run_id="\ud800"), "not valid JSON"),
@@ -138,7 +130,6 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c["lesion"].update(weights_sha256="0" * 64), "SHA-256 differs"),
         (lambda c: c["lesion"].pop("weights_sha256"), r"lesion\.weights_sha256: Field required"),
         (lambda c: c.update(num_classes=4.0), "num_classes: Input should be a valid integer"),
-        (lambda c: c["lesion"].update(golden=[]), r"lesion\.golden"),
         (lambda c: c["lesion"].update(deep=deep(25)), "nested more than 20 levels"),
         (
             lambda c: c["lesion"].update(config_sha256="0" * 64, onnx_sha256="x"),
@@ -153,7 +144,7 @@ def test_a_wrong_configuration_is_refused_with_the_reason(folder, change, words)
         LesionClassifier.from_pretrained(folder, device="cpu")
 
 
-@pytest.mark.parametrize("key", sorted(CONFIG.keys() - {"num_features"}))
+@pytest.mark.parametrize("key", sorted(Config.__annotations__.keys() - {"num_features"}))
 def test_no_entry_of_the_configuration_may_be_missing(folder, key):
     edit(folder, lambda config: config.pop(key))
     with pytest.raises(ModelFolderError, match=r"config\.json: "):
@@ -166,7 +157,7 @@ def test_a_configuration_of_any_size_is_not_read(folder):
         load_model_folder(folder)
 
 
-def test_a_message_about_a_strangers_value_stays_short(folder):
+def test_a_message_about_a_untrusted_value_stays_short(folder):
     edit(folder, lambda config: config["pretrained_cfg"].update(mean=["x" * 10**6]))
     with pytest.raises(ModelFolderError) as caught:
         load_model_folder(folder)
@@ -298,9 +289,29 @@ def test_a_folder_has_no_revision(folder):
         LesionClassifier.from_pretrained(folder, revision="v1")
 
 
-def test_an_unknown_backbone_is_named():
-    with pytest.raises(ModelFolderError, match="no network named 'efficientnet_b99'"):
-        build_model("efficientnet_b99", num_classes=4, size_px=64, pretrained=False)
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ("efficientnet_b99", "no network named 'efficientnet_b99'"),
+        *((name, "must give one feature map and end in one linear classifier") for name in ("levit_128", "test_vit")),
+        *((name, "must give one feature map") for name in ("caformer_s18", "crossvit_9_240", "repvit_m1")),
+    ],
+)
+def test_a_backbone_that_cannot_be_used_is_refused_in_one_sentence(backbone, words):
+    with pytest.raises(ModelFolderError, match=words):
+        check_backbone(backbone)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_b0", "tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_050"])
+def test_a_convolutional_backbone_is_accepted(backbone):
+    check_backbone(backbone)
+
+
+def test_a_key_that_occurs_twice_is_refused(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"architecture": "test_resnet",', 1))
+    with pytest.raises(ModelFolderError, match="a key occurs twice"):
+        load_model_folder(folder)
 
 
 def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):
@@ -331,7 +342,6 @@ def rule(**changes):
         "false_alarm_rate": 0.05,
         "residual_weight": 1.0,
         "length": 1.0,
-        "n_features": 256,
     }
     arrays = dict.fromkeys(("centre", "directions"), "AAAA" * 682 + "AAA=")  # of 512 zeros
     return {**values, **arrays, **changes}
@@ -367,9 +377,11 @@ def test_thresholds_that_can_be_read_are_read(folder):
         lambda lesion: lesion.update(abstention=rule(false_alarm_rate=1.5)),
         lambda lesion: lesion.update(operating_points=[point(n_positive=0.5)]),
         lambda lesion: lesion.update(operating_points=[point(name="\x1b[2J")]),
-        lambda lesion: lesion.update(abstention=rule(n_features=7, centre="AAAA" * 7)),
+        lambda lesion: lesion.update(abstention=rule(centre="AAAA" * 7)),
         lambda lesion: lesion.update(abstention=rule(threshold="inf")),
-        lambda lesion: lesion.update(abstention=rule(n_features=1e300)),
+        lambda lesion: lesion.update(abstention=rule(threshold=1e300)),
+        lambda lesion: lesion.update(operating_points=[point(threshold=0)]),
+        lambda lesion: lesion.update(operating_points=[point(), point(threshold=0.2)]),
     ],
 )
 def test_thresholds_that_cannot_be_read_are_refused(folder, change):

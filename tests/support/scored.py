@@ -6,8 +6,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from modeling.decision import fit_decision
-from modeling.publish.onnx import export_onnx
 from PIL import Image, ImageDraw
 
 from modeling.abstention import AbstentionRule
@@ -21,6 +19,7 @@ from modeling.inference import Outputs
 from modeling.labels import CODES, REFERENCE_CODES, SYNTHETIC_LICENSE
 from modeling.network import build_model, save_model_folder
 from modeling.operating_points import fit_operating_points
+from modeling.training.onnx_export import export_onnx
 
 LESIONS_PER_DIAGNOSIS = 64
 
@@ -72,7 +71,7 @@ def make_scored_folder(base: Path) -> Path:
         features = rng.normal(size=(len(ids), model.num_features)).astype(np.float32)
         outputs[split] = Outputs(ids, labels, logits, features)
     val, lesion_ids = outputs["val"], lesions_of(splits, outputs["val"].image_ids)
-    calibration = fit_calibration(val.logits, val.labels, lesion_ids)
+    calibration = fit_calibration(val.logits, val.labels, lesion_ids, priors=np.full(len(codes), 1 / len(codes)))
     val, test = (outputs[split].calibrated(calibration) for split in ("val", "test"))
     points = fit_operating_points(softmax(val.logits), val.labels, codes)
     rule = AbstentionRule.fit(val.logits, val.features, lesion_ids)
@@ -84,13 +83,13 @@ def make_scored_folder(base: Path) -> Path:
         "license": SYNTHETIC_LICENSE,
         "base_model": "timm/efficientnet_b0.ra_in1k",
         "data_fingerprint": "f" * 64,
-        "calibration": calibration.to_dict(),
-        "decision": fit_decision(softmax(val.logits), val.labels, codes).to_dict(),
-        "operating_points": [point.to_dict() for point in points],
-        "abstention": rule.to_dict(),
+        "calibration": calibration,
+        "class_priors": dict.fromkeys(codes, 1 / len(codes)),
+        "operating_points": points,
+        "abstention": rule,
     }
+    export_onnx(model.eval(), folder / "onnx/model.onnx", codes=codes, lesion=lesion)
     save_model_folder(model, folder, codes=codes, lesion=lesion)
-    export_onnx(folder)
     record = {"train/loss": 1.2, "val/loss": 1.1, "val/balanced_accuracy": 0.5, "val/accuracy": 0.5}
     context = Context(
         classifier=LesionClassifier.from_pretrained(folder),

@@ -14,7 +14,6 @@ import numpy as np
 import serving
 import torch
 from answers import Photo
-from modeling.decision import Decision
 from PIL import Image
 
 from modeling.abstention import AbstentionRule
@@ -36,7 +35,6 @@ MEL_90 = OperatingPoint("MEL@90", ("MEL",), 0.90, 0.2, 0.90, 0.74, 40, 100)
 MALIGNANT_95 = OperatingPoint("malignant@95", ("BCC", "MEL"), 0.95, 0.1, 0.95, 0.62, 60, 80)
 MALIGNANT_90 = OperatingPoint("malignant@90", ("BCC", "MEL"), 0.90, 0.2, 0.90, 0.74, 60, 80)
 POINTS = (MEL_90, MEL_95, MALIGNANT_90, MALIGNANT_95)
-FOR_MELANOMA = Decision(0.0, 1000.0, (0.25,) * 4)  # the first answer is melanoma, whatever is the most probable
 
 
 def drawings(folder: Path, codes: tuple[str, ...] = ("BCC", "BKL", "MEL", "NV")) -> list[Path]:
@@ -56,7 +54,6 @@ def make_model(
     threshold: float | None = None,
     points: tuple[OperatingPoint, ...] = (MEL_95,),
     favours: str | None = None,
-    decision: Decision | None = None,
 ) -> Path:
     """Save a tiny network with random weights, operating points and an abstention rule.
 
@@ -66,7 +63,6 @@ def make_model(
         threshold: Of the rule, in place of that.
         points: Of the model.
         favours: Diagnosis that is the most probable whatever the photo.
-        decision: How the first answer is made; the most probable diagnosis by default.
     """
     torch.manual_seed(3)
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
@@ -88,9 +84,8 @@ def make_model(
         "synthetic": True,
         "license": "cc-by-nc-4.0",
         "data_fingerprint": "f" * 64,
-        "operating_points": [point.to_dict() for point in points],
-        "abstention": rule.to_dict(),
-        **({"decision": decision.to_dict()} if decision else {}),
+        "operating_points": list(points),
+        "abstention": rule,
     }
     save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
     return folder

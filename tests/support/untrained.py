@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from modeling.publish.onnx import export_onnx
 
 from modeling.abstention import AbstentionRule
 from modeling.labels import REFERENCE_CODES
+from modeling.model_folder import ONNX_NAME
 from modeling.network import build_model, save_model_folder
+from modeling.training.onnx_export import export_onnx
 
 
 def untrained_folder(
@@ -31,7 +32,7 @@ def untrained_folder(
         backbone: Of timm; the default takes milliseconds, and has 256 features.
         codes: Its diagnoses.
         size_px: Side of its input.
-        spread: Standard deviation of the classifier's weights; as new, it calls every picture the same.
+        spread: Standard deviation of the classifier's weights; as new, every image gets the same answer.
         onnx: Write the ONNX file too.
         seed: Of the weights.
         **lesion: Entries of `lesion` in config.json.
@@ -40,9 +41,9 @@ def untrained_folder(
     model = build_model(backbone, num_classes=len(codes), size_px=size_px, pretrained=False)
     if spread is not None:
         torch.nn.init.normal_(model.get_classifier().weight, std=spread)
-    save_model_folder(model, folder, codes=codes, lesion=lesion)
     if onnx:
-        export_onnx(folder)
+        export_onnx(model.eval(), folder / ONNX_NAME, codes=codes, lesion=lesion)
+    save_model_folder(model, folder, codes=codes, lesion=lesion)
     return folder
 
 
