@@ -1,53 +1,54 @@
-"""Many pictures at once: files or zip archives in, one row each out, and a CSV that spreadsheets open safely."""
+"""Many photos at once: files or zip archives in, one row each out."""
 
 import io
-import lzma
 import os
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-import render
-from answers import Photo
+import images_out
+from answers import Photo, Turn
 from uploads import shown_name
 
 from modeling.classifier import LesionClassifier
 from modeling.images import MAX_FILE_BYTES, ImageError
 from modeling.labels import diagnosis_of
-from modeling.prediction import Prediction, rounded
-from modeling.rows import write_rows
+from modeling.prediction import Prediction
+from modeling.rows import columns_of, malignant_probability, write_rows
 
 MAX_IMAGES = 200
 MAX_UNPACKED_BYTES = 500_000_000
 MAX_DIRECTORY_BYTES = 1_000_000  # an entry takes about 100 bytes
-END_RECORD_REACH_BYTES = 66_000  # the end record lies within 64 KiB of an archive's end (APPNOTE 4.3.16)
+END_RECORD_REACH_BYTES = 66_000  # the end record is within 64 KiB of an archive's end (APPNOTE 4.3.16)
+BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a bound
+NO_PHOTO = re.compile(r"__MACOSX/|.*/$|(.*/)?\.[^/]*$|.*\.(csv|txt|json|md|pdf|xml|html)$", re.IGNORECASE)
+THUMBNAIL_SIDE_PX = 96
+
+
+@dataclass
+class Budget:
+    """How many bytes the archives of one batch may still unpack to; an entry that is refused costs as much."""
+
+    left: int
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A file inside an archive, still packed."""
-
-    archive: zipfile.ZipFile
-    info: zipfile.ZipInfo
-    name: str
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An upload that holds no picture to classify, with the reason."""
+class Entry:
+    """One file of a batch; `read` returns it, or raises an ImageError with the reason why it cannot be used."""
 
     name: str
-    reason: str
+    read: Callable[[Budget], Photo]
 
 
 def classify_rows(
-    classifier: LesionClassifier, uploads: Sequence[Photo], *, for_page: bool
+    classifier: LesionClassifier, uploads: Sequence[Photo], *, thumbnails: bool = False, turn: Turn = nullcontext
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Classify every picture, one after the other, so that each answer is the one that it would get alone.
+    """Classify every image, one after the other, so that each answer is the one that it would get alone.
 
     Yields:
         How many are done, how many there are, and the row of the last one.
@@ -55,52 +56,60 @@ def classify_rows(
     Raises:
         ImageError: If there is nothing to classify, or too much.
     """
-    entries = list_entries(uploads)
-    left_bytes = MAX_UNPACKED_BYTES
-    for number, entry in enumerate(entries, 1):
-        try:
-            photo = open_entry(entry, left_bytes)
-            left_bytes -= len(photo.source) if isinstance(photo.source, bytes) else 0
-            picture = photo.decode()
-            row = {"image": photo.name, "error": None, **row_fields(classifier, classifier.predict(picture))}
-            if for_page:
-                row |= {"thumbnail": render.thumbnail(picture), "number": number - 1}
-        except ImageError as error:
-            row = {"image": entry.name, "error": str(error)}
-        yield number, len(entries), row
+    entries, budget = list_entries(uploads), Budget(MAX_UNPACKED_BYTES)
+    for number, entry in enumerate(entries):
+        row: dict[str, Any] = {"number": number, "name": entry.name, "error": None}
+        with turn():
+            try:
+                image = entry.read(budget).decode()
+                row |= row_fields(classifier.predict(image))
+                if thumbnails:
+                    row["thumbnail"] = images_out.jpeg_uri(image, THUMBNAIL_SIDE_PX)
+            except ImageError as error:
+                row["error"] = str(error)
+        yield number + 1, len(entries), row
 
 
-def photo_of(uploads: Sequence[Photo], number: int) -> Photo:
-    """Return the photo of one row of a batch, read again from what was sent.
-
-    Raises:
-        ImageError: If there is no such photo, or it cannot be read.
-    """
-    entries = list_entries(uploads)
-    if not 0 <= number < len(entries):
-        raise ImageError("This row is no longer here; send the batch again.")
-    return open_entry(entries[number], MAX_UNPACKED_BYTES)
-
-
-def row_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
-    """Return one prediction as a flat row: `Prediction.to_dict` without what all rows share, and one sum."""
-    shared = ("provenance", "notice")
-    malignant = sum(value for code, value in prediction.probabilities.items() if diagnosis_of(code).malignant)
+def row_fields(prediction: Prediction) -> dict[str, Any]:
+    """Return one prediction as a row: `Prediction.to_dict` without what all rows share, the name, and one sum."""
+    shared = ("provenance", "notice", "priors")
     return {
         **{key: value for key, value in prediction.to_dict().items() if key not in shared},
-        "malignant_probability": rounded(malignant),
+        "diagnosis_name": diagnosis_of(prediction.diagnosis).name,
+        **malignant_probability(prediction.probabilities),
     }
 
 
-def list_entries(uploads: Sequence[Photo]) -> list[Photo | Packed | Refused]:
-    """List what is to be classified: the files themselves, and the pictures inside zip archives.
+def table(classifier: LesionClassifier, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows of a batch and their CSV: flagged ones first, then by the probability of malignancy."""
+    rows = sorted(
+        rows, key=lambda row: (bool(row["error"]), not row.get("flagged"), -row.get("malignant_probability", 0.0))
+    )
+    columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
+    flat = (
+        {
+            **{**row, "image": row["name"], "flagged": "; ".join(row.get("flagged", ()))},
+            **row.get("probabilities", {}),
+            **row.get("operating_points", {}),
+            **classifier.provenance,
+        }
+        for row in rows
+    )
+    buffer = io.StringIO(newline="")
+    write_rows(buffer, flat, [*columns, *classifier.provenance])
+    return {
+        "rows": rows,
+        "csv": buffer.getvalue(),
+        "provenance": classifier.provenance,
+        "notice": classifier.notice,
+    }
 
-    Raises:
-        ImageError: If there is nothing to classify, or too much.
-    """
-    entries: list[Photo | Packed | Refused] = []
+
+def list_entries(uploads: Sequence[Photo]) -> list[Entry]:
+    """List what is to be classified: the files themselves, and the images inside zip archives."""
+    entries: list[Entry] = []
     for upload in uploads:
-        entries.extend(archive_entries(upload) if is_archive(upload) else [upload])
+        entries.extend(archive_entries(upload) if is_archive(upload) else [Entry(upload.name, lambda _, it=upload: it)])
         if len(entries) > MAX_IMAGES:
             raise ImageError(f"More than {MAX_IMAGES} photos came; send them in parts.")
     if not entries:
@@ -109,98 +118,70 @@ def list_entries(uploads: Sequence[Photo]) -> list[Photo | Packed | Refused]:
 
 
 def is_archive(upload: Photo) -> bool:
-    """Tell a zip archive from a picture; a picture with an archive behind its last byte is a picture."""
+    """True for a zip archive, also a truncated or self-extracting one; an image with an archive behind it is an image."""
     if isinstance(upload.source, bytes):
         return False
-    with open(upload.source, "rb") as file:
-        return file.read(2) == b"PK" and zipfile.is_zipfile(file)
+    head = upload.head()
+    return head.startswith(b"PK") or (head.startswith(b"MZ") and zipfile.is_zipfile(upload.source))
 
 
-def archive_entries(upload: Photo) -> list[Photo | Packed | Refused]:
+def archive_entries(upload: Photo) -> list[Entry]:
     """List the files of a zip archive, without unpacking any and without following names out of it."""
+
+    def refused(reason: str) -> list[Entry]:
+        def read(budget: Budget) -> NoReturn:
+            raise ImageError(f"{upload.name} {reason}")
+
+        return [Entry(upload.name, read)]
+
     if not small_directory(str(upload.source)):
-        return [Refused(upload.name, f"{upload.name} lists too many files; pack at most {MAX_IMAGES} photos.")]
+        return refused(f"lists too many files; pack at most {MAX_IMAGES} photos.")
     try:
-        archive = zipfile.ZipFile(upload.source)  # type: ignore[arg-type]  # an upload is a path
+        archive = zipfile.ZipFile(str(upload.source))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return [Refused(upload.name, f"{upload.name} is a damaged zip archive; pack it again.")]
+        return refused("is a damaged archive; pack it again.")
     return [
-        Packed(archive, info, name)
+        Entry(
+            name := shown_name(info.filename), lambda budget, info=info, name=name: unpack(archive, info, name, budget)
+        )
         for info in archive.infolist()
-        if not info.is_dir()
-        and not info.filename.startswith("__MACOSX/")
-        and not (name := shown_name(info.filename)).startswith(".")
+        if not NO_PHOTO.match(info.filename)
     ]
 
 
 def small_directory(path: str) -> bool:
-    """Tell whether a zip archive's list of files is short enough to be read into memory at all."""
+    """True if a zip archive's list of files is short enough to be read into memory at all."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - END_RECORD_REACH_BYTES))
         tail = file.read()
     records = [match.start() for match in re.finditer(rb"PK\x05\x06", tail) if match.start() + 16 <= len(tail)]
     sizes = [struct.unpack_from("<L", tail, start + 12)[0] for start in records]
-    # A zip64 archive keeps its numbers elsewhere; nobody needs one for this few pictures.
+    # A zip64 archive keeps its numbers elsewhere; nobody needs one for this few images.
     return b"PK\x06\x07" not in tail and max(sizes, default=0) <= MAX_DIRECTORY_BYTES
 
 
-def open_entry(entry: Photo | Packed | Refused, budget_bytes: int) -> Photo:
-    """Return the photo of an entry.
-
-    Raises:
-        ImageError: If it is none.
-    """
-    if isinstance(entry, Refused):
-        raise ImageError(entry.reason)
-    return unpack(entry, budget_bytes) if isinstance(entry, Packed) else entry
-
-
-def unpack(packed: Packed, budget_bytes: int) -> Photo:
-    """Read one entry into memory, counting the bytes that really come out of it.
-
-    Raises:
-        ImageError: If it is encrypted, damaged, itself an archive, or larger than allowed.
-    """
-    if packed.info.flag_bits & 1:
-        raise ImageError(f"{packed.name} is encrypted; pack the archive without a password.")
+def unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, budget: Budget) -> Photo:
+    """Read one entry of an archive into memory, counting the bytes that really come out of it."""
+    allowed = min(MAX_FILE_BYTES, budget.left)
+    if info.flag_bits & 1:
+        raise ImageError(f"{name} is encrypted; pack the archive without a password.")
+    if info.compress_type not in BOUNDED_METHODS:
+        raise ImageError(f"{name} is compressed by an unusual method; pack the archive with the usual one (deflate).")
+    data = b""
     try:
-        with packed.archive.open(packed.info) as file:
-            data = file.read(min(MAX_FILE_BYTES, budget_bytes) + 1)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
-        raise ImageError(f"{packed.name} is damaged inside the archive; pack it again.") from error
+        with archive.open(info) as file:
+            data = file.read(allowed + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise ImageError(f"{name} is damaged inside the archive; pack it again.") from error
+    finally:
+        budget.left -= min(len(data) or info.file_size, allowed)  # no more is unpacked than an entry claims
     if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"{name} unpacks to more than is allowed ({MAX_FILE_BYTES // 10**6} MB); it is left out.")
+    if len(data) > allowed:
+        limit = MAX_UNPACKED_BYTES // 10**6
         raise ImageError(
-            f"{packed.name} unpacks to more than is allowed ({MAX_FILE_BYTES // 10**6} MB); it is left out."
-        )
-    if len(data) > budget_bytes:
-        raise ImageError(
-            f"{packed.name} is left out: the archives together unpack to more than {MAX_UNPACKED_BYTES // 10**6} MB; send it "
-            "in another batch."
+            f"{name} is left out: the archives together unpack to more than {limit} MB; send it in another batch."
         )
     if data.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(data)):
-        raise ImageError(f"{packed.name} is an archive inside an archive; unpack it first.")
-    return Photo(data, packed.name)
-
-
-def to_csv(rows: Sequence[dict[str, Any]], classifier: LesionClassifier) -> str:
-    """Return the rows as CSV text, one probability column per diagnosis, named by its code."""
-    columns = [
-        *("image", "verdict", "diagnosis", "probability", *classifier.codes),
-        *("malignant_probability", "abstained", "reason"),
-        *(*(point.name for point in classifier.operating_points), "error", *classifier.provenance),
-    ]
-    buffer = io.StringIO()
-    flat = (
-        {**classifier.provenance, **row.get("probabilities", {}), **row.get("operating_points", {}), **row}
-        for row in rows
-    )
-    write_rows(buffer, flat, columns)
-    return buffer.getvalue()
+        raise ImageError(f"{name} is an archive inside an archive; unpack it first.")
+    return Photo(data, name)

@@ -1,191 +1,117 @@
-"""The model for programs: /classify, /explain and /batch over HTTP, and the same three as tools of an MCP server.
+"""The model over HTTP, as the page, gradio_client and curl use it: /classify, /explain, /batch, and three for the page."""
 
-The MCP server is the `mcp` package's own: gradio's answers with Python's notation instead of JSON, loses pictures, and has
-no schema for a list of files.
-"""
-
-import base64
-import io
-import json
-import os
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import answers
-import anyio.to_thread
 import batches
 import gradio as gr
+import images_out
 import uploads
-from answers import Photo, QuestionError
-from mcp.server.fastmcp import FastMCP
-from mcp.server.fastmcp.exceptions import ToolError
-from mcp.server.transport_security import TransportSecuritySettings
-from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
-from pydantic import Field
+from about import about
+from answers import Photo, QuestionError, Turn
+from gradio_internals import photo_field, value_field
+from visitors import BusyError, Visitors
 
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError
 from modeling.images import ImageError
 
-# Requests that run at once; more only compete for the same cores.
-AT_ONCE = max(1, min(4, (os.cpu_count() or 2)))
-MAX_WAITING = 64
-ONE_LESION: dict[str, Any] = {"concurrency_id": "one", "concurrency_limit": AT_ONCE}
-MANY: dict[str, Any] = {"concurrency_id": "many", "concurrency_limit": 1}
+GetClassifier = Callable[[], LesionClassifier]  # raises ModelFolderError while there is none
 
-_Answer = TypeVar("_Answer")
-
+SAFE = "Research only: not a medical device, rules nothing out."
 FORMATS = "JPEG, PNG, WebP, HEIC, TIFF, BMP or GIF"
-CLASSIFY = """Classify one dermoscopic photo of a skin lesion. Research only: not a medical device, rules nothing out.
+PRIORS = (
+    "How common the diagnoses are where the photo comes from: 'equal' (all equally frequent), 'dataset' (as in the images "
+    "that the model was trained on), or weights by diagnosis code as a JSON object. It changes probabilities, not thresholds."
+)
+FIELDS = """verdict (the line to show first), diagnosis (the most probable one) with probability, probabilities of all
+diagnoses, flagged (targets whose 95 %-sensitivity threshold is reached), abstained and reason (if true, do not use the
+answer), operating_points"""
+CLASSIFY = f"""Classify one dermoscopic photo of a skin lesion. {SAFE}
 
-Answers JSON: verdict (one line to show first), diagnosis, probability and probabilities of all diagnoses (calibrated),
-differential (with full names), abstained and reason (if true, do not use the answer), operating_points (true: above the
-threshold), thresholds (what each is for, its cut-off, this photo's value, and what it caught and falsely alarmed in
-validation), not_known (diagnoses that this model can never give), provenance, notice."""
-EXPLAIN = """Classify one dermoscopic photo and show where the score of a diagnosis came from (not why).
+Returns JSON: {FIELDS}, thresholds (what each catches, its cut-off, this photo's value, counts on validation), differential
+(with full names), not_known (diagnoses that this model cannot give), provenance, notice."""
+EXPLAIN = f"""Classify one dermoscopic photo and show where the score of a diagnosis came from (not why). {SAFE}
 
-Answers the JSON of classify with the signed evidence grid of every diagnosis, and the photo with the heat map of one
-diagnosis over it. Research only: not a medical device, rules nothing out."""
-BATCH = """Classify many dermoscopic photos, sent as image files or zip archives; at most 200. Research only.
+Returns the JSON of classify with the signed evidence grid of every diagnosis, and the photo under the heat map of one."""
+BATCH = f"""Classify many dermoscopic photos, sent as image files or zip archives; at most {batches.MAX_IMAGES}. {SAFE}
 
-Answers JSON: rows with image (file name), verdict, diagnosis, probability, probabilities, malignant_probability, abstained,
-reason, operating_points and error (why a file could not be read, else null); the same as csv; provenance, notice."""
-
-
-def batch_answer(classifier: LesionClassifier, files: list[Photo]) -> dict[str, Any]:
-    """Return the rows of a batch and their CSV."""
-    rows = [row for _, _, row in batches.classify_rows(classifier, files, for_page=False)]
-    shared = {"provenance": classifier.provenance, "notice": classifier.notice}
-    return {"rows": rows, "csv": batches.to_csv(rows, classifier), **shared}
+Returns JSON: rows, flagged ones first, each with name, {FIELDS}, malignant_probability (where the model knows a
+malignant diagnosis) and error (why a file could not be read, else null); the same as csv; provenance, notice."""
 
 
-# ---- HTTP, as gradio_client and curl speak it ------------------------------------------------------------------------
+@contextlib.contextmanager
+def in_sentences(refuse: Callable[[str], Exception]) -> Iterator[None]:
+    """Turn mistakes of the caller into their sentences, and faults of ours into one that says nothing of the request."""
+    try:
+        yield
+    except (ImageError, QuestionError, BusyError, ModelFolderError) as error:
+        raise refuse(str(error)) from None
+    except Exception as error:
+        uploads.note_fault(error)
+        raise refuse(uploads.FAULT) from None
 
 
-def add_endpoints(classifier: LesionClassifier) -> None:
-    """Add /classify, /explain and /batch to the page that is being built."""
+def add_endpoints(get: GetClassifier, visitors: Visitors) -> None:
+    """Add the endpoints to the Blocks that are being built."""
 
-    def classify(photo: Photo) -> dict[str, Any]:
-        return in_words(lambda: answers.classify_photo(classifier, photo))
+    @contextlib.contextmanager
+    def asked(request: gr.Request) -> Iterator[Turn]:
+        visitor = request.client.host
+        with in_sentences(lambda sentence: gr.Error(sentence, print_exception=False)), visitors.asking(visitor):
+            yield lambda: visitors.turn(visitor)
 
-    def explain(photo: Photo, diagnosis: str | None) -> tuple[dict[str, Any], str]:
-        fields, overlay = in_words(lambda: answers.explain_photo(classifier, photo, diagnosis or ""))
-        path = uploads.private_file("overlay.jpg")
-        overlay.save(path, quality=90)
-        return fields, str(path)
+    def classify(photo: Photo, priors: Any, request: gr.Request) -> dict[str, Any]:
+        with asked(request) as turn, turn():
+            return answers.classify_photo(answers.with_priors(get(), priors), photo)
 
-    def batch(files: list[Photo]) -> dict[str, Any]:
-        return in_words(lambda: batch_answer(classifier, files))
+    def explain(photo: Photo, diagnosis: Any, priors: Any, request: gr.Request) -> tuple[dict[str, Any], str]:
+        with asked(request) as turn, turn():
+            fields, overlay = answers.explain_photo(answers.with_priors(get(), priors), photo, diagnosis)
+            path = uploads.private_file("overlay.jpg")
+            path.write_bytes(images_out.jpeg(overlay, quality=90))
+            return fields, str(path)
+
+    def batch(files: list[Photo], priors: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
+        with asked(request) as turn:
+            classifier, rows = answers.with_priors(get(), priors), []
+            steps = batches.classify_rows(classifier, files, thumbnails=True, turn=turn)
+            for done, total, row in visitors.while_waited(steps, request.session_hash):
+                rows.append({key: value for key, value in row.items() if key != "thumbnail"})
+                yield {"done": done, "total": total, "row": row}
+            yield batches.table(classifier, rows)
+
+    def page_about() -> dict[str, Any]:
+        with in_sentences(lambda sentence: gr.Error(sentence, print_exception=False)):
+            return about(get())
+
+    def page_answer(photos: list[Photo], priors: Any, request: gr.Request) -> dict[str, Any]:
+        with asked(request) as turn:
+            return answers.answer_lesion(get(), photos, priors=priors, turn=turn)
 
     with gr.Group(visible=False):
-        photo = uploads.photo_field(label="Photo")
-        files = uploads.photo_field(label="Photos or zip archives", file_count="multiple")
-        diagnosis = gr.Textbox("", label="Diagnosis code; empty for that of the answer")
-        result, picture = gr.JSON(label="Answer"), gr.Image(label="Overlay", type="filepath")
+        photo = photo_field("photo", f"The photo ({FORMATS}).")
+        files = photo_field("files", f"Photos ({FORMATS}) and zip archives of photos.", several=True)
+        diagnosis = value_field("diagnosis", "", "Code whose heat map is laid over the photo; empty: what was flagged.")
+        priors = value_field("priors", "equal", PRIORS)
+        result, overlay = gr.JSON(label="answer"), gr.Image(label="overlay", type="filepath")
         button = gr.Button()
-    button.click(classify, photo, result, api_name="classify", api_description=CLASSIFY, **ONE_LESION)
-    button.click(
-        explain, [photo, diagnosis], [result, picture], api_name="explain", api_description=EXPLAIN, **ONE_LESION
-    )
-    button.click(batch, files, result, api_name="batch", api_description=BATCH, **MANY)
-
-
-def in_words(answer: Callable[[], _Answer]) -> _Answer:
-    """Hand what a caller did wrong back as a sentence; any other error stays one of ours."""
-    try:
-        return answer()
-    except (ImageError, QuestionError, ModelFolderError) as error:  # the last: heat maps that need torch
-        raise gr.Error(str(error), print_exception=False) from error
-
-
-# ---- MCP -----------------------------------------------------------------------------------------------------------
-
-PhotoText = Annotated[
-    str,
-    Field(
-        description=f"The photo ({FORMATS}) as 'data:image/jpeg;base64,…', or the path that POST /gradio_api/upload "
-        "answered for its file. Web addresses are not fetched."
-    ),
-]
-
-
-def mcp_server(classifier: LesionClassifier) -> FastMCP:
-    """Return a server with the three tools; each answers JSON as text and as structured content, explain an image too."""
-    server = FastMCP(
-        "skin-lesion",
-        instructions=classifier.notice,
-        stateless_http=True,
-        json_response=True,
-        streamable_http_path="/",
-        log_level="ERROR",
-        # Guards servers of one user's machine against other web pages; this page is for everybody, and holds no secret.
-        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-    )
-    at_once, one_batch = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(1)
-    harmless = ToolAnnotations(readOnlyHint=True, openWorldHint=False)
-
-    async def run(answer: Callable[[], _Answer], limiter: anyio.CapacityLimiter = at_once) -> _Answer:
-        if limiter.statistics().tasks_waiting >= MAX_WAITING:
-            raise ToolError("Too many requests are waiting; try again in a minute.")
-        try:
-            return await anyio.to_thread.run_sync(answer, limiter=limiter)
-        except (ImageError, QuestionError, ModelFolderError) as error:
-            raise ToolError(str(error)) from None
-        except Exception as error:
-            uploads.note_fault(error)
-            raise ToolError(uploads.FAULT) from None
-
-    async def classify(photo: PhotoText) -> CallToolResult:
-        return tool_result(await run(lambda: answers.classify_photo(classifier, photo_of_text(photo))))
-
-    async def explain(
-        photo: PhotoText,
-        diagnosis: Annotated[
-            str, Field(description=f"Whose heat map is drawn: {', '.join(classifier.codes)}; empty: of the answer.")
-        ] = "",
-    ) -> CallToolResult:
-        fields, overlay = await run(lambda: answers.explain_photo(classifier, photo_of_text(photo), diagnosis))
-        buffer = io.BytesIO()
-        overlay.save(buffer, "JPEG", quality=90)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        return tool_result(fields, ImageContent(type="image", data=data, mimeType="image/jpeg"))
-
-    async def batch(
-        photos: Annotated[list[str], Field(description="Photos, or zip archives as 'data:application/zip;base64,…'.")],
-    ) -> CallToolResult:
-        def answer() -> dict[str, Any]:
-            return batch_answer(classifier, [photo_of_text(text, f"photo-{n}") for n, text in enumerate(photos, 1)])
-
-        return tool_result(await run(answer, one_batch))
-
-    for tool, description in ((classify, CLASSIFY), (explain, EXPLAIN), (batch, BATCH)):
-        server.add_tool(tool, description=description, annotations=harmless)
-    return server
-
-
-def tool_result(fields: dict[str, Any], *more: ImageContent) -> CallToolResult:
-    """Return an answer as JSON text and as structured content, and what else belongs to it."""
-    text = TextContent(type="text", text=json.dumps(fields, ensure_ascii=False, allow_nan=False))
-    return CallToolResult(content=[text, *more], structuredContent=fields)
-
-
-def photo_of_text(text: str, name: str = "photo") -> Photo:
-    """Return the photo of a data URI, or of the path of an upload.
-
-    Raises:
-        QuestionError: If it is neither.
-    """
-    if not text.startswith("data:"):
-        return uploads.received(text, None)
-    head, _, body = text.partition(",")
-    try:
-        data = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
-    except ValueError:
-        data = b""
-    if not data:
-        raise QuestionError("A photo as text is written 'data:image/jpeg;base64,' and then its bytes in base64.")
-    if data.startswith(b"PK"):  # archives are read from disk, as uploads are
-        path = uploads.private_file(f"{name}.zip")
-        path.write_bytes(data)
-        return Photo(str(path), path.name)
-    return Photo(data, name)
+    for function, name, inputs, outputs, description in (
+        (classify, "classify", [photo, priors], result, CLASSIFY),
+        (explain, "explain", [photo, diagnosis, priors], [result, overlay], EXPLAIN),
+        (batch, "batch", [files, priors], result, BATCH),
+        (page_about, "page_about", None, result, None),
+        (page_answer, "page_answer", [files, priors], result, None),
+    ):
+        button.click(
+            function,
+            inputs,  # type: ignore[arg-type]
+            outputs,  # type: ignore[arg-type]
+            api_name=name,
+            api_description=description,
+            api_visibility="public" if description else "undocumented",
+            concurrency_id="all",
+            concurrency_limit=None,  # `Visitors` decides who is next
+        )

@@ -1,93 +1,132 @@
-"""Serve a page with all limits on, nothing phoned home and nothing kept."""
+"""Serve the page, its API and the MCP tools, with all limits on, no telemetry and no stored data."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from datetime import datetime
+import mimetypes
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import gradio as gr
 import tempfolder
 import uploads
-from endpoints import MAX_WAITING
-from mcp.server.fastmcp import FastMCP
+from about import example_path, figure_path
+from endpoints import GetClassifier
+from gradio_internals import forget_idle, has_answer
+from guard import API, MAX_MCP_BYTES, REQUESTS_PER_MINUTE, Guard
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp_tools import mcp_server
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from visitors import MAX_ALL, Visitors
 
-from modeling.images import MAX_FILE_BYTES
+from modeling.classifier import LesionClassifier
+from modeling.files import ModelFolderError
 
-HERE = Path(__file__).parent
-MAX_SESSIONS = 16  # this page keeps no state, so one that is forgotten misses nothing; their answers hold pictures
-KEEP_ANSWERS_S = 60  # that nobody fetches, and of a page that asks for nothing more
-
-Asked = tuple[str, frozenset[str]]  # a client's session, and its requests whose answers have not been fetched
+PAGE = Path(__file__).with_name("page")
+MAX_SESSIONS = 16  # the server keeps no state, so a client that is forgotten misses nothing
+SWEEP_EVERY_S = 30
+DEFAULT_PORT = 7860
+mimetypes.add_type("text/javascript", ".js")  # whatever the host's own list says
 
 
 def launch(
     demo: gr.Blocks,
+    get: GetClassifier,
+    visitors: Visitors,
     *,
-    tools: FastMCP | None = None,
-    requests_per_minute: int = uploads.REQUESTS_PER_MINUTE,
-    **options: Any,
+    port: int | None = None,
+    requests_per_minute: int = REQUESTS_PER_MINUTE,
 ) -> str:
-    """Serve a page; return its address.
+    """Serve in a thread, and return the address.
 
     Args:
-        demo: Page of `build_demo` or `build_fault_page`.
-        tools: The MCP server that stands beside it.
-        requests_per_minute: Of one client.
-        options: Further arguments of gradio's launch, such as prevent_thread_lock.
+        demo: Blocks of `build_demo`.
+        get: Returns the model.
+        visitors: As given to `build_demo`.
+        port: Of this machine; a free one by default.
+        requests_per_minute: Of one visitor.
     """
     janitor = uploads.Janitor(tempfolder.upload_folder())
-    guard = Middleware(uploads.Guard, janitor=janitor, requests_per_minute=requests_per_minute)
-    mounted = [Mount("/gradio_api/mcp", tools.streamable_http_app())] if tools else []
-    demo.queue(max_size=MAX_WAITING)
+    # The protection is for servers of one user's machine against other web pages; this page is public and has no secret.
+    security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    manager = StreamableHTTPSessionManager(
+        mcp_server(get, visitors),
+        json_response=True,
+        stateless=True,
+        security_settings=security,
+        max_request_body_size=MAX_MCP_BYTES,
+    )
+    limits: dict[str, Any] = {"janitor": janitor, "visitors": visitors, "requests_per_minute": requests_per_minute}
+    demo.queue(max_size=MAX_ALL)
     _, address, _ = demo.launch(
-        # gradio's own themes name fonts of a web service.
-        theme=gr.themes.Default(
-            primary_hue="sky",
-            neutral_hue="slate",
-            font=["system-ui", "sans-serif"],
-            font_mono=["ui-monospace", "monospace"],
-        ),
-        css_paths=HERE / "style.css",
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-        app_kwargs={"middleware": [guard], "lifespan": lifespan_of(tools, janitor), "routes": mounted},
-        max_file_size=MAX_FILE_BYTES,
+        app_kwargs={
+            "middleware": [Middleware(Guard, has_answer=lambda request: has_answer(demo, request), **limits)],
+            "lifespan": lifespan_of(manager, janitor, visitors),
+            "routes": routes(get, manager),
+        },
+        server_port=port or free_port(),
+        max_threads=MAX_ALL,
         state_session_capacity=MAX_SESSIONS,
-        mcp_server=False,
+        prevent_thread_lock=True,
         show_error=True,
+        quiet=True,
         share=False,
         ssr_mode=False,
+        mcp_server=False,
         run_history=False,
         enable_monitoring=False,
-        footer_links=[],
-        # gradio ends the process if its own page takes longer than 3 s on a busy machine; it has answered it before.
+        # Its check of the page ends the process if a busy machine takes longer than 3 s.
         _frontend=False,
-        **options,
     )
-    return address
+    return address.rstrip("/")
 
 
-def lifespan_of(tools: FastMCP | None, janitor: uploads.Janitor) -> Any:
-    """Return what runs beside the server: the MCP tools, and the forgetting of uploads and of answers that nobody fetches."""
+def routes(get: GetClassifier, manager: StreamableHTTPSessionManager) -> list[Route | Mount]:
+    """Return the routes that come before gradio's own."""
+
+    def file_of_model(find: Callable[[LesionClassifier, str], Path | None]) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            try:
+                path = find(get(), request.path_params["name"])
+            except ModelFolderError as error:
+                return JSONResponse({"error": str(error)}, 503)
+            return FileResponse(path) if path else JSONResponse({"error": "There is no such file."}, 404)
+
+        return answer
+
+    return [
+        Route("/", lambda request: FileResponse(PAGE / "server.html")),
+        Route(f"{API}/upload", uploads.upload, methods=["POST"]),
+        Route("/page/figures/{name}", file_of_model(figure_path)),
+        Route("/page/examples/{name}", file_of_model(example_path)),
+        Mount("/page", StaticFiles(directory=PAGE)),
+        Mount(f"{API}/mcp", manager.handle_request),
+    ]
+
+
+def lifespan_of(manager: StreamableHTTPSessionManager, janitor: uploads.Janitor, visitors: Visitors) -> Any:
+    """Return what runs beside the server: the MCP tools, and the deletion of uploads and of answers that nobody fetches."""
 
     @contextlib.asynccontextmanager
     async def lifespan(server: gr.routes.App) -> AsyncIterator[None]:
         async def keep_forgetting() -> None:
-            seen: dict[Asked, float] = {}
+            idle: set[str] = set()
             while True:
-                await asyncio.sleep(uploads.SWEEP_EVERY_S)
+                await asyncio.sleep(SWEEP_EVERY_S)
                 try:
                     await asyncio.to_thread(janitor.sweep)
-                    seen = forget_answers(server.get_blocks(), seen, now_s=monotonic())
-                    forget_sessions(server.get_blocks())
-                except Exception as error:  # whatever it is, the next upload is deleted too
+                    idle = forget_idle(server.get_blocks(), idle, visitors.waits)
+                except Exception as error:  # the next upload is deleted too
                     uploads.note_fault(error)
 
-        async with tools.session_manager.run() if tools else contextlib.nullcontext():
+        async with manager.run():
             task = asyncio.create_task(keep_forgetting())
             try:
                 yield
@@ -97,38 +136,26 @@ def lifespan_of(tools: FastMCP | None, janitor: uploads.Janitor) -> Any:
     return lifespan
 
 
-def forget_sessions(demo: gr.Blocks) -> None:
-    """Drop what gradio remembers of a page that asks for nothing, open or closed, such as the last answer with its pictures."""
-    holder = demo.state_holder
-    for session, used in list(holder.time_last_used.items()):
-        if (datetime.now() - used).total_seconds() >= KEEP_ANSWERS_S:
-            holder.session_data.pop(session, None)
-            holder.time_last_used.pop(session, None)
+def port_of(text: str | None) -> int:
+    """Return the port that an option or GRADIO_SERVER_PORT names, if a server can listen there.
 
-
-def forget_answers(demo: gr.Blocks, seen: dict[Asked, float], *, now_s: float) -> dict[Asked, float]:
-    """Drop what gradio's queue keeps of clients whose requests are done, as it would while the server runs.
-
-    Of each it keeps the session, and the answer too where nobody fetched it.
-
-    Args:
-        demo: A page that is being served; call this in its event loop, which alone changes the queue.
-        seen: What the last call returned; at first {}.
-        now_s: A clock that never goes back.
-
-    Returns:
-        Since when each idle client has been seen with the same unfetched answers, for the next call.
+    Raises:
+        ValueError: In words.
     """
-    queue = demo._queue
-    idle: dict[Asked, float] = {}
-    for session, requests in list(queue.pending_event_ids_session.items()):
-        if not requests.isdisjoint(queue.event_ids_to_events):
-            continue  # waiting or being answered
-        asked = (session, frozenset(requests))
-        since = seen.get(asked, now_s)
-        if now_s - since < KEEP_ANSWERS_S:
-            idle[asked] = since
-        else:
-            del queue.pending_event_ids_session[session]
-            queue.pending_messages_per_session.pop(session, None)
-    return idle
+    given = text or os.environ.get("GRADIO_SERVER_PORT") or str(DEFAULT_PORT)
+    if not (given.isdecimal() and 0 < int(given) < 2**16):
+        raise ValueError(f"a port is a number from 1 to 65535, not {given[:40]!r}.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(given)))
+        except OSError as error:
+            raise ValueError(f"port {given} cannot be used ({error.strerror}); give another with --port.") from error
+    return int(given)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import app
-import endpoints
 import numpy as np
 import serving
 import torch
 from answers import Photo
 from PIL import Image
+from visitors import Visitors
 
 from modeling.abstention import AbstentionRule
 from modeling.classifier import LesionClassifier
@@ -54,6 +54,7 @@ def make_model(
     threshold: float | None = None,
     points: tuple[OperatingPoint, ...] = (MEL_95,),
     favours: str | None = None,
+    class_priors: dict[str, float] | None = None,
 ) -> Path:
     """Save a tiny network with random weights, operating points and an abstention rule.
 
@@ -63,6 +64,7 @@ def make_model(
         threshold: Of the rule, in place of that.
         points: Of the model.
         favours: Diagnosis that is the most probable whatever the photo.
+        class_priors: Mix of the diagnoses in its dataset.
     """
     torch.manual_seed(3)
     model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False)
@@ -70,7 +72,7 @@ def make_model(
         with torch.no_grad():
             model.get_classifier().bias[REFERENCE_CODES.index(favours)] += 1.0
     rule = AbstentionRule(
-        threshold=threshold if threshold is not None else -1e9 if abstains else 1e9,
+        threshold=threshold if threshold is not None else -1e5 if abstains else 1e5,
         false_alarm_rate=0.05,
         residual_weight=1.0,
         length=1.0,
@@ -84,8 +86,9 @@ def make_model(
         "synthetic": True,
         "license": "cc-by-nc-4.0",
         "data_fingerprint": "f" * 64,
-        "operating_points": list(points),
+        "operating_points": points,
         "abstention": rule,
+        "class_priors": class_priors,
     }
     save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
     return folder
@@ -94,11 +97,11 @@ def make_model(
 @contextlib.contextmanager
 def served(classifier: LesionClassifier) -> Iterator[str]:
     """Serve a model's page in this process, and give its address."""
-    demo = app.build_demo(classifier)
-    tools = endpoints.mcp_server(classifier)
-    address = serving.launch(demo, tools=tools, requests_per_minute=100_000, prevent_thread_lock=True, quiet=True)
+    visitors = Visitors()
+    demo = app.build_demo(lambda: classifier, visitors)
+    address = serving.launch(demo, lambda: classifier, visitors, requests_per_minute=100_000)
     try:
-        yield address.rstrip("/")
+        yield address
     finally:
         demo.close(verbose=False)
 
