@@ -1,11 +1,12 @@
-"""Load the Space with good and bad requests for a while: all good ones answered right, memory and disk bounded.
+"""Load the Space with good and bad requests: all good ones answered right and soon, memory and disk bounded.
 
     python tests/stress/space_soak.py --seconds 600 [--model FOLDER] [--clients 8]
+    python tests/stress/space_soak.py --short        # for CI: the same kinds, half a minute
 
-It starts the page as a visitor's host would (`python space/app.py`), talks to it over HTTP on loopback, and ends with a
-non-zero status if a good request went wrong, if the server holds over 10 % more memory at the end than after 20 requests,
-if it does not level off (the median of the last third is over 3 % above that of the middle third), or if it keeps more
-than 200 MB of its visitors on disk.
+It starts the page as a host would (`python space/app.py`), talks to it over HTTP on loopback, and ends with a non-zero
+status if a good request went wrong, if another visitor waited more than 1 s while costly requests arrive or more than 10 s
+beside an abandoned batch, if the server holds over 10 % more memory at the end than after 20 requests or does not level off
+(the median of the last third is over 3 % above that of the middle third), or if it keeps more than 200 MB of its visitors.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import io
 import json
 import os
 import random
-import secrets
 import signal
 import socket
 import subprocess
@@ -24,7 +24,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from support.ports import free_port
 MAX_GROWTH = 1.10  # from 20 requests on
 MAX_LATE_GROWTH = 1.03  # of the last third over the middle one; medians, since one request may hold 100 MB for a moment
 MAX_DISK_BYTES = 200_000_000
+MAX_WAIT_S, MAX_WAIT_BESIDE_BATCH_S = 1.0, 10.0
 
 
 class AnswerError(Exception):
@@ -66,6 +67,7 @@ class SpaceServer:
                 **(environment or os.environ),
                 "GRADIO_SERVER_PORT": str(self.port),
                 "GRADIO_TEMP_DIR": str(self.uploads),
+                "FORWARDED_ALLOW_IPS": "127.0.0.1",  # we are a proxy: each client has an address of its own
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'space'}",
             },
         )
@@ -81,18 +83,31 @@ class SpaceServer:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def wait_for_page(self, needle: str = "gradio", timeout_s: float = 120) -> str:
-        """Return the page's text once it contains `needle`."""
+    def wait_for_page(self, timeout_s: float = 300) -> None:
+        """Wait until the server answers."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{self.output()[-3000:]}")
             with contextlib.suppress(httpx.TransportError):
-                page = httpx.get(f"{self.url}/config", timeout=10).text
-                if needle in page:
-                    return page
+                if httpx.get(f"{self.url}/config", timeout=10).status_code == 200:
+                    return
             time.sleep(0.2)
-        raise TimeoutError(f"no page with {needle!r} after {timeout_s} s:\n{self.output()[-3000:]}")
+        raise TimeoutError(f"no page after {timeout_s} s:\n{self.output()[-3000:]}")
+
+    def about(self, needle: str, timeout_s: float = 60) -> dict[str, Any]:
+        """Return what the page is told about the model once that contains a text, or `{"error": …}` where it is told so."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                told = SpaceClient(self.url).call("page_about")[0]
+            except AnswerError as error:
+                told = {"error": str(error)}
+            if needle in json.dumps(told):
+                return told
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{needle!r} is not in {told}")
+            time.sleep(0.3)
 
     def output(self) -> str:
         """Return what the server printed."""
@@ -128,7 +143,6 @@ class SpaceClient:
     """One visitor's program, speaking the protocol that README shows with curl."""
 
     def __init__(self, url: str, address: str = "10.0.0.1") -> None:
-        # Behind the Hub's proxy every visitor has an address of his own; uvicorn believes this header on loopback.
         self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120, headers={"X-Forwarded-For": address})
         self.url = url
 
@@ -173,21 +187,9 @@ class SpaceClient:
         """Return the table for many files."""
         return self.call("batch", [self.upload(data, name) for name, data in files.items()])[0]
 
-    def look(self, *sent: dict[str, Any]) -> dict[str, Any]:
-        """Return what the page shows for uploaded photos of one lesion, asked as the page in a browser asks."""
-        events = self.http.get(f"{self.url}/config").json()["dependencies"]
-        number, target = next((one["id"], one["targets"][0][0]) for one in events if one["targets"][0][1] == "photos")
-        session = secrets.token_hex(6)
-        asked = {"photos": [{"path": one["path"], "name": one["orig_name"]} for one in sent]}
-        body = {"data": [], "event_data": asked, "fn_index": number, "trigger_id": target, "session_hash": session}
-        if self.http.post("/queue/join", json=body).status_code != 200:
-            raise AnswerError("the page's request was refused")
-        with self.http.stream("GET", "/queue/data", params={"session_hash": session}) as lines:
-            for line in lines.iter_lines():
-                message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-                if message.get("msg") == "process_completed":
-                    return message["output"]["data"][0]
-        raise AnswerError("the answer ended early")
+    def lesion(self, *sent: dict[str, Any], priors: str = "equal") -> dict[str, Any]:
+        """Return what the page shows for uploaded photos of one lesion."""
+        return self.call("page_answer", list(sent), priors)[0]
 
 
 def photos(n: int) -> list[bytes]:
@@ -212,6 +214,95 @@ def zip_bomb(unpacked_bytes: int = 200_000_000) -> bytes:
         for _ in range(unpacked_bytes // 1_000_000):
             entry.write(bytes(1_000_000))
     return buffer.getvalue()
+
+
+def large_photos(n: int = 40) -> bytes:
+    """Make an archive of few bytes whose images of 51 megapixels take seconds each."""
+    buffer, archive = io.BytesIO(), io.BytesIO()
+    Image.new("L", (7100, 7100)).save(buffer, "PNG", compress_level=1)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for number in range(n):
+            packed.writestr(f"{number}.png", buffer.getvalue())
+    return archive.getvalue()
+
+
+def bz2_bombs(n: int = 200) -> bytes:
+    """Make an archive of few bytes whose entries unpack to 110 MB each by a method that zipfile does not bound."""
+    buffer, archive = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_BZIP2) as packed:
+        packed.writestr("0.jpg", bytes(110_000_000))
+    with zipfile.ZipFile(buffer) as one, zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        info = one.getinfo("0.jpg")
+        start = info.header_offset + 30 + len("0.jpg")
+        data = buffer.getvalue()[start : start + info.compress_size]
+        for number in range(n):
+            packed.writestr(f"{number}.jpg", data)
+        for entry in packed.filelist:
+            entry.compress_type, entry.file_size, entry.CRC = zipfile.ZIP_BZIP2, info.file_size, info.CRC
+    return archive.getvalue()
+
+
+def longest_wait(url: str, ask: Callable[[SpaceClient], Any], costly: Callable[[], Any]) -> float:
+    """Let one visitor ask again and again while another sends something costly; return the longest wait in seconds."""
+    done = threading.Event()
+    waits: list[float] = []
+
+    def work() -> None:
+        client = SpaceClient(url, address="9.9.9.9")
+        while not done.is_set() or not waits:
+            started = time.monotonic()
+            ask(client)
+            waits.append(time.monotonic() - started)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        costly()
+    finally:
+        done.set()
+        thread.join()
+    return max(waits)
+
+
+def wait_beside_costly_requests(url: str) -> float:
+    """Return the longest wait of a visitor for one photo while another sends requests that are costly to take apart."""
+    attacker = SpaceClient(url, address="8.8.8.8")
+    photo = photos(1)[0]
+    sent = attacker.upload(photo)
+
+    def costly() -> None:
+        for n_files in (200, 1000, 2000, 20_000, 180_000):
+            for endpoint in ("batch", "classify"):
+                with contextlib.suppress(AnswerError):
+                    attacker.start(endpoint, [sent] * n_files)
+        nested = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "x", "params": {"x": [1] * 10_000_000}}).encode()
+        for body in (nested, b"[" * 100_000, b'{"data": ' + b"[" * 100_000):
+            for route in ("/call/batch", "/mcp/", "/queue/join"):
+                attacker.http.post(route, content=body, headers={"Content-Type": "application/json"})
+
+    return longest_wait(url, lambda client: client.classify(photo), costly)
+
+
+def wait_beside_abandoned_batches(url: str) -> float:
+    """Return the longest wait for a batch of one photo, after others left three batches of large images and of bombs."""
+    photo = photos(1)[0]
+    large, bombs = large_photos(), bz2_bombs()
+
+    def abandon() -> None:
+        attacker = SpaceClient(url, address="8.8.8.8")
+        for data in (large, bombs, large):
+            attacker.start("batch", [attacker.upload(data, "many.zip")])
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            attacker.http.stream(
+                "GET", f"/call/batch/{attacker.start('batch', [attacker.upload(large, 'many.zip')])}", timeout=2
+            ),
+        ):
+            time.sleep(1)  # listens for a while, and leaves
+        attacker.http.close()
+        time.sleep(8)
+
+    return longest_wait(url, lambda client: client.batch({"photo.jpg": photo}), abandon)
 
 
 class Soak:
@@ -339,6 +430,15 @@ class Soak:
             raise AssertionError("nonsense was accepted")
         self.refused(client, "has no", "explain", client.upload(self.photos[0]), "<script>")
 
+    def no_text(self, client: SpaceClient, rng: random.Random) -> None:
+        odd = rng.choice(
+            ([], [None], [3], ["x" * 100_000], [{"path": ["x"]}], [{"path": "/tmp/\0"}], [[[]]], [1, 2, 3, 4])
+        )
+        self.refused(client, "", rng.choice(("classify", "explain", "batch", "page_answer")), *odd)
+        for route in ("/call/nothing", "/run/predict", "/custom_component/%0aFAKE LINE/server/component/index.js"):
+            if client.http.post(route, json={"data": odd}).status_code != 404:
+                raise AssertionError(f"{route} was answered")
+
     def abandoned(self, client: SpaceClient, rng: random.Random) -> None:
         client.start("explain", client.upload(rng.choice(self.photos)), "")
 
@@ -353,7 +453,7 @@ BAD = {
     name: getattr(Soak, name)
     for name in (
         *("no_picture", "truncated", "bombs", "address", "other_file"),
-        *("nonsense", "abandoned", "cut_upload"),
+        *("nonsense", "no_text", "abandoned", "cut_upload"),
     )
 }
 
@@ -377,18 +477,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--short", action="store_true", help="for CI: 10 seconds, 4 clients")
     parser.add_argument("--model", help="model folder; by default an EfficientNet-B0 with random weights")
     options = parser.parse_args()
+    seconds, clients = (10.0, 4) if options.short else (options.seconds, options.clients)
     with model_folder(options.model) as folder, SpaceServer("--model", str(folder)) as server:
-        figures = Soak(server, n_clients=options.clients).run(seconds=options.seconds)
-    print(json.dumps({**figures, "wrong": figures["wrong"][:20], "n_wrong": len(figures["wrong"])}, indent=2))
+        waits = {
+            "wait_beside_costly_requests_s": round(wait_beside_costly_requests(server.url), 2),
+            "wait_beside_abandoned_batches_s": round(wait_beside_abandoned_batches(server.url), 2),
+        }
+        figures = Soak(server, n_clients=clients).run(seconds=seconds)
+        faults = [line for line in server.output().splitlines() if "fault" in line or "Traceback" in line]
+    wrong = figures["wrong"]
+    print(json.dumps({**figures, **waits, "faults": faults[:20], "wrong": wrong[:20], "n_wrong": len(wrong)}, indent=2))
     _, middle, last = figures["memory_of_thirds_mb"]
-    grew = (
-        figures["memory_at_end_mb"] > MAX_GROWTH * figures["memory_after_20_mb"]
-        or last > MAX_LATE_GROWTH * middle
-        or figures["max_disk_mb"] > MAX_DISK_BYTES / 1e6
-    )
-    return 1 if figures["wrong"] or grew else 0
+    failed = {
+        "a request went wrong": bool(wrong or faults),
+        "a visitor waited": waits["wait_beside_costly_requests_s"] > MAX_WAIT_S
+        or waits["wait_beside_abandoned_batches_s"] > MAX_WAIT_BESIDE_BATCH_S,
+        "memory or disk grew": figures["max_disk_mb"] > MAX_DISK_BYTES / 1e6
+        or (
+            not options.short  # too few requests to level off
+            and (
+                figures["memory_at_end_mb"] > MAX_GROWTH * figures["memory_after_20_mb"]
+                or last > MAX_LATE_GROWTH * middle
+            )
+        ),
+    }
+    print("; ".join(reason for reason, true in failed.items() if true) or "all is well")
+    return 1 if any(failed.values()) else 0
 
 
 if __name__ == "__main__":
