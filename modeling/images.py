@@ -1,18 +1,17 @@
-"""One decoder for every image that enters: path, bytes, PIL image or array in; upright RGB out, or words why not."""
+"""The decoder of all images: path, bytes, PIL image or array in; upright RGB out, or an ImageError that explains why not."""
 
 import io
 import os
-import re
-import struct
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-# Pillow knows some fifty formats, among them EPS, which starts Ghostscript. Only parsers on this list ever see a file.
+# Pillow knows some fifty formats, among them EPS, which starts Ghostscript. Only these parsers see a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 # The photographs of an iPhone; read by pillow-heif where it is installed. Brands as in ISO/IEC 23008-12, annex B.
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -22,15 +21,23 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 MAX_FILE_BYTES = 100_000_000
 MAX_PIXELS = 51_000_000  # a 50-megapixel phone (8192 x 6144) fits; Pillow holds 4 bytes a pixel, so a copy is 204 MB
 MIN_SIDE_PX = 8
-MAX_ASPECT_RATIO = 10  # models squash to a square: a longer strip shows no lesion any more
+MAX_ASPECT_RATIO = 10  # the image is squashed to a square, so long strips would be unrecognisable
 MAX_JPEG_SCANS = 50  # progressive JPEGs have about 10; every scan goes over all pixels, so thousands take minutes
 MAX_JPEG_SEGMENTS = 5_000  # before the pixels; an ICC profile or depth map of 4 MB takes 64
-MAX_READS = 100_000  # of Pillow, per file: millions of empty chunks would keep it busy for minutes
+MAX_METADATA_BYTES = 8_000_000  # of a JPEG, before the pixels
+# Pillow reads every table of an Exif block, and tables may overlap, so memory grows with the square of its size. A camera's
+# block is at most 64 kB, since it must fit into one segment of a JPEG.
+MAX_EXIF_BYTES = 131_072
+MAX_READS = 100_000  # by Pillow, per file: millions of empty chunks would keep it busy for minutes
 MAX_SHOWN_NAME = 500  # characters of a path in a message
 MAX_TIFF_TAG_BYTES = 8_000_000  # as Python numbers they take up to 25 times as much
 
 
 _MOST_PIXELS = f"more than {MAX_PIXELS // 10**6} megapixels"
+
+
+# Pillow would print it with a line of its source; the image is fine.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
 class ImageError(ValueError):
@@ -61,7 +68,7 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
             image = _open(_read(source, name), name)
         _check_size(image, name)
         # Of JPEGs only: a HEIC would answer with its thumbnail, which may show anything.
-        if min_side_px and not isinstance(source, Image.Image) and image.format == "JPEG":
+        if min_side_px and not isinstance(source, Image.Image) and image.format in ("JPEG", "MPO"):
             image.draft(None, (min_side_px, min_side_px))
         image.load()
         return _upright_rgb(image, name)
@@ -73,7 +80,7 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
         raise ImageError(f"{name} has {_MOST_PIXELS}; make it smaller.") from error
     # Hostile files make Pillow raise OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
     # AttributeError, struct.error, zlib.error, OverflowError, RecursionError and more. There is no list of them, and
-    # every one means the same here: this image cannot be read. So this one boundary translates them all.
+    # every one means the same here: this image cannot be read.
     except Exception as error:
         raise ImageError(
             f"{name} is damaged or incomplete. Send it again, or save it once more as JPEG or PNG."
@@ -86,8 +93,8 @@ def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
         return source
     try:
         if not Path(source).is_file():  # also keeps out devices and pipes, which may never end
-            raise ImageError(f"{name} is not a file; check the path (addresses of the web must be fetched first).")
-        # Before it is read: a file such as /proc/kmsg calls itself ordinary and empty, and never ends.
+            raise ImageError(f"{name} is not a file; check the path (URLs are not supported; download the file first).")
+        # Check the size first: /proc/kmsg looks like an empty regular file but never ends.
         _check_bytes(Path(source).stat().st_size, name)
         with open(source, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -114,19 +121,17 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
         )
     if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
         return _open_heic(data, name)
-    metadata: dict[str, bytes] = {}
     if data.startswith(b"\xff\xd8"):
-        data, metadata = _split_jpeg(data, name)
+        data = _checked_jpeg(data, name)
     file = _MeteredFile(data, name)
     if data.startswith((b"II", b"MM")):
         file.bytes_left = MAX_TIFF_TAG_BYTES
     try:
         image = Image.open(file, formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image, or its start is damaged. Send one of {', '.join(FORMATS)} or HEIC."
         ) from error
-    image.info.update(metadata)
     if image.format == "TIFF":
         # Loading a TIFF also expands the tables these tags point to, of any size; nothing here needs them.
         for tag in (0x8769, 0x8825, 0xA005):  # Exif, GPS, Interoperability
@@ -140,7 +145,7 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
 
 
 def _open_heic(data: bytes, name: str) -> ImageFile.ImageFile:
-    """Read the header of a HEIC photograph; libheif refuses to decode more pixels than it tells of."""
+    """Read the header of a HEIC photograph; libheif never decodes more pixels than its header declares."""
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
@@ -152,7 +157,7 @@ def _open_heic(data: bytes, name: str) -> ImageFile.ImageFile:
 
 
 class _MeteredFile(io.BytesIO):
-    """The bytes of a file, which stop a parser that reads far more, or more often, than an image needs."""
+    """The bytes of a file; a parser that reads far more, or more often, than an image needs is stopped."""
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(data)
@@ -171,59 +176,39 @@ class _MeteredFile(io.BytesIO):
         return data
 
 
-def _split_jpeg(data: bytes, name: str) -> tuple[bytes, dict[str, bytes]]:
-    """Return the first image of a JPEG file without metadata, and its first Exif and XMP segments.
+def _checked_jpeg(data: bytes, name: str) -> bytes:
+    """Return the first image of a JPEG file, without what phones append to it (a film, a depth map, a second image).
 
-    Pillow joins all Exif segments and reads every table in them when it opens a JPEG: a few crafted hundred kilobytes
-    fill the memory. We need one number of it, the orientation, so Pillow gets to see none. What phones put behind the
-    image (a film, a depth map, a second image) is left out too.
+    Raises:
+        ImageError: If it has too much metadata or too many scans.
     """
-    metadata: dict[str, bytes] = {}
-    kept, position = [data[:2]], 2
+    position, n_metadata, n_exif = 2, 0, 0
     for _ in range(MAX_JPEG_SEGMENTS):
         position = data.find(b"\xff", position)
         if position < 0 or position + 4 > len(data):
             raise ImageError(f"{name} is incomplete: it ends before its pixels start. Send it again.")
-        marker, length = data[position + 1], 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
         if marker == 0xDA:  # start of scan
-            return b"".join([*kept, data[position : _end_of_jpeg(data, position, name)]]), metadata
+            break
         if marker == 0xFF:  # padding
             position += 1
-            continue
-        if marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # without content
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # without content
             position += 2
-            continue
-        segment = data[position : position + length]
-        if segment[4:].startswith(b"Exif\0\0"):
-            metadata.setdefault("exif", segment[4:])
-        elif segment[4:].startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-            metadata.setdefault("xmp", segment[33:])
-        # Decoding depends on JFIF (APP0) and Adobe (APP14); the other APP segments and comments (0xFE) are metadata.
-        if not (0xE1 <= marker <= 0xEF or marker == 0xFE) or marker == 0xEE:
-            kept.append(segment)
-        position += length
-    raise ImageError(f"{name} has more than {MAX_JPEG_SEGMENTS} segments of metadata; save it once more.")
-
-
-def _end_of_jpeg(data: bytes, position: int, name: str) -> int:
-    """Return where the image ends whose first scan starts at `position`; refuse it if it has absurdly many scans."""
-    n_scans = 0
-    for _ in range(MAX_JPEG_SEGMENTS):
-        found = _JPEG_MARKER.search(data, position)
-        if found is None:
-            return len(data)
-        marker, position = data[found.end() - 1], found.end()
-        if marker == 0xD9:  # end of image
-            return position
-        n_scans += marker == 0xDA
-        if n_scans > MAX_JPEG_SCANS:
-            raise ImageError(f"{name} has more than {MAX_JPEG_SCANS} scans; save it as an ordinary JPEG.")
-        position += int.from_bytes(data[position : position + 2], "big")  # tables, or the header of a scan
-    raise ImageError(f"{name} has more than {MAX_JPEG_SEGMENTS} segments; save it once more.")
-
-
-# In compressed pixels 0xFF is followed by 0, or by one of 0xD0 to 0xD7, which only part them.
-_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+        else:
+            if 0xE0 <= marker <= 0xEF:  # APP segments
+                n_metadata += length
+                n_exif += length if data[position + 4 :].startswith(b"Exif") else 0
+            position += 2 + length
+    else:
+        raise ImageError(f"{name} has more than {MAX_JPEG_SEGMENTS} segments of metadata; save it once more.")
+    if n_metadata > MAX_METADATA_BYTES or n_exif > MAX_EXIF_BYTES:
+        raise ImageError(f"{name} has {n_metadata / 1e6:.1f} MB of metadata; save it once more without them.")
+    # In compressed pixels 0xFF is followed by 0 or by a restart marker, so this is the end of the image.
+    end = data.find(b"\xff\xd9", position) + 2
+    data = data[:end] if end > 1 else data
+    if data.count(b"\xff\xda", position) > MAX_JPEG_SCANS:
+        raise ImageError(f"{name} has more than {MAX_JPEG_SCANS} scans; save it as an ordinary JPEG.")
+    return data
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -252,19 +237,34 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    method = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(_orientation(image))
     rgb = _to_rgb(image, name)
+    method = _TRANSPOSE.get(_orientation(image, name))
     upright = rgb.transpose(method) if method is not None else rgb.copy() if rgb is image else rgb
     upright.info = {}  # an orientation left behind would be applied a second time by the next reader
     return upright
+
+
+# As in `ImageOps.exif_transpose`, which would also decode and write all of the Exif block.
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image, name: str) -> int:
+    """Return the Exif orientation that has not been applied yet, 1 to 8; 1 where there is none or it is broken."""
+    exif = image.info.get("exif") or image.info.get("Raw profile type exif") or b""
+    if len(exif) > MAX_EXIF_BYTES * (2 if isinstance(exif, str) else 1):  # the raw profile is hexadecimal
+        raise ImageError(f"{name} has {len(exif) / 1e6:.1f} MB of Exif metadata; save it once more without them.")
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata do not make the image unreadable
+        return 1
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -274,8 +274,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         to_8_bits = ((np.arange(65536) + 128) // 257).astype(np.uint8)
         return Image.fromarray(to_8_bits[np.asarray(image)]).convert("RGB")
     if image.has_transparency_data:
-        # What lies under transparent pixels, often black, was never seen by the sender; viewers and web pages show
-        # transparency on white.
+        # Colours under transparent pixels, often black, are never shown; viewers and web pages put white there.
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(rgba, mask=rgba.getchannel("A"))
@@ -292,40 +291,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             )
         return Image.fromarray((values * (255 / top)).round().astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the Exif orientation that is still to be obeyed, 1 to 8; 1 where there is none or it is broken.
-
-    Pillow's own `getexif` reads all of the metadata into memory before it answers, see `_split_jpeg`.
-    """
-    if image.format == "TIFF":
-        return 1  # Pillow has turned it as it was loaded
-    info = image.info
-    exif = info.get("exif") or b""
-    if not exif and "Raw profile type exif" in info:  # of older ImageMagick: three lines of header, then hexadecimal
-        try:
-            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
-        except ValueError:
-            exif = b""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is not None:
-        try:
-            (start,) = struct.unpack_from(order + "L", exif, 4)
-            (count,) = struct.unpack_from(order + "H", exif, start)
-            for i in range(count):
-                tag, kind, number = struct.unpack_from(order + "HHL", exif, start + 2 + 12 * i)
-                if tag == 0x0112 and number == 1 and kind in (3, 4):  # SHORT or LONG
-                    return struct.unpack_from(order + "HL"[kind - 3], exif, start + 10 + 12 * i)[0]
-        except struct.error:
-            return 1  # it ends too early: broken metadata do not make the image unreadable
-    for key in ("XML:com.adobe.xmp", "xmp"):
-        xmp = info.get(key) or b""
-        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp if isinstance(xmp, bytes) else xmp.encode())
-        if match:
-            return int(match[1])
-    return 1
 
 
 def _name(source: ImageInput) -> str:

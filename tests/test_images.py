@@ -166,7 +166,7 @@ def test_a_path_that_is_no_file_is_named_in_the_error(tmp_path):
         assert repr(str(path)) in str(error.value)
     with pytest.raises(ImageError, match="check the path"):
         decode_image("nul\0byte.jpg")
-    with pytest.raises(ImageError, match="fetched first"):
+    with pytest.raises(ImageError, match="download the file first"):
         decode_image("https://example.org/lesion.jpg")
     with pytest.raises(ImageError, match="check the path") as error:
         decode_image("data:image/jpeg;base64," + "A" * 1_000_000)

@@ -224,7 +224,7 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
     reads("burst.jpg", burst, "61 images in one file (MPF), one scan each", tolerance=8)
     thumbnails = jpeg
     for _ in range(80):
-        thumbnails = with_segment(thumbnails, 0xE1, b"Exif\0\0" + jpeg * 4)
+        thumbnails = with_segment(thumbnails, 0xEB, jpeg * 4)
     thumbnails = with_segment(thumbnails, 0xE1, b"Exif\0\0" + exif(1))
     reads("large-metadata.jpg", thumbnails, "2 MB of metadata with 320 small JPEGs in them", tolerance=8)
     restarts = encode(image, "JPEG", quality=95, subsampling=0, restart_marker_blocks=1)
@@ -363,16 +363,20 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
     reads("bomb-pixels.png", png(SIZE, 8, 2, raw_rgb(image) + bytes(50_000_000)), "50 MB behind the pixels")
     chunks = png_chunk(b"tEXt", b"a\0") * 150_000
     refused("bomb-chunks.png", plain["PNG"][:33] + chunks + plain["PNG"][33:], "150,000 chunks", "fragmented")
+    plenty = jpeg
+    for _ in range(130):
+        plenty = with_segment(plenty, 0xE2, bytes(65_000))
+    refused("bomb-metadata.jpg", plenty, "8.5 MB of metadata", "8.5 MB of metadata")
     refused("bomb-segments.jpg", jpeg[:2] + b"\xff\xfe\0\x02" * 500_000 + jpeg[2:], "500,000 comments", "segments")
     # Joined, as Pillow does, the blocks are 1.36 MB, and 5,000 tables of 1.2 MB each are 6 GB.
     table = ifd([(tag, 1, 1_200_000, struct.pack("<L", 8)) for tag in range(1000, 6000)], pad=5000)[:65_000]
     many = jpeg
     for block in [bytes(65_000)] * 20 + [table]:
         many = with_segment(many, 0xE1, b"Exif\0\0" + block)
-    reads("bomb-exif.jpg", many, "5,000 overlapping Exif tables, 6 GB together", tolerance=8)
+    refused("bomb-exif.jpg", many, "5,000 overlapping Exif tables, 6 GB together", "of metadata")
     # PNG Exif may be far longer than JPEG's: 20,000 tables of 240 kB each are 4.8 GB
     table = ifd([(tag, 1, 240_000, struct.pack("<L", 8)) for tag in range(1000, 21_000)])
-    reads("bomb-exif.png", png_with(plain["PNG"], b"eXIf", table), "20,000 overlapping Exif tables, 4.8 GB together")
+    refused("bomb-exif.png", png_with(plain["PNG"], b"eXIf", table), "20,000 tables, 4.8 GB together", "Exif metadata")
     tables = [(tag, 1, 240_000, struct.pack("<L", 8)) for tag in range(1000, 21_000)]
     refused("bomb-tables.tif", tiff({256: 64, 257: 64, 279: 4096}, tables), "the same in a TIFF", "too large")
     strips = [(273, 4, 3_000_000, struct.pack("<L", 8))]
@@ -382,7 +386,7 @@ def make_corpus(folder: Path) -> list[CorpusFile]:
     reads("bomb-exif.tif", body + bytes(10_000 - len(body)) + inner, "the same in a TIFF's Exif", (64, 64), None)
     last_scan = progressive.rindex(b"\xff\xda")
     hidden = b"\xff\xc4\0\0" * 10_000  # empty tables, each read by the decoder
-    refused("bomb-tables.jpg", jpeg[:-2] + hidden + b"\xff\xd9", "10,000 empty tables between scans", "segments")
+    refused("bomb-tables.jpg", jpeg[:-2] + hidden + b"\xff\xd9", "10,000 empty tables between scans", "damaged")
     refused("bomb-scans.jpg", progressive[:-2] + progressive[last_scan:-2] * 5000 + b"\xff\xd9", "5,000 scans", "scans")
     return files
 
