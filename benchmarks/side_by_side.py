@@ -19,10 +19,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from modeling.publish.onnx import export_onnx
 
 from modeling.labels import CODES
+from modeling.model_folder import ONNX_NAME
 from modeling.network import build_model, save_model_folder
+from modeling.training.onnx_export import export_onnx
 
 RESULTS = Path(__file__).parent / "results"
 README = RESULTS.with_name("README.md")
@@ -33,8 +34,8 @@ def make_model(folder: Path, backbone: str, size_px: int) -> Path:
     """Write a model folder of random weights and all diagnoses, with its ONNX file."""
     torch.manual_seed(0)
     model = build_model(backbone, num_classes=len(CODES), size_px=size_px, pretrained=False)
-    save_model_folder(model, folder, codes=CODES, lesion={"operating_points": []})
-    export_onnx(folder)
+    export_onnx(model.eval(), folder / ONNX_NAME, codes=CODES, lesion={})
+    save_model_folder(model, folder, codes=CODES, lesion={})
     return folder
 
 

@@ -139,14 +139,14 @@ def test_rows_come_in_the_order_of_names_and_parquet_says_the_same_as_csv(classi
 
 
 def test_operating_points_and_abstention_have_their_columns(tmp_path, pictures, capsys):
-    point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.0, 0.95, 0.5, 10, 10)
+    point = OperatingPoint("MEL@95", ("MEL",), 0.95, 1e-6, 0.95, 0.5, 10, 10)
     rule = dataclasses.replace(random_rule(2), threshold=-1e9)
-    lesion = {"operating_points": [point.to_dict()], "abstention": rule.to_dict()}
+    lesion = {"operating_points": [point], "abstention": rule}
     untrained_folder(tmp_path / "m", codes=["MEL", "NV"], **lesion)
     assert main([str(tmp_path / "m"), str(pictures[0]), "--output", str(tmp_path / "out.csv")]) == 0
     (row,) = rows_of(tmp_path / "out.csv")
     assert (row["MEL@95"], row["abstained"]) == ("True", "True")
-    assert "unlike" in row["reason"]
+    assert "resembles" in row["reason"]
     assert list(row) == [
         "image", "verdict", "diagnosis", "probability", "flagged", "MEL", "NV", "malignant_probability",
         "abstained", "reason", "MEL@95", "error",

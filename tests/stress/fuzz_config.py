@@ -1,7 +1,7 @@
 """Fuzz everything that reads a configuration for a bounded time: `python tests/stress/fuzz_config.py --seconds 60`.
 
 Read are the two files of a model folder (`config.json`, the header of `model.safetensors`), its `metrics.json`, a file of
-`--config`, `train_config.json` of a run that is resumed, a checkpoint's manifest, and `splits.csv`. hypothesis changes
+`--config`, `train_config.json` of a run that is resumed, and `splits.csv`. hypothesis changes
 valid ones in their structure, their bytes are changed at random and, where atheris is installed, guided by coverage. Each
 must be read or refused with the reader's own error. The work is done in a child process, as in fuzz_images.py; whatever
 raises another error, crashes, takes longer than 20 s or more than 2 GB is kept in `fuzz_findings/`, and the exit status
@@ -35,7 +35,7 @@ from stress.fuzz_images import MAX_BYTES, MAX_SECONDS_PER_INPUT, mutated, take_t
 
 # What is read is imported where it is used: atheris has to see it being imported.
 
-# Stands for brackets that no encoder would write, since it would run out of stack itself.
+# A placeholder for brackets that no encoder could write without running out of stack.
 DEEP = "@@deep@@"
 HOSTILE = [
     *(None, True, False, 0, -1, 1, 0.5, 2**31, 2**63, 10**30, 10**400, 1e308, -1e-308),
@@ -83,7 +83,6 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     from modeling.network import load_model_folder
     from modeling.publish.card import render_card
     from modeling.publish.hub import PublishError
-    from modeling.training.checkpoints import MANIFEST, problem_with, seal
     from modeling.training.options import parse_options
     from modeling.training.run_folder import check_same_run
 
@@ -163,16 +162,6 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
             return is_refusal(error)
         return True
 
-    checkpoint = scratch / "step-00000001"
-    checkpoint.mkdir()
-    (checkpoint / "progress-0.json").write_text("{}")
-    seal(checkpoint)
-    manifest = (checkpoint / MANIFEST).read_bytes()
-
-    def read_manifest(data: bytes) -> bool:
-        (checkpoint / MANIFEST).write_bytes(data)
-        return problem_with(checkpoint) is None
-
     rows = [
         {"image_id": f"i{n}", "lesion_id": f"l{n}", "label": "MEL", "source": "HAM", "split": "test"} for n in range(9)
     ]
@@ -203,7 +192,6 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
             tuple(bomb.encode() for bomb in YAML_BOMBS),
         ),
         "run": Reader(as_json(run), read_run, as_json, run),
-        "manifest": Reader(manifest, read_manifest, as_json, json.loads(manifest)),
         "splits": Reader(splits, read_table, as_csv, [line.split(",") for line in splits.decode().splitlines()]),
     }
     if (scored / "metrics.json").exists():
@@ -288,9 +276,7 @@ def make_model_folder(folder: Path) -> Path:
     """Write a tiny model with everything that config.json can hold."""
     import numpy as np
 
-    from modeling.calibration import softmax
-    from modeling.classifier import LesionClassifier
-    from modeling.evaluation.verify import golden_prediction
+    from modeling.calibration import Calibration, softmax
     from modeling.labels import REFERENCE_CODES
     from modeling.operating_points import fit_operating_points
     from support.untrained import random_rule, untrained_folder
@@ -302,13 +288,12 @@ def make_model_folder(folder: Path) -> Path:
         "run_id": "x",
         "dataset": "demo",
         "synthetic": True,
-        "calibration": {"method": "temperature scaling", "scale": [0.7] * 4, "bias": [0.0] * 4, "nll": {"none": 1.0}},
+        "class_priors": dict.fromkeys(REFERENCE_CODES, 0.25),
+        "calibration": Calibration("temperature scaling", (0.7,) * 4, (0.0,) * 4, {"none": 1.0}),
         "data_fingerprint": "f" * 64,
-        "operating_points": [point.to_dict() for point in points],
-        "abstention": random_rule(4).to_dict(),
+        "operating_points": points,
+        "abstention": random_rule(4),
     }
-    untrained_folder(folder, size_px=32, **lesion)
-    lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder, device="cpu"))
     return untrained_folder(folder, size_px=32, **lesion)
 
 
