@@ -2,6 +2,7 @@
 
 python space/app.py                                # the released model
 python space/app.py --model runs/demo/model        # a model folder or a Hub repository
+python space/app.py --static                       # the same page, computing in the visitor's browser
 """
 
 import argparse
@@ -22,6 +23,7 @@ zero_gpu.register()  # before gradio is loaded
 # isort: split
 import gradio as gr
 import gradio_internals
+import static_space
 from endpoints import GetClassifier, add_endpoints
 from serving import launch, port_of
 from uploads import note_fault
@@ -82,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="model folder or Hub repository; default: MODEL_ID, else the released model")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; default: MODEL_REVISION")
     parser.add_argument("--port", help="default: GRADIO_SERVER_PORT, else 7860")
+    parser.add_argument("--static", action="store_true", help="serve the page that computes in the browser (needs npm)")
     options = parser.parse_args(arguments)
     tempfolder.end_by_sigterm()
     hosted = {"model_id": os.environ.get("MODEL_ID"), "revision": os.environ.get("MODEL_REVISION")}
@@ -93,11 +96,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         port = port_of(options.port)
         name = options.model or hosted["model_id"] or released_model()
+        if options.static:
+            static_space.serve(name, port, revision=options.revision)
+            return 0
         model = Model(name, options.revision or (None if options.model else hosted["revision"]) or None)
         model.open()
         if options.model or not hosted["model_id"]:
             model.get()
-    except (ModelFolderError, ValueError) as error:
+    except (ModelFolderError, ValueError, static_space.BuildError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     visitors = Visitors()

@@ -1,0 +1,256 @@
+// The tab "Batch": many photos, each a lesion of its own; a table sorted by what is flagged, whose rows open.
+
+import { alertBox, button, capital, el, goTo, percent, save, textBlob, unbroken } from "./dom.js";
+import { photoField } from "./photofield.js";
+import { isZip, unzip } from "./zip.js";
+
+export const MAX_PHOTOS = 200;
+
+/**
+ * @param {{engine: object, about: object, root: HTMLElement, openRow: (photo: object, row: object) => void,
+ *   showTab: (name: string) => void}} page
+ */
+export function batchPanel({ engine, about, root, openRow, showTab }) {
+  const field = photoField({
+    id: "batch-files",
+    title: "Many photos, each a lesion of its own",
+    accept: "image/*,.heic,.heif,.tif,.tiff,.bmp,.zip",
+    take: (files) => add(files),
+    help: [`Up to ${MAX_PHOTOS} photos, as files or in zip archives. ${engine.privacy}`],
+  });
+  const place = el("div", { class: "panel-content" });
+  const node = el("div", { class: "panel-content" }, field, place);
+  let stop = null; // an AbortController while a batch runs
+
+  async function add(files) {
+    stop?.abort();
+    stop = new AbortController();
+    const { signal } = stop;
+    let photos;
+    try {
+      photos = await listPhotos(files);
+    } catch (error) {
+      return fail(error.message);
+    }
+    const rows = [];
+    const status = el("h2", { id: "batch-status", tabindex: -1 }, `0 of ${photos.length} photos`);
+    const bar = el("progress", { max: photos.length, value: 0, "aria-label": "Photos done" });
+    place.replaceChildren(
+      el(
+        "section",
+        { class: "card" },
+        status,
+        bar,
+        el("div", { class: "buttons" }, clearButton("Stop and clear")),
+      ),
+    );
+    goTo(status);
+    const onRow = (row) => {
+      if (signal.aborted) return;
+      rows.push(row);
+      bar.value = rows.length;
+      status.textContent = `${rows.length} of ${photos.length} photos`;
+    };
+    try {
+      await engine.batch(photos, { priors: "equal" }, onRow, signal);
+      if (!signal.aborted) draw(photos, rows);
+    } catch (error) {
+      if (!signal.aborted) fail(error.message, rows.length ? () => draw(photos, rows) : null);
+    }
+  }
+
+  function fail(sentence, keep) {
+    const box = alertBox("The batch stopped", sentence);
+    if (keep) keep();
+    place.prepend(box);
+    if (!keep) place.replaceChildren(box);
+    goTo(box);
+  }
+
+  function clearButton(text) {
+    const clear = () => {
+      stop?.abort();
+      place.replaceChildren();
+      field.querySelector(".choose").focus();
+    };
+    return button(text, clear, { class: "second", id: "batch-stop" });
+  }
+
+  function draw(photos, rows) {
+    const sorted = rows.map((row, index) => ({ row, photo: photos[index] })).sort(mostUrgentFirst);
+    const answered = sorted.filter(({ row }) => !row.error);
+    const status = el("h2", { id: "batch-status", tabindex: -1 }, counted(rows));
+    const csv = () => save(root, "lesions.csv", textBlob("text/csv", toCsv(rows, about)));
+    const open = (at) => {
+      const { photo } = answered[at];
+      const back = () => {
+        showTab("batch");
+        place.querySelectorAll(".open")[at]?.focus();
+      };
+      showTab("lesion");
+      openRow(photo, { at, of: answered.length, go: open, back });
+    };
+    place.replaceChildren(
+      el(
+        "section",
+        { class: "card" },
+        status,
+        el(
+          "div",
+          { class: "buttons no-print" },
+          button("Table (CSV)", csv, { id: "save-csv" }),
+          clearButton("Clear"),
+        ),
+      ),
+      table(sorted, (entry) => open(answered.indexOf(entry))),
+      el("p", { class: "only-print small" }, `${about.model.notice} Model ${about.model.id}.`),
+    );
+    goTo(status);
+  }
+
+  return { node, add };
+}
+
+/** Unpack archives; a file that is no photo is kept, and gets a row that says so. */
+async function listPhotos(files) {
+  const photos = [];
+  for (const file of files) {
+    if (await isZip(file)) photos.push(...(await unzip(file)).filter((photo) => !isNoPhoto(photo.name)));
+    else photos.push({ name: file.name, blob: file, error: null });
+    if (photos.length > MAX_PHOTOS)
+      throw new Error(`More than ${MAX_PHOTOS} photos came; send them in parts.`);
+  }
+  if (!photos.length)
+    throw new Error("There is no photo in it; send image files, or a zip archive of image files.");
+  return photos;
+}
+
+/** Tables and notes that lie beside the photos of an archive. */
+function isNoPhoto(name) {
+  return /\.(csv|tsv|txt|json|md|xlsx?|pdf|xml|html?|db|ini)$/i.test(name);
+}
+
+function rank({ error, abstained, flagged }) {
+  if (error) return 3;
+  if (abstained) return 1;
+  return flagged.length ? 0 : 2;
+}
+
+function suspicion({ malignant_probability: malignant, probabilities }) {
+  return malignant ?? probabilities?.MEL ?? 0;
+}
+
+function mostUrgentFirst(a, b) {
+  return rank(a.row) - rank(b.row) || suspicion(b.row) - suspicion(a.row);
+}
+
+function counted(rows) {
+  const count = (test) => rows.filter(test).length;
+  const failed = count((row) => row.error);
+  const flagged = count((row) => rank(row) === 0);
+  const abstained = count((row) => rank(row) === 1);
+  const parts = [`${rows.length} ${rows.length === 1 ? "photo" : "photos"}`, `${flagged} flagged`];
+  if (abstained) parts.push(`${abstained} without an answer`);
+  if (failed) parts.push(`${failed} could not be read`);
+  return `${parts.join(", ")}.`;
+}
+
+const RESULTS = [
+  ["Flagged", "flagged"],
+  ["No answer", "abstained"],
+  ["Not flagged", "clear"],
+  ["Not read", "failed"],
+];
+
+function table(sorted, open) {
+  const knowsMalignant = sorted.some(({ row }) => row.malignant_probability !== undefined);
+  const line = (entry) => {
+    const { row } = entry;
+    const [text, kind] = RESULTS[rank(row)];
+    const picture = el(
+      "td",
+      { class: "picture-cell" },
+      row.thumbnail ? el("img", { src: row.thumbnail, alt: "" }) : null,
+    );
+    const tag = el("td", { class: "result-cell" }, el("span", { class: `tag ${kind}` }, text));
+    if (row.error) {
+      const columns = knowsMalignant ? 3 : 2;
+      return el(
+        "tr",
+        { class: kind },
+        picture,
+        el("th", { scope: "row" }, row.name),
+        tag,
+        el("td", { colspan: columns, class: "why" }, row.error),
+      );
+    }
+    const name = button(row.name, () => open(entry), { class: "open", title: unbroken(row.verdict) });
+    const number = (label, value) =>
+      el("td", { class: "number" }, el("span", { class: "label" }, label), value);
+    const told = !row.abstained;
+    return el(
+      "tr",
+      { class: kind },
+      picture,
+      el("th", { scope: "row" }, name),
+      tag,
+      el("td", { class: "diagnosis" }, told ? capital(row.diagnosis_name) : "–"),
+      number("", told ? percent(row.probability) : "–"),
+      knowsMalignant && number("malignant ", told ? percent(row.malignant_probability) : "–"),
+    );
+  };
+  const heads = [
+    "Photo",
+    "File",
+    "Result",
+    "Most likely",
+    "Probability",
+    ...(knowsMalignant ? ["Malignant (total)"] : []),
+  ];
+  const order = knowsMalignant ? "the probability of malignancy" : "the probability of melanoma";
+  return el(
+    "table",
+    { class: "batch" },
+    el(
+      "caption",
+      {},
+      `Flagged first, then no answer, then not flagged; within each by ${order}. ` +
+        "Not flagged is no all-clear. A file name opens the photo.",
+    ),
+    el(
+      "thead",
+      {},
+      el(
+        "tr",
+        {},
+        heads.map((text) =>
+          el("th", { scope: "col", class: /Prob|Malig/.test(text) ? "number" : null }, text),
+        ),
+      ),
+    ),
+    el("tbody", {}, sorted.map(line)),
+  );
+}
+
+/** The rows in the order of the files; cells that a spreadsheet would run as a formula are made harmless. */
+export function toCsv(rows, about) {
+  const answered = rows.find((row) => !row.error);
+  const points = Object.keys(answered?.operating_points ?? {});
+  const provenance = rows.find((row) => row.provenance)?.provenance ?? {};
+  const columns = [
+    ...["name", "verdict", "diagnosis", "probability", ...about.model.codes],
+    ...["malignant_probability", "abstained", "reason", ...points, "error", ...Object.keys(provenance)],
+  ];
+  const cell = (value) => {
+    if (value === null || value === undefined) return "";
+    if (typeof value === "boolean") return value ? "True" : "False";
+    if (typeof value === "number") return String(value);
+    const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const lines = rows.map((row) => {
+    const values = { ...provenance, ...row.probabilities, ...row.operating_points, ...row };
+    return columns.map((name) => cell(values[name])).join(",");
+  });
+  return `\ufeff${[columns.map(cell).join(","), ...lines].join("\r\n")}\r\n`;
+}

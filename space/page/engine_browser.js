@@ -1,0 +1,171 @@
+// The engine in the browser: a model folder by its address, onnxruntime-web in a worker; no photo leaves the device.
+//
+//   const engine = await open("https://…/resolve/main/");
+//   const answer = await engine.answer(blob);
+//   answer.verdict, answer.probabilities, answer.abstained, answer.photos[0].evidence
+
+import { answerOf, readModel, readOutputs, rowOf } from "./prediction.js";
+import { loadJson } from "./store.js";
+
+const RUNTIME = "onnxruntime-web-1.30.0"; // as package.json pins it
+
+/**
+ * Load a model.
+ * @param {string} modelUrl address of a model folder (config.json, onnx/model.onnx), with a slash at the end
+ * @param {object} [options]
+ * @param {(fraction: number, sentence: string) => void} [options.onProgress]
+ * @param {{model_id: string, revision: string | null, package_version: string}} [options.origin] for the provenance
+ * @returns {Promise<import("./engine.js").Engine & {answer: (photos: Blob | import("./engine.js").Photo[],
+ *   options?: {priors: "equal" | "dataset"}) => Promise<object>, close: () => void}>}
+ * @throws {Error} with a sentence: not reachable, not found, damaged, or of another version
+ */
+export async function open(modelUrl, { onProgress = () => {}, origin = {} } = {}) {
+  const here = (file) => new URL(file, import.meta.url).href;
+  onProgress(0, "Loading the model's description …");
+  const folder = new URL(modelUrl, location.href).href;
+  const [config, texts, labels] = await Promise.all([
+    loadJson(`${folder}config.json`),
+    loadJson(here("texts.json")),
+    loadJson(here("labels.json")),
+  ]);
+  if (!config) throw new Error(`There is no model at ${folder}: it has no config.json. Check the address.`);
+  const model = readModel(
+    config,
+    { texts, labels },
+    {
+      id: origin.model_id ?? folder,
+      revision: origin.revision ?? null,
+      packageVersion: origin.package_version ?? "unknown",
+    },
+  );
+  const worker = startWorker(here("worker.js"));
+  const loaded = { runtime: [0, 14.3e6], model: [0, 14e6] };
+  const onPart = ({ part, loaded: bytes, total }) => {
+    loaded[part] = [bytes, total || Math.max(loaded[part][1], bytes)];
+    const [done, all] = [0, 1].map((index) => loaded.runtime[index] + loaded.model[index]);
+    onProgress(done / all, `Loading the model: ${Math.round(done / 1e6)} of ${Math.round(all / 1e6)} MB`);
+  };
+  const job = { config, modelUrl: folder, runtimeUrl: here("ort-wasm-simd-threaded.wasm"), runtime: RUNTIME };
+  await worker.ask("open", job, onPart);
+
+  const seen = new WeakMap(); // Blob → what the network made of it
+  async function look({ name, blob, error = null }, thumbnail = false) {
+    if (error) return { name, error };
+    try {
+      if (!seen.has(blob)) {
+        const outputs = await worker.ask("look", { blob, name, thumbnail });
+        seen.set(blob, {
+          looked: readOutputs(model, outputs),
+          size: outputs.size,
+          thumbnail: outputs.thumbnail,
+        });
+      }
+      return { name, error: null, ...seen.get(blob) };
+    } catch (failure) {
+      return { name, error: failure.message };
+    }
+  }
+
+  return {
+    kind: "browser",
+    privacy:
+      "Photos stay on this device: this page computes in your browser and sends nothing. " +
+      "Who loaded the page may be in its host's own logs.",
+    about: () => aboutModel(model, config, folder),
+    async answer(photos, { priors = "equal" } = {}) {
+      const list = photos instanceof Blob ? [{ name: photos.name ?? "photo", blob: photos }] : photos;
+      const looked = [];
+      for (const photo of list) looked.push(await look(photo));
+      return answerOf(model, looked, priors);
+    },
+    async batch(photos, { priors = "equal" }, onRow, signal) {
+      for (const [number, photo] of photos.entries()) {
+        if (signal?.aborted) return;
+        onRow(rowOf(model, await look(photo, true), number, priors));
+      }
+    },
+    /** The network's outputs for a photo, for comparisons with other engines. */
+    outputs: (blob) => worker.ask("look", { blob, name: "photo" }),
+    close: () => worker.end(),
+  };
+}
+
+/** A worker whose replies are promises. */
+function startWorker(url) {
+  // By way of a blob, a worker inherits the page's Content-Security-Policy; by its own address it would have none.
+  const starter = URL.createObjectURL(
+    new Blob([`import ${JSON.stringify(url)};`], { type: "text/javascript" }),
+  );
+  const worker = new Worker(starter, { type: "module" });
+  const waiting = new Map();
+  let count = 0;
+  worker.onmessage = ({ data: { id, result, error, progress } }) => {
+    const { resolve, reject, onProgress } = waiting.get(id);
+    if (progress) return onProgress?.(progress);
+    waiting.delete(id);
+    return error === undefined ? resolve(result) : reject(new Error(error));
+  };
+  worker.onerror = (event) => {
+    event.preventDefault();
+    const sentence =
+      "The engine of this page could not start or stopped: reload the page, or try another browser.";
+    for (const { reject } of waiting.values()) reject(new Error(sentence));
+    waiting.clear();
+  };
+  return {
+    ask(job, argument, onProgress) {
+      return new Promise((resolve, reject) => {
+        waiting.set(++count, { resolve, reject, onProgress });
+        worker.postMessage({ id: count, job, argument });
+      });
+    },
+    end() {
+      worker.terminate();
+      URL.revokeObjectURL(starter);
+    },
+  };
+}
+
+async function aboutModel(model, config, folder) {
+  const [metrics, listed] = await Promise.all([
+    optional(`${folder}metrics.json`),
+    optional(`${folder}examples/examples.json`),
+  ]);
+  const examples = (listed.content?.examples ?? [])
+    .filter(({ file }) => /^[\w-]{1,80}\.(jpg|png)$/.test(file))
+    .map(({ file, diagnosis }) => ({
+      name: file,
+      about: diagnosis === null ? "not a lesion" : model.label(diagnosis).name,
+      src: `${folder}examples/${file}`,
+    }));
+  const figures = (metrics.content?.figures ?? [])
+    .filter(({ file }) => /^[a-z0-9_]{1,100}\.png$/.test(file))
+    .map((figure) => ({ ...figure, src: `${folder}figures/${figure.file}` }));
+  return {
+    model: {
+      id: model.origin.id,
+      revision: model.origin.revision,
+      notice: model.notice,
+      license: model.license,
+      codes: model.codes,
+      names: Object.fromEntries(model.codes.map((code) => [code, model.label(code).name])),
+      class_priors: model.classPriors,
+      from_cache: false,
+      url: folder,
+    },
+    examples,
+    examples_source: [listed.content?.attribution, listed.content?.license].filter(Boolean).join(" "),
+    metrics: metrics.content,
+    metrics_problem: metrics.problem,
+    figures,
+  };
+}
+
+/** A file that a model may lack: the rest of the page works without it. */
+async function optional(url) {
+  try {
+    return { content: await loadJson(url), problem: null };
+  } catch (error) {
+    return { content: null, problem: error.message };
+  }
+}

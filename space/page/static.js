@@ -1,0 +1,35 @@
+// Entry of the page without a server: loads the model into the browser with a progress bar, then draws the page.
+
+import { alertBox, el } from "./dom.js";
+import { open } from "./engine_browser.js";
+import { mount } from "./page.js";
+
+const host = document.getElementById("lesion-page");
+const sentence = el("p", { role: "status" }, "Loading …");
+const bar = el("progress", { max: 1, value: 0, "aria-label": "Loading the model" });
+const loading = el(
+  "main",
+  { class: "card", id: "loading" },
+  el("h1", {}, "Skin lesion classifier"),
+  sentence,
+  bar,
+);
+host.append(loading);
+
+try {
+  const origin = await (await fetch("page.json")).json();
+  const onProgress = (fraction, text) => {
+    bar.value = fraction;
+    sentence.textContent = text;
+  };
+  const engine = await open(origin.model_url, { onProgress, origin });
+  loading.remove();
+  await mount(host, engine);
+} catch (error) {
+  const again = el("button", { type: "button", onclick: () => location.reload() }, "Try again");
+  loading.replaceWith(el("main", {}, alertBox("The model could not be loaded", error.message), again));
+}
+// After the first visit the page works without a connection.
+if ("serviceWorker" in navigator) {
+  await navigator.serviceWorker.register("sw.js").catch((error) => console.warn(error));
+}

@@ -1,0 +1,216 @@
+"""The page without a server: the files of a static Space, and the same build served on this machine.
+
+The visitor's browser runs the network; `space/page/build.mjs` puts page and runtime together. Needs npm.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from modeling import __version__
+from modeling.files import ModelFolderError
+from modeling.labels import DIAGNOSES
+from modeling.model_folder import file_beside, resolve_model_folder
+
+PAGE = Path(__file__).parent / "page"
+TEXTS = Path(__file__).parents[1] / "modeling" / "texts.json"
+SERVER_ONLY = ("server.html", "server.js", "engine_server.js")
+HUB = "https://huggingface.co"
+# Model files come from the Hub's own storage hosts, to which it redirects.
+HUB_HOSTS = (HUB, "https://*.huggingface.co", "https://*.hf.co")
+BUILD_TIMEOUT_S = 600
+MODEL_PREFIX = "/model/"
+MODEL_FILES = re.compile(r"config\.json|metrics\.json|onnx/model\.onnx|(figures|examples)/[\w-]+\.(png|jpg|json)")
+HEADER = """---
+title: Skin lesion classifier
+emoji: 🔬
+colorFrom: indigo
+colorTo: gray
+sdk: static
+app_build_command: npm run build
+app_file: dist/index.html
+custom_headers:
+  cross-origin-resource-policy: cross-origin
+pinned: false
+license: apache-2.0
+short_description: Dermoscopy demo; photos stay on the device. No medical use.
+models:
+- {model_id}
+tags:
+- dermatology
+- dermoscopy
+- image-classification
+- onnxruntime-web
+---
+
+# Skin lesion classifier
+
+A dermoscopic photo in, the calibrated probability of each diagnosis out, computed in your browser: no photo leaves the
+device. The page also works without a connection after the first visit.
+
+**A research demonstration, not a medical device.** It cannot rule out melanoma or any other disease; anyone worried
+about a spot on the skin should see a doctor.
+
+The model is {model_id} at revision {revision}; its card says what it was trained on, how good it is and where it fails.
+The code is under Apache-2.0, the weights under the licence that the model's card names.
+"""
+
+
+class BuildError(RuntimeError):
+    """The page could not be built; the message says what to do."""
+
+
+def static_files(model_id: str, revision: str) -> dict[str, bytes]:
+    """Return the files of a static Space for a model on the Hub, by path in the Space's repository.
+
+    Args:
+        model_id: "me/name".
+        revision: Full commit hash, so that page and model belong together.
+    """
+    origin = {
+        "model_id": model_id,
+        "revision": revision,
+        "model_url": f"{HUB}/{model_id}/resolve/{revision}/",
+        "model_hosts": HUB_HOSTS,
+    }
+    readme = HEADER.format(model_id=model_id, revision=revision)
+    return {**page_files(origin), "README.md": readme.encode()}
+
+
+def page_files(origin: dict[str, Any]) -> dict[str, bytes]:
+    """Return the sources of the page, with what the build takes from the package: sentences, diagnoses and the version."""
+    files = {file.name: file.read_bytes() for file in sorted(PAGE.iterdir()) if file.is_file()}
+    labels = [{**asdict(diagnosis), "malignant": diagnosis.malignant} for diagnosis in DIAGNOSES]
+    return {
+        **{name: content for name, content in files.items() if name not in SERVER_ONLY},
+        "texts.json": TEXTS.read_bytes(),
+        "labels.json": _json(labels),
+        "page.json": _json({**origin, "package_version": __version__}),
+    }
+
+
+def build(origin: dict[str, Any], cache: Path | None = None) -> Path:
+    """Build the page once, and return the folder that a server hands out.
+
+    Raises:
+        BuildError: If npm is missing or fails.
+    """
+    cache = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
+    files = page_files(origin)
+    work = cache / f"page-{_digest(files)}"
+    if not (work / "dist" / "sw.js").is_file():
+        packages = _packages(cache, {name: files[name] for name in ("package.json", "package-lock.json")})
+        work.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (work / name).write_bytes(content)
+        (work / "node_modules").unlink(missing_ok=True)
+        (work / "node_modules").symlink_to(packages)
+        _run(["node", "build.mjs"], work)
+    return work / "dist"
+
+
+def _packages(cache: Path, files: dict[str, bytes]) -> Path:
+    """Install the locked npm packages once."""
+    folder = cache / f"npm-{_digest(files)}"
+    if not (folder / "done").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
+        (folder / "done").touch()
+    return folder / "node_modules"
+
+
+def _run(command: list[str], folder: Path) -> None:
+    program = shutil.which(command[0])
+    if program is None:
+        raise BuildError(
+            "the page in the browser is built with npm, which is not installed; install Node.js 20 or newer."
+        )
+    done = subprocess.run([program, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+    if done.returncode:
+        raise BuildError(f"`{' '.join(command)}` failed in {folder}: {(done.stderr or done.stdout)[-500:]}")
+
+
+def serve(model: str | Path, port: int = 7860, *, revision: str | None = None, cache: Path | None = None) -> None:
+    """Build the page of a model folder and serve it on this machine until interrupted.
+
+    Raises:
+        BuildError: If npm is missing or fails.
+        ModelFolderError: If there is no such model.
+    """
+    server = make_server(model, port, revision=revision, cache=cache)
+    print(f"The page, computing in the browser: http://127.0.0.1:{server.server_port}/ (Ctrl+C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.server_close()
+
+
+def make_server(
+    model: str | Path, port: int, *, revision: str | None = None, cache: Path | None = None
+) -> ThreadingHTTPServer:
+    """Return a server of the page and of a model's files, which listens on this machine alone."""
+    source = resolve_model_folder(model, revision)
+    origin = {
+        "model_id": source.model_id,
+        "revision": source.revision,
+        "model_url": MODEL_PREFIX.removeprefix("/"),
+        "model_hosts": (),
+    }
+    folder = build(origin, cache)
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, source, directory=str(folder)))
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    extensions_map = {  # noqa: RUF012  # as the base class declares it
+        **SimpleHTTPRequestHandler.extensions_map,
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
+
+    def __init__(self, source: Any, *arguments: Any, **options: Any) -> None:
+        self.source = source
+        super().__init__(*arguments, **options)
+
+    def translate_path(self, path: str) -> str:
+        if not path.startswith(MODEL_PREFIX):
+            return super().translate_path(path)
+        name = path.removeprefix(MODEL_PREFIX).partition("?")[0]
+        try:
+            file = file_beside(self.source, name) if MODEL_FILES.fullmatch(name) else None
+        except (ModelFolderError, OSError):
+            file = None
+        return str(file or "/nonexistent")
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        super().end_headers()
+
+    def list_directory(self, path: Any) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Keep no log of visits."""
+
+
+def _digest(files: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
