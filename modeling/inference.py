@@ -1,82 +1,134 @@
-"""What a network says about every image of a split, gathered from all processes exactly once."""
+"""Network outputs for many images: `run_images` for all evaluation, `run_model` for validation during training."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from modeling.calibration import Calibration
-from modeling.network import normalise
+from modeling.images import ImageError, ImageInput
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
+    from modeling.calibration import Calibration
+    from modeling.classifier import LesionClassifier
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a model said about each image of a split, sorted by the image's position in the dataset."""
+    """Network outputs for N images of C diagnoses."""
 
     image_ids: list[str]
-    labels: np.ndarray  # (N,)
-    logits: np.ndarray  # (N, C) float32, as the network gives them: calibrated once the calibration is folded in
-    features: np.ndarray  # (N, D) float32, penultimate: what the classifier layer sees
-    raw_logits: np.ndarray | None = None  # (N, C) float32 before the calibration, where `logits` are calibrated
+    labels: np.ndarray  # (N,); -1 for a diagnosis that the model does not have
+    logits: np.ndarray  # float32 (N, C); calibrated if they come from a model folder
+    features: np.ndarray  # float32 (N, D), the input of the classifier layer
 
-    def calibrated(self, calibration: Calibration) -> "Outputs":
-        """Return what the network says once the calibration is folded into it."""
-        return replace(self, logits=calibration.apply(self.logits), raw_logits=self.logits)
+    def calibrated(self, calibration: "Calibration") -> "Outputs":
+        """Return the outputs that the network gives once the calibration is folded into it."""
+        return replace(self, logits=calibration.apply(self.logits))
+
+    def take(self, chosen: np.ndarray) -> "Outputs":
+        """Return some of the images: boolean (N,) or positions."""
+        places = np.arange(len(self.labels))[chosen]
+        return replace(
+            self,
+            image_ids=[self.image_ids[place] for place in places],
+            labels=self.labels[places],
+            logits=self.logits[places],
+            features=self.features[places],
+        )
 
 
-@torch.inference_mode()
-def run_model(model: torch.nn.Module, loader: Any, accelerator: "Accelerator | None" = None) -> Outputs:
-    """Run a timm model over a loader and gather its outputs from all processes, exactly once per image.
+def run_images(
+    classifier: "LesionClassifier",
+    images: Iterable[ImageInput | Callable[[], ImageInput]],
+    *,
+    image_ids: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+) -> Outputs:
+    """Run a model folder's engine over images: preprocessing and batches are those of prediction.
+
+    Args:
+        classifier: Its engine is ONNX Runtime on a CPU and torch on a GPU.
+        images: N images, or functions that return one; these are called in the decoding threads.
+        image_ids: N ids.
+        labels: N labels.
+
+    Raises:
+        ImageError: If an image cannot be read, with its id.
+        ValueError: If a logit is not finite.
+    """
+    logits, features = [], []
+    for image_id, output in zip(image_ids, classifier.outputs_each(images), strict=True):
+        if isinstance(output, ImageError):
+            raise ImageError(f"{image_id}: {output}") from output
+        logits.append(output.logits[0])
+        features.append(output.features[0])
+    outputs = Outputs(list(image_ids), np.asarray(labels, dtype=np.int64), np.stack(logits), np.stack(features))
+    _check_finite(outputs)
+    return outputs
+
+
+def run_model(model: "torch.nn.Module", loader: Any, accelerator: "Accelerator | None" = None) -> Outputs:
+    """Run a timm model over a loader and gather its outputs from all processes, each image once.
 
     Args:
         model: A timm model, bare or wrapped by accelerate.
         loader: Of a `LesionDataset`.
-        accelerator: Given under several processes; the loader must then be prepared by it.
+        accelerator: Needed with several processes; the loader must then be prepared by it.
 
     Raises:
         ValueError: If an image came twice or is missing, or a logit is not finite.
     """
-    bare: Any = accelerator.unwrap_model(model) if accelerator else model  # timm's methods are unknown to mypy
+    import torch  # imported late: evaluation with ONNX Runtime needs no torch
+
+    from modeling.network import normalise
+
+    bare: Any = accelerator.unwrap_model(model) if accelerator else model  # mypy does not know timm's methods
     device = accelerator.device if accelerator else next(bare.parameters()).device
     was_training = bare.training
     bare.eval()
     parts: dict[str, list[torch.Tensor]] = {"index": [], "labels": [], "logits": [], "features": []}
-    for batch in loader:
-        pixel_values = normalise(batch["pixels"].to(device), bare.pretrained_cfg)
-        features = bare.forward_head(bare.forward_features(pixel_values), pre_logits=True)
-        values = {
-            "index": batch["index"].to(device),
-            "labels": batch["label"].to(device),
-            "logits": bare.get_classifier()(features).float(),
-            "features": features.float(),
-        }
-        if accelerator:
-            values = accelerator.gather_for_metrics(values)
-        for name, value in values.items():
-            parts[name].append(value.cpu())
+    with torch.inference_mode():
+        for batch in loader:
+            pixel_values = normalise(batch["pixels"].to(device), bare.pretrained_cfg)
+            features = bare.forward_head(bare.forward_features(pixel_values), pre_logits=True)
+            values = {
+                "index": batch["index"].to(device),
+                "labels": batch["label"].to(device),
+                "logits": bare.get_classifier()(features).float(),
+                "features": features.float(),
+            }
+            if accelerator:
+                values = accelerator.gather_for_metrics(values)
+            for name, value in values.items():
+                parts[name].append(value.cpu())
     bare.train(was_training)
-    gathered = {name: torch.cat(values).numpy() for name, values in parts.items()}
+    gathered = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
     order = np.argsort(gathered["index"], kind="stable")
     index = gathered["index"][order]
     n_images = len(loader.dataset)
     if len(np.unique(index)) != len(index) or len(index) != n_images:
         raise ValueError(
-            f"wanted each of {n_images} images once, got {len(index)} predictions of {len(np.unique(index))} images"
-        )
-    broken = ~np.isfinite(gathered["logits"]).all(axis=1)
-    if broken.any():
-        raise ValueError(
-            f"{broken.sum()} of {n_images} images have logits that are not finite: the weights are broken; train again with a "
-            "lower learning rate, or in full precision"
+            f"expected each of {n_images} images once, got {len(index)} outputs of {len(np.unique(index))} images"
         )
     image_ids = loader.dataset.image_ids
-    return Outputs(
+    outputs = Outputs(
         image_ids=[image_ids[position] for position in index],
         labels=gathered["labels"][order],
         logits=gathered["logits"][order],
         features=gathered["features"][order],
     )
+    _check_finite(outputs)
+    return outputs
+
+
+def _check_finite(outputs: Outputs) -> None:
+    broken = int((~np.isfinite(outputs.logits).all(axis=1)).sum())
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(outputs.labels)} images have logits that are not finite: the weights are broken; train again "
+            "with a lower learning rate, or in full precision"
+        )

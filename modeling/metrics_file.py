@@ -1,236 +1,483 @@
-"""metrics.json as it is read: a declared schema, since a stranger may have written the file.
+"""metrics.json: what each entry means, and how the file is read. docs/metrics.md is generated from these models.
 
-`modeling/evaluation/evaluate.py` writes it and says what each entry means. What is not declared here may come and go.
+The file may come from an untrusted repository: texts are bounded and printable, numbers are finite and in the range that
+their meaning allows, and entries that are not declared here are dropped.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modeling.files import METRICS_SCHEMA, ModelFolderError, read_json, shortened
+from modeling.files import ModelFolderError, read_json, shortened
 
+METRICS_SCHEMA = 3
 
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)  # 4.0 is no count, and true is no number
-
-
-def _section(**entries: Any) -> Any:
-    """Declare an object with these entries; one that may be missing is a pair of its type and its default."""
-    needed = {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in entries.items()}
-    return create_model("Section", __base__=_Section, **needed)  # type: ignore[call-overload]
-
-
-def _all(names: str, kind: Any) -> dict[str, Any]:
-    return dict.fromkeys(names.split(), kind)
+Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
-def _by_name(kind: Any) -> Any:
-    return dict[NAME, kind]
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def _rows(kind: Any) -> Any:
-    return list[kind]
+# ---- Numbers -------------------------------------------------------------------------------------------------------
 
 
-def _or_reason(kind: Any, **entries: Any) -> Any:
-    """Declare what was measured, or in its place why it was not."""
-    either = _tagged(_section(reason=TEXT, **entries), "not measured") | _tagged(kind, "measured")
-    return Annotated[either, Discriminator(lambda value: "not measured" if _has_reason(value) else "measured")]
+class NotMeasured(Section):
+    """In place of a section that was not measured."""
+
+    reason: Text
 
 
-def _tagged(kind: Any, tag: str) -> Any:
-    return Annotated[kind, Tag(tag)]
+class Rate(Section):
+    """A number from 0 to 1 with its 95 % interval; null and a reason where it has no value or no interval."""
+
+    value: Fraction | None
+    low: Fraction | None = None
+    high: Fraction | None = None
+    reason: Text = ""
 
 
-def _has_reason(value: Any) -> bool:
-    return isinstance(value, dict) and "reason" in value
+class Quantity(Section):
+    """A number of any size with its 95 % interval: a difference of rates, a loss or a slope."""
+
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    reason: Text = ""
 
 
-TEXT = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
-NAME = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
-SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-COUNT = Annotated[int, Field(ge=0, lt=2**53)]
-FRACTION = Annotated[float, Field(ge=0, le=1)]
+class Range(Section):
+    low: Fraction
+    high: Fraction
 
-# A value with its 95 % interval; null with a reason where it cannot be estimated.
-NUMBER = _section(value=float | None, **_all("low high", (float | None, None)), reason=(TEXT, ""))
-RATE = _section(value=FRACTION | None, **_all("low high", (FRACTION | None, None)), reason=(TEXT, ""))
 
-# An expected calibration error beside the middle 95 % of what a perfectly calibrated model would have.
-ECE = _section(
-    value=FRACTION | None, if_calibrated=(_section(**_all("low high", FRACTION)) | None, None), reason=(TEXT, "")
-)
-ORIGIN = _section(
-    kind=Literal["scratch", "pretrained", "weights"], **_all("name sha256 base_model overlap", (TEXT | None, None))
-)
+class CalibrationError(Section):
+    """An expected calibration error (ECE)."""
 
-SIZE = _all("n_images n_lesions", COUNT)
-DIAGNOSIS = _section(**SIZE, **_all("precision recall specificity f1 auroc average_precision", RATE))
-SCORES: dict[str, Any] = {
-    **SIZE,
-    **_all("accuracy balanced_accuracy macro_f1 macro_auroc weighted_precision weighted_recall weighted_f1", RATE),
-    "per_class": _by_name(DIAGNOSIS),
-    "confusion": _rows(_rows(COUNT)),
-}
-CALIBRATION = _section(
-    **_all("before after", _section(**_all("nll brier", NUMBER), ece=ECE, ece_per_class=_by_name(ECE)))
-)
-FAR = {"n_images": COUNT, "auroc": RATE, "fpr_at_95_tpr": FRACTION | None, "abstained": RATE}
-CHANGE = {"flip_rate": RATE, "balanced_accuracy": RATE, "balanced_accuracy_gain": NUMBER}
-BASELINE = _section(sees=TEXT, balanced_accuracy=RATE, accuracy=RATE, model_minus_baseline=NUMBER)
-MAP = _section(**_all("heat_inside pointing_game iou", RATE))
+    value: Fraction | None
+    if_calibrated: Range | None = None
+    """the middle 95 % of the ECEs that a perfectly calibrated model would have on the same images; no confidence interval"""
+    reason: Text = ""
 
-EPOCH = _section(epoch=COUNT, **_all("train/loss val/loss val/balanced_accuracy val/accuracy", float))
-QUARTILES = _section(**_all("lower_quartile median upper_quartile", float | None))
-COMPARED = _section(**_all("internal external difference", NUMBER))
-EXTERNAL = _section(
-    compared_by=TEXT,
-    left_out=_by_name(COUNT),
-    headline=_or_reason(_by_name(COMPARED)),
-    calibration=_by_name(_section(**_all("excess_probability slope", NUMBER))),
-    thresholds=_by_name(_section(stored=FRACTION, needed=_section(threshold=FRACTION | None))),
-    mix=_or_reason(_by_name(_by_name(_section(**_all("internal external", FRACTION | None))))),
-    image_properties=_or_reason(_by_name(_section(**_all("internal external", QUARTILES)))),
-    accuracy_at_internal_mix=RATE,
-    challenge=_or_reason(_section(n_images=COUNT, mean_recall=RATE, recall=_by_name(RATE), note=TEXT)),
-)
 
-METRICS: type[_Section] = _section(
-    schema_version=Literal[METRICS_SCHEMA],
-    model=_section(
-        codes=Annotated[_rows(NAME), Field(min_length=2, max_length=1000)],
-        names=_by_name(NAME),
-        architecture=NAME,
-        **_all("image_size_px n_parameters", COUNT),
-        weights_sha256=SHA256,
-        **_all("license run_id package_version revision", NAME | None),
-    ),
-    data=_section(
-        **_all("dataset fingerprint", NAME | None),
-        synthetic=bool,
-        splits_sha256=SHA256,
-        protocol=Literal["lesion", "original", "given", "external"],
-        split_unit=NAME,
-        leakage=_by_name(FRACTION | None),
-        flow=_section(
-            **_all("in_dataset skipped", COUNT),
-            other_diagnoses=_by_name(COUNT),
-            splits=_by_name(_section(**SIZE, per_class=_by_name(COUNT))),
-        ),
-        sources=_by_name(COUNT),
-    ),
-    intervals=_section(**_all("method unit", TEXT), level=FRACTION, **_all("n_replicates seed", COUNT)),
-    val=_or_reason(_section(**SCORES)),
-    test=_section(**SCORES, by_lesion=_section(**SCORES)),
-    calibration=_section(
-        fitted=_or_reason(
-            _section(method=NAME, **_all("scale bias", _rows(float)), nll=_by_name(Annotated[float, Field(ge=0)]))
-        ),
-        val=_or_reason(CALIBRATION),
-        test=CALIBRATION,
-    ),
-    operating_points=_rows(
-        _or_reason(
-            _section(
-                name=NAME,
-                codes=_rows(NAME),
-                **_all("target_sensitivity threshold", FRACTION),
-                val=_section(**_all("sensitivity specificity", FRACTION)),
-                test=_section(
-                    **_all("n_positive_images n_positive_lesions", COUNT),
-                    **_all("sensitivity specificity", RATE),
-                    at_prevalence=_rows(_section(prevalence=FRACTION, of=TEXT, **_all("ppv npv", RATE))),
-                ),
-            ),
-            name=NAME,
-        )
-    ),
-    abstention=_or_reason(
-        _section(
-            method=NAME,
-            threshold=float,
-            false_alarm_rate=FRACTION,
-            test=_section(
-                abstained=RATE, answered=_section(n_images=COUNT, **_all("accuracy balanced_accuracy", RATE))
-            ),
-            near=_by_name(
-                _section(**FAR, malignant=bool, n_lesions=COUNT, predicted=_by_name(COUNT), above=_by_name(RATE))
-            ),
-            far=_by_name(_section(**FAR, chose_the_score=bool)),
-        )
-    ),
-    risk_coverage=_section(aurc=FRACTION, risk_at_coverage=_by_name(FRACTION)),
-    baselines=_or_reason(_section(**_all("metadata_only majority", BASELINE))),
-    groups=_section(
-        **_all("source sex age_years site", _by_name(_section(n_images=COUNT))), not_measured=_by_name(TEXT)
-    ),
-    robustness=_section(**SIZE, sample=TEXT, balanced_accuracy=RATE, changes=_by_name(_section(**CHANGE))),
-    test_time_augmentation=_section(**CHANGE, **_all("views n_images", COUNT), sample=TEXT),
-    heat_maps=_section(
-        masks=_or_reason(
-            _section(
-                **SIZE,
-                n_without_mask=COUNT,
-                mean_lesion_fraction=FRACTION,
-                **_all("model centred_blob", MAP),
-                off_centre=_or_reason(_section(n_images=COUNT, **_all("model centred_blob", MAP))),
-                similarity_to_randomised=NUMBER,
-            )
-        ),
-        road=_section(**SIZE, **_all("model centred_blob", NUMBER)),
-    ),
-    failures=_section(
-        most_confident=_rows(_section(**_all("image_id label predicted", NAME), probability=FRACTION)),
-        missed=_by_name(_section(n_images=COUNT, image_ids=_rows(NAME))),
-    ),
-    reference=_rows(_by_name(Any)) | _section(reason=TEXT),
-    image_properties=_section(**_all("long_side_px sharpness jpeg_quality brightness", QUARTILES)),
-    external=(EXTERNAL | None, None),  # only of an external evaluation
-    training=_section(
-        options=_by_name(Any),
-        history=_rows(EPOCH),
-        best_epoch=COUNT | None,
-        selection=NAME,
-        origin=(ORIGIN | None, None),
-    ),
-    figures=_rows(Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}\.png$")]),
-)
+class Sized(Section):
+    n_images: Count
+    n_lesions: Count
+
+
+# ---- Model and data ------------------------------------------------------------------------------------------------
+
+
+class Model(Section):
+    codes: Annotated[list[Name], Field(min_length=2, max_length=1000)]
+    """diagnoses, in the order of the network's outputs"""
+    names: dict[Name, Name]
+    architecture: Name
+    image_size_px: Count
+    n_parameters: Count
+    weights_sha256: Sha256
+    license: Name | None
+    run_id: Name | None
+    package_version: Name | None
+    revision: Name | None
+    """commit on the Hub; null for a folder"""
+    engine: Literal["onnx", "torch"]
+    """what computed all outputs of this file"""
+    class_priors: dict[Name, Fraction] | None
+    """the dataset's mix: fraction of each diagnosis among the images of train and val"""
+
+
+class SplitSize(Sized):
+    per_class: dict[Name, Count]
+
+
+class Flow(Section):
+    """Numbers of images."""
+
+    in_dataset: Count
+    skipped: Count
+    """beside these: left out because they cannot be used"""
+    other_diagnoses: dict[Name, Count]
+    """left out because the model does not have the diagnosis"""
+    splits: dict[Name, SplitSize]
+
+
+class Data(Section):
+    dataset: Name | None
+    synthetic: bool
+    fingerprint: Name | None
+    splits_sha256: Sha256
+    protocol: Literal["lesion", "original", "given", "file", "external"]
+    """how the splits were made: by lesion, by image as in the reference system, by the dataset, by a file; external: all is test"""
+    split_unit: Literal["lesion", "image"]
+    """measured: lesion if the images of each lesion are in one split"""
+    test_source: Name | None
+    """the one source of test, which train and val are without"""
+    leakage: dict[Name, Fraction | None]
+    """fraction of test images whose lesion is also in train; overall and by diagnosis"""
+    flow: Flow
+    sources: dict[Name, Count]
+
+
+# ---- Scores --------------------------------------------------------------------------------------------------------
+
+
+class DiagnosisScores(Sized):
+    """One diagnosis against all others, at equal priors."""
+
+    precision: Rate
+    recall: Rate
+    specificity: Rate
+    f1: Rate
+    auroc: Rate
+    average_precision: Rate
+
+
+class Scores(Sized):
+    """Scores of a split. The predicted diagnosis is the most probable one, at equal priors unless said otherwise."""
+
+    diagnoses: list[Name]
+    """the diagnoses that the split has; balanced and macro scores are averages over these"""
+    balanced_accuracy: Rate
+    macro_f1: Rate
+    macro_auroc: Rate
+    accuracy_at_equal_priors: Rate
+    accuracy: Rate
+    """at the dataset's mix (`model.class_priors`), like the next three"""
+    weighted_precision: Rate
+    weighted_recall: Rate
+    weighted_f1: Rate
+    per_class: dict[Name, DiagnosisScores]
+    confusion: list[list[Count]]
+    """images by true (row) and predicted (column) diagnosis"""
+
+
+class TestScores(Scores):
+    """Scores of test, by image."""
+
+    by_lesion: Scores
+    """the same by lesion: mean probability over the photos of a lesion"""
+
+
+class CalibrationScores(Section):
+    """Probabilities at the dataset's mix."""
+
+    nll: Quantity
+    """negative log-likelihood, nats"""
+    brier: Quantity
+    """Brier score, 0 to 2"""
+    ece: CalibrationError
+    """of the most probable diagnosis"""
+    ece_per_class: dict[Name, CalibrationError]
+    """of each diagnosis' own probability"""
+
+
+class SplitCalibration(Section):
+    before: CalibrationScores
+    """the network's own probabilities, which estimate the mix of train"""
+    after: CalibrationScores
+    """the calibrated probabilities, re-weighted to the dataset's mix"""
+    ece_at_equal_priors: CalibrationError
+    """of the stored probabilities, images weighted so that the diagnoses count the same"""
+
+
+class Fitted(Section):
+    """The calibration, which includes the change from the mix of train to equal priors; fitted on val."""
+
+    method: Name
+    scale: list[Number]
+    bias: list[Number]
+    nll: dict[Name, Number]
+    """of each method, cross-validated over lesions of val, each diagnosis weighted equally"""
+
+
+class Calibration(Section):
+    fitted: Fitted | NotMeasured
+    val: SplitCalibration | NotMeasured
+    test: SplitCalibration
+    reliability: dict[Name, list[dict[Name, Number]]]
+    """of test, before and after: n_images, confidence and correct of bins of equally many images"""
+
+
+class PointOnTest(Section):
+    n_positive_images: Count
+    n_positive_lesions: Count
+    n_negative_images: Count
+    n_negative_lesions: Count
+    sensitivity: Rate
+    specificity: Rate
+    prevalence: Fraction
+    """assumed, for illustration"""
+    ppv: Rate
+    """at that prevalence, by Bayes' rule"""
+    npv: Rate
+    missed: list[Name]
+    """image ids of the positives below the threshold"""
+
+
+class OperatingPoint(Section):
+    """A threshold on the summed probability (equal priors) of some diagnoses, fitted on val for a target sensitivity."""
+
+    name: Name
+    codes: list[Name]
+    target_sensitivity: Fraction
+    threshold: Fraction
+    val: dict[Name, Number]
+    """sensitivity, specificity, n_positive, n_negative"""
+    test: PointOnTest
+
+
+class NoOperatingPoint(NotMeasured):
+    name: Name
+
+
+# ---- Abstention, baselines, groups -----------------------------------------------------------------------------------
+
+
+class Answered(Section):
+    """The images on which the model does not abstain."""
+
+    n_images: Count
+    accuracy: Rate
+    balanced_accuracy: Rate
+
+
+class AbstentionOnTest(Section):
+    abstained: Rate
+    answered: Answered
+
+
+class FarOod(Sized):
+    """Generated images of one kind that show no lesion."""
+
+    auroc: Rate
+    """how well the OOD score separates them from test images"""
+    fpr_at_95_tpr: Fraction
+    """fraction of them at or below the score that keeps 95 % of test"""
+    abstained: Rate
+
+
+class NearOod(FarOod):
+    """Images of a diagnosis that the model does not have."""
+
+    malignant: bool
+    predicted: dict[Name, Count]
+    above: dict[Name, Rate]
+    """fraction above each operating point"""
+
+
+class Abstention(Section):
+    """The rule: abstain if the OOD score is above the threshold, which was fitted on val."""
+
+    method: Name
+    threshold: Number
+    false_alarm_rate: Fraction
+    test: AbstentionOnTest
+    near: dict[Name, NearOod]
+    """by diagnosis; empty in an external evaluation, like `far`"""
+    far: dict[Name, FarOod]
+
+
+class Baseline(Section):
+    """A classifier that does not use the image."""
+
+    sees: Text
+    balanced_accuracy: Rate
+    accuracy: Rate
+    model_minus_baseline: Quantity
+    """in balanced accuracy"""
+
+
+class Baselines(Section):
+    majority: Baseline
+    metadata_only: Baseline | NotMeasured
+
+
+class GroupPoint(Section):
+    sensitivity: Rate
+    specificity: Rate
+
+
+class Group(Sized):
+    """Test images of one group."""
+
+    balanced_accuracy: Rate
+    """over `diagnoses`"""
+    diagnoses: list[Name]
+    """those of which the group has 30 lesions or more"""
+    recall: dict[Name, Rate]
+    operating_points: dict[Name, GroupPoint]
+
+
+class SuppressedGroup(Sized):
+    suppressed: Text
+
+
+# ---- Robustness, heat maps -------------------------------------------------------------------------------------------
+
+
+class Change(Section):
+    flip_rate: Rate
+    """fraction of predictions that change"""
+    balanced_accuracy: Rate
+    balanced_accuracy_gain: Quantity
+
+
+class Robustness(Sized):
+    sample: Text
+    balanced_accuracy: Rate
+    """of the unchanged images"""
+    changes: dict[Name, Change]
+    test_time_augmentation: Change
+    """mean probability over the eight flips and quarter turns"""
+
+
+class MapScores(Section):
+    heat_inside: Rate
+    """fraction of the heat inside the lesion"""
+    pointing_game: Rate
+    """fraction of maps whose hottest pixel is inside the lesion"""
+    iou: Rate
+    """overlap of the lesion with as many of the hottest pixels"""
+    n_without_heat: Count
+
+
+class HeatMaps(Sized):
+    """Heat maps of the predicted diagnosis against lesion masks."""
+
+    n_without_mask: Count
+    mean_lesion_fraction: Fraction
+    model: MapScores
+    centred_blob: MapScores
+    """a Gaussian in the middle of the image, as concentrated as the map"""
+
+
+# ---- Failures, training, figures, external ---------------------------------------------------------------------------
+
+
+class Failure(Section):
+    image_id: Name
+    label: Name
+    predicted: Name
+    probability: Fraction
+
+
+Option = Text | bool | Count | Number | None
+
+
+class Training(Section):
+    options: dict[Name, Option | list[Option]]
+    """those that had an effect"""
+    origin: dict[Name, Text | None] | None
+    """the initial weights: kind (scratch, pretrained or weights), name, sha256, base_model, overlap with val and test"""
+    history: list[dict[Name, Count | Number]]
+    """one record an epoch"""
+    best_epoch: Count | None
+    selection: Name
+    """the score on val that chose the epoch"""
+
+
+class Figure(Section):
+    file: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}\.png$")]
+    """in figures/"""
+    title: Text
+    """its result in a few words"""
+    caption: Text
+    alt: Text
+
+
+class Compared(Section):
+    internal: Quantity
+    external: Quantity
+    difference: Quantity
+
+
+class InTheLarge(Section):
+    excess_probability: Quantity
+    """mean probability minus frequency; 0 if calibrated"""
+    slope: Quantity
+    """of the log odds; 1 if calibrated"""
+
+
+class Challenge(Section):
+    """The official test of ISIC 2019, scored as the challenge did."""
+
+    n_images: Count
+    mean_recall: Rate
+    recall: dict[Name, Rate]
+    note: Text
+
+
+class External(Section):
+    """The model's own test beside images from elsewhere."""
+
+    compared_by: Text
+    """how images that the model has seen were found"""
+    left_out: dict[Name, Count]
+    """how many, by how they were found"""
+    headline: dict[Name, Compared] | NotMeasured
+    calibration: dict[Name, InTheLarge]
+    challenge: Challenge | NotMeasured
+
+
+class Metrics(Section):
+    """The whole file."""
+
+    schema_version: Literal[3]
+    model: Model
+    data: Data
+    intervals: dict[Name, Text | Number]
+    """method, level, n_replicates, seed, unit"""
+    val: Scores | NotMeasured
+    test: TestScores
+    calibration: Calibration
+    operating_points: list[OperatingPoint | NoOperatingPoint]
+    abstention: Abstention | NotMeasured
+    baselines: Baselines | NotMeasured
+    groups: dict[Name, dict[Name, Group | SuppressedGroup]]
+    """by source, sex, age_years and site"""
+    robustness: Robustness | NotMeasured
+    heat_maps: HeatMaps | NotMeasured
+    failures: list[Failure]
+    """the most confident wrong predictions"""
+    training: Training
+    figures: Annotated[list[Figure], Field(max_length=20)]
+    external: External | None = None
+    """only of an external evaluation"""
+
+
+def declared(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the declared entries of a content; pydantic raises a ValidationError if one does not fit."""
+    return Metrics.model_validate(content).model_dump(exclude_unset=True)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Read a metrics.json of this version's schema.
+    """Read a metrics.json of this version's schema; return the entries that are declared here.
 
     Raises:
-        ModelFolderError: If it is not that; names the entry.
+        ModelFolderError: If it is not one; names the entry.
     """
     content = read_json(path)
-    advice = f"remove it and make it anew with `python -m modeling.evaluation MODEL --output {path.parent}`."
+    advice = f"remove it and make it again with `python -m modeling.evaluation MODEL --output {path.parent}`."
     if content.get("schema_version") != METRICS_SCHEMA:
         raise ModelFolderError(
-            f"{path} is of schema {shortened(content.get('schema_version'))} and this version reads {METRICS_SCHEMA}; {advice}"
+            f"{path} has schema {shortened(content.get('schema_version'))} and this version reads {METRICS_SCHEMA}; {advice}"
         )
-    problem = _problem(content)
-    if problem:
-        raise ModelFolderError(f"{path} is damaged: {problem}; {advice}")
-    return content
-
-
-def _problem(content: dict[str, Any]) -> str | None:
-    """Return what is wrong with a content, in words, or None."""
     try:
-        METRICS.model_validate(content)
-    except RecursionError:
-        return "it is nested too deeply"
+        metrics = declared(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("not measured", "measured"))
-        return f"{shortened(place)}: {first['msg'].removesuffix(' or instance of Section')[:200]}"
-    codes, test = content["model"]["codes"], content["test"]
-    for name, scores in {"test": test, "test.by_lesion": test["by_lesion"], "val": content["val"]}.items():
-        if _has_reason(scores):
-            continue
-        shape = [len(row) for row in scores["confusion"]]
-        if set(scores["per_class"]) != set(codes) or shape != [len(codes)] * len(codes):
-            return f"{name} is not about the diagnoses of model.codes"
-    return None
+        place = ".".join(str(part) for part in first["loc"])
+        raise ModelFolderError(f"{path} is damaged: {shortened(place)}: {first['msg'][:200]}; {advice}") from error
+    codes, test = metrics["model"]["codes"], metrics["test"]
+    for name, scores in {"test": test, "test.by_lesion": test["by_lesion"], "val": metrics["val"]}.items():
+        shape = [len(row) for row in scores.get("confusion", [])]
+        if "reason" not in scores and (set(scores["per_class"]) != set(codes) or shape != [len(codes)] * len(codes)):
+            raise ModelFolderError(f"{path} is damaged: {name} is not about the diagnoses of model.codes; {advice}")
+    return metrics

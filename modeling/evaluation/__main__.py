@@ -2,33 +2,26 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
 from modeling.classifier import LesionClassifier
-from modeling.data.cache import resized_images
-from modeling.data.dataset import LesionDataset
-from modeling.data.sources import LoadedImages, fingerprint, load_images, rows_of
+from modeling.data.duplicates import HASHES_NAME, read_hashes
+from modeling.data.sources import LoadedImages, fingerprint, load_images
 from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
-from modeling.evaluation.verify import verify
-from modeling.files import ModelFolderError
-from modeling.inference import Outputs, run_model
+from modeling.evaluation.saliency import MASK_NAME
+from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import METRICS_NAME, SPLITS_NAME, file_beside
+from modeling.model_folder import file_beside, verify
 from modeling.training.options import option
-
-# ---- Command line --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -36,44 +29,39 @@ class EvaluationOptions:
     """Score a model folder or Hub repository. The first argument is the model."""
 
     dataset: str | None = option(
-        None, "isic2019, demo, a folder or a Hub dataset; by default isic2019 with --data_dir, else the model's own."
+        None, "isic2019, demo, a folder or a Hub dataset. Default: isic2019 with --data_dir, else the model's own."
     )
     data_dir: str | None = option(None, "Local copy of ISIC 2019 in the official layout.")
-    splits: str | None = option(None, "splits.csv to score on; by default the one in the model folder.")
+    splits: str | None = option(None, "splits.csv to score on. Default: the one in the model folder.")
     masks: str | None = option(None, "Folder of <image_id>_segmentation.png, to score heat maps against.")
-    tta: bool = option(False, "Measure test-time augmentation on all of test; by default on a sample of it.")
     external: bool = option(
         False,
-        "External validation: score data that are not the model's own. All images that it has not seen are test.",
+        "External validation on data that are not the model's own: test is every image of the model's diagnoses that it has not "
+        "seen.",
     )
     official_test: bool = option(
-        False, "Score on the official test of ISIC 2019, as the challenge did and with the usual numbers."
+        False, "Score on the official test of ISIC 2019, with the usual scores and that of the challenge."
     )
     skip_bad_images: bool = option(
         False, "Leave unusable images out and list them in skipped.csv. Default: stop and name them."
     )
-    output: str = option("evaluation", "Folder for metrics.json, figures/ and predictions.csv.")
+    output: str = option("evaluation", "Folder for metrics.json, figures/ and predictions.csv; not the model folder.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub repository.")
-    batch_size: int = option(64, "Images at once; it changes the speed, not the numbers.")
-    verify: bool = option(False, "Only compare the files of the model with their hashes; no data.")
+    verify: bool = option(False, "Only compare the model folder's files with the hashes that they state; reads no data.")
 
 
-def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | None:
-    """Score a model folder or Hub repository; None on all processes but the first.
+def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
+    """Score a model folder or Hub repository and write the results; return the content of metrics.json.
 
     Raises:
-        ValueError: If the model's diagnoses are not in the data, or files do not belong together.
+        ValueError: If the options, the model and the data do not go together.
     """
-    accelerator = Accelerator()  # `accelerate launch -m modeling.evaluation` spreads the images over processes
     output = Path(options.output)
-    classifier = LesionClassifier.from_pretrained(model, revision=options.revision, device=accelerator.device)
+    classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
+    check_options(classifier, options)
     before = own_metrics(classifier)
     external: External | None = None
     if options.external or options.official_test:
-        if output.resolve() == classifier.source.path.resolve():
-            raise ValueError(
-                f"--output {output} is the model itself, whose own {METRICS_NAME} would be replaced; name another folder."
-            )
         loaded, name = open_data(classifier, options)
         dataset, splits, external = open_external(
             classifier, loaded, name=name, challenge=options.official_test, internal=before
@@ -81,14 +69,7 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
     else:
         loaded, name, splits = open_own_data(classifier, options)
         dataset = loaded.dataset
-    outputs: dict[str, Outputs | None] = {}
-    for split in ("val", "test"):
-        ids = splits.loc[splits["split"] == split, "image_id"].tolist()
-        outputs[split] = _run_split(classifier, dataset, ids, accelerator, options.batch_size) if ids else None
-    if outputs["test"] is None:
-        raise ValueError("no row of the splits says test: there is nothing to report on")
-    if not accelerator.is_main_process:
-        return None
+    check_test(splits, options)
     output.mkdir(parents=True, exist_ok=True)
     other_data = external is not None or options.splits is not None
     protocol = before["data"]["protocol"] if before else classifier.lesion.get("protocol") or "lesion"
@@ -96,25 +77,61 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any] | 
         classifier=classifier,
         dataset=dataset,
         splits=splits,
-        val_outputs=outputs["val"],
-        test_outputs=outputs["test"],
         dataset_name=name if other_data else None,
         data_fingerprint=fingerprint(loaded.dataset) if other_data else None,
         n_skipped=loaded.n_skipped,
-        protocol="external" if external else protocol,
+        protocol="external" if external else "file" if options.splits else protocol,
         run=before["training"] if before else None,
         history=before["training"]["history"] if before else (),
         masks_dir=Path(options.masks) if options.masks else None,
-        tta_on_all=options.tta,
         external=external,
     )
     return evaluate_model(context, output_dir=output, predictions_csv=output / "predictions.csv")
 
 
+def check_options(classifier: LesionClassifier, options: EvaluationOptions) -> None:
+    """Refuse options that cannot work before any image is read.
+
+    Raises:
+        ValueError: With the option and what to do.
+    """
+    output = Path(options.output)
+    if output.resolve() == classifier.source.path.resolve() and (options.external or options.official_test):
+        raise ValueError(
+            f"--output {output} is the model folder, whose own {METRICS_NAME} would be replaced; name another folder."
+        )
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; name a folder.")
+    if options.masks is not None and not any(Path(options.masks).glob(MASK_NAME.format(image_id="*"))):
+        raise ValueError(
+            f"--masks {options.masks} is no folder with files {MASK_NAME.format(image_id='<image_id>')}; give one, or "
+            "leave --masks out."
+        )
+    if options.external and options.splits:
+        raise ValueError("--external makes every image test; leave --splits out.")
+
+
+def check_test(splits: pd.DataFrame, options: EvaluationOptions) -> None:
+    """Refuse splits without a test image, or without a mask of one where masks are given.
+
+    Raises:
+        ValueError: With what is missing.
+    """
+    test = splits["image_id"][splits["split"] == "test"]
+    if test.empty:
+        raise ValueError("no row of the splits says test: there is nothing to report on.")
+    if options.masks and not any(
+        (Path(options.masks) / MASK_NAME.format(image_id=image_id)).is_file() for image_id in test
+    ):
+        raise ValueError(f"--masks {options.masks} has no mask of a test image; give another folder, or leave it out.")
+
+
 def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str]:
-    """Return the images that the options name, and what they are called in files that others see."""
+    """Return the images that the options name, and the name that files for others use for them."""
     name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
     if options.official_test:
+        if options.dataset not in (None, "isic2019"):
+            raise ValueError(f"--official_test is of isic2019; leave --dataset {options.dataset} out.")
         name, title = "isic2019", "ISIC 2019 official test"
     elif name is None:
         raise ValueError(f"{classifier.model_id} has no dataset in config.json: give --dataset.")
@@ -147,7 +164,7 @@ def own_metrics(classifier: LesionClassifier) -> dict[str, Any] | None:
 
 
 def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str, pd.DataFrame]:
-    """Return the model's own data, what they are called, and their splits.
+    """Return the model's own data, their name, and their splits.
 
     Raises:
         ValueError: If the data or the splits are others, or lack a diagnosis of the model.
@@ -157,57 +174,38 @@ def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> t
         raise ValueError(
             f"{classifier.model_id} has no {SPLITS_NAME}: give --splits, or --external if the model was trained on other data."
         )
-    loaded, name = open_data(classifier, options)
-    dataset = loaded.dataset
-    check_diagnoses(classifier, dataset)
     rows = load_splits(splits_csv)
     unknown = sorted(set(rows["label"]) - set(classifier.codes))
     if unknown:
         raise ValueError(
-            f"{splits_csv} has images of {', '.join(unknown)}, but the model answers {', '.join(classifier.codes)}: leave the "
-            "rows of other diagnoses out."
+            f"{splits_csv} has images of {', '.join(unknown)}, but the model has the diagnoses {', '.join(classifier.codes)}: "
+            "remove the rows of other diagnoses."
         )
+    loaded, name = open_data(classifier, options)
     # A run that leaves a source out has no row for the other sources' test images.
-    named = np.isin(dataset["image_id"], rows["image_id"])
-    if options.splits is None and named.sum() < len(rows):
-        raise ValueError(
-            f"{name} is not what the model was trained on: it has {named.sum()} of the {len(rows)} images of its {SPLITS_NAME}. "
-            "Add --external to score the model on other data than its own, or give the data that it was trained on."
-        )
-    return loaded, name, read_splits(splits_csv, dataset.select(np.flatnonzero(named)))
+    named = np.isin(loaded.dataset["image_id"], rows["image_id"])
+    if options.splits is None:
+        check_same_images(classifier, loaded, rows, name)
+    return loaded, name, read_splits(splits_csv, loaded.dataset.select(np.flatnonzero(named)))
 
 
-def check_diagnoses(classifier: LesionClassifier, dataset: datasets.Dataset) -> None:
-    """Refuse data that lack a diagnosis of the model.
+def check_same_images(classifier: LesionClassifier, loaded: LoadedImages, rows: pd.DataFrame, name: str) -> None:
+    """Compare the data with the images of the model's splits: by id and, where the model has hashes, by content.
 
     Raises:
-        ValueError: With what the model has and what the data have.
+        ValueError: If an image is missing or is another one.
     """
-    have = dataset.features["label"].names
-    missing = [code for code in classifier.codes if code not in have]
-    if missing:
+    hashes_csv = file_beside(classifier.source, HASHES_NAME)
+    found = loaded.hashes.set_index("image_id")["hash"].reindex(rows["image_id"])
+    same = found.notna()
+    if hashes_csv is not None:
+        own = read_hashes(hashes_csv).set_index("image_id")["hash"].reindex(rows["image_id"])
+        same = found == own
+    if not same.all():
         raise ValueError(
-            f"the model answers {', '.join(classifier.codes)}, but the data have {', '.join(have)}: "
-            f"{', '.join(missing)} is missing. Evaluate on data with the model's diagnoses."
+            f"{name} is not the data that the model was trained on: it has {same.sum()} of the {len(rows)} images of the model's "
+            f"{SPLITS_NAME}. Add --external to score the model on other data, or give the data that it was trained on."
         )
-
-
-def _run_split(
-    classifier: LesionClassifier,
-    dataset: datasets.Dataset,
-    image_ids: Sequence[str],
-    accelerator: Accelerator,
-    batch_size: int,
-) -> Outputs:
-    rows = rows_of(dataset, image_ids)
-    names = dataset.features["label"].names
-    images = resized_images(rows, fingerprint="", size_px=classifier.size_px, exact=True, cache_gb=0)
-    part = LesionDataset(images, [classifier.codes.index(names[label]) for label in rows["label"]])
-    loader = accelerator.prepare(DataLoader(part, batch_size=batch_size))
-    outputs = run_model(classifier.engine.network, loader, accelerator)
-    stored = classifier.lesion.get("calibration")
-    # The folder's weights are calibrated already; what they said before follows from its config.
-    return replace(outputs, raw_logits=stored.undo(outputs.logits)) if stored else outputs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,15 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verify:
             classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
-            print(f"{classifier.origin}\n{verify(classifier)}")
+            print(f"{classifier.origin}\n{verify(classifier.source)}")
             return 0
         metrics = evaluate_folder(model, options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if metrics is not None:
-        print(summary(metrics))
-        print(f"written: {Path(options.output) / METRICS_NAME}")
+    print(summary(metrics))
+    print(f"written: {Path(options.output) / METRICS_NAME}")
     return 0
 
 

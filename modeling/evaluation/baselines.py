@@ -1,6 +1,5 @@
-"""What a score is worth: baselines that see no pixels."""
+"""Baselines that do not use the image: metadata-only and majority class."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,47 +8,62 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from modeling.evaluation.bootstrap import Bootstrap, estimate_rate
-from modeling.evaluation.context import METADATA
+from modeling.evaluation.bootstrap import estimate_rate
+from modeling.evaluation.context import METADATA, Context
 from modeling.evaluation.metrics import balanced_accuracy_gain, score_balanced
+from modeling.evaluation.split import Split
 
 UNKNOWN = "unknown"
 
 
-def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, codes: Sequence[str]) -> np.ndarray:
-    """Diagnose test images from age, sex, body site and source alone; labels (N,) into `codes`.
+def baselines_section(context: Context) -> dict[str, Any]:
+    """Fit both baselines on train and score them on test, beside the model."""
+    train = context.table.loc[context.splits["image_id"][context.splits["split"] == "train"]]
+    if train["label"].nunique() < 2:
+        return {"reason": "the splits have no train images of two diagnoses to fit a baseline on"}
+    return score_baselines(train, context.test)
 
-    Logistic regression with class weights on the categories (age is given in steps of 5 years), fitted on train: what
-    can be reached by reading nothing but the form that came with the image. Boosted trees and forests were no better.
+
+def score_baselines(train: pd.DataFrame, test: Split) -> dict[str, Any]:
+    """Return balanced accuracy and accuracy of the baselines, and the gain of the model over them.
+
+    The metadata-only baseline is a logistic regression with class weights on the columns that vary in train, each value a
+    category (age is given in steps of 5 years). Boosted trees and forests were no better.
     """
+    assert test.table is not None
+    majority = str(train["label"].value_counts().idxmax())
+    result: dict[str, Any] = {
+        "majority": _score(
+            np.full(len(test), test.label_of[majority]), test, f"nothing: always {majority}, the most frequent in train"
+        ),
+    }
+    columns = [name for name in METADATA if train[name].fillna(UNKNOWN).nunique() > 1]
+    if not columns:
+        return result | {"metadata_only": {"reason": "age, sex, body site and source do not vary in train"}}
+    predicted = metadata_only_predictions(train, test.table, columns)
+    labels = np.array([test.label_of[code] for code in predicted])
+    return result | {"metadata_only": _score(labels, test, f"only {', '.join(columns)}")}
+
+
+def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """Predict the diagnosis of test images from some of METADATA alone; codes (N,)."""
     baseline = make_pipeline(
         OneHotEncoder(handle_unknown="ignore"), LogisticRegression(class_weight="balanced", max_iter=3000)
     )
-    predicted = baseline.fit(_inputs(train), train["label"].to_numpy(dtype=object)).predict(_inputs(test))
-    return np.array([list(codes).index(code) for code in predicted])
+
+    def inputs(table: pd.DataFrame) -> np.ndarray:
+        # A missing value is a category, too.
+        values = [table[name].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for name in columns]
+        return np.stack(values, axis=1)
+
+    predicted: np.ndarray = baseline.fit(inputs(train), train["label"].to_numpy(dtype=object)).predict(inputs(test))
+    return predicted
 
 
-def _inputs(table: pd.DataFrame) -> np.ndarray:
-    """Every input as a category, the blank one included, shape (N, 4)."""
-    return np.stack([table[name].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for name in METADATA], axis=1)
-
-
-def score_baselines(
-    train: pd.DataFrame, test: pd.DataFrame, predicted: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """Return balanced accuracy of the baselines beside the model's, `predicted` (N,), and how far it is above them."""
-    labels = np.array([list(codes).index(code) for code in test["label"]])
-    majority = list(codes).index(str(train["label"].value_counts().idxmax()))
-    baselines = {
-        "metadata_only": (metadata_only_predictions(train, test, codes), f"only {', '.join(METADATA)}"),
-        "majority": (np.full(len(labels), majority), f"always {codes[majority]}, the most frequent in train"),
+def _score(predicted: np.ndarray, test: Split, sees: str) -> dict[str, Any]:
+    return {
+        "sees": sees,
+        "balanced_accuracy": score_balanced(predicted, test),
+        "accuracy": estimate_rate(predicted == test.labels, test),
+        "model_minus_baseline": balanced_accuracy_gain(test.predicted, predicted, test),
     }
-    result: dict[str, Any] = {"model": {"balanced_accuracy": score_balanced(predicted, labels, codes, bootstrap)}}
-    for name, (answers, sees) in baselines.items():
-        result[name] = {
-            "sees": sees,
-            "balanced_accuracy": score_balanced(answers, labels, codes, bootstrap),
-            "accuracy": estimate_rate(answers == labels, labels >= 0, bootstrap, reason="no image"),
-            "model_minus_baseline": balanced_accuracy_gain(predicted, answers, labels, codes, bootstrap),
-        }
-    return result

@@ -1,23 +1,26 @@
-"""95 % intervals by a bootstrap of lesions, not of images.
+"""95 % intervals from a bootstrap of lesions, not of images.
 
-Photos of one lesion are alike, so drawing images would count the same evidence several times and give intervals
-that are too narrow (Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x). All replicates are drawn at once as a
-matrix of how often each lesion was drawn; every metric is then a function of weighted sums.
+Photos of one lesion are alike. Resampling images would count the same evidence several times and give intervals that are
+too narrow (Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x). The replicates are one matrix of weights; every metric
+is a function of weighted sums. Its first row is the split itself, so each metric is computed by one piece of code.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-N_REPLICATES = 2000
+if TYPE_CHECKING:
+    from modeling.evaluation.split import Split
+
+N_REPLICATES = 1000
 LEVEL = 0.95
 SEED = 0
-# A replicate may lack a diagnosis altogether; an interval from the few that have it would be too narrow.
+# A replicate may lack a diagnosis altogether; an interval from the few replicates that have it would be too narrow.
 MIN_ESTIMABLE = 0.95
 ALL_AGREE = "no replicate differs: no interval"
-ROUNDING = 1e-12  # weights that add up to 1 do so within this; what differs by less is the same
+ROUNDING = 1e-6  # single-precision weights: smaller differences between replicates are rounding
 
 # A number of metrics.json: {"value", "low", "high"}, and "reason" where one of them is None.
 Estimate = dict[str, Any]
@@ -25,17 +28,17 @@ Estimate = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How often each of L lesions was drawn in each of R replicates."""
+    """How often each of L lesions counts in the split itself (first row, all ones) and in each of R replicates."""
 
     lesion_index: np.ndarray  # which lesion each image shows, (N,), in 0 … L-1
-    draws: np.ndarray  # float32 (R, L)
+    draws: np.ndarray  # float32 (1 + R, L)
 
     @property
     def n_lesions(self) -> int:
-        return self.draws.shape[1]
+        return int(self.draws.shape[1])
 
     def totals(self, values: np.ndarray) -> np.ndarray:
-        """Sum values (N,) or (N, K) of the images over each replicate: (R,) or (R, K)."""
+        """Sum values (N,) or (N, K) of the images over the split and each replicate: (1 + R,) or (1 + R, K)."""
         values = np.asarray(values, dtype=np.float64)
         columns = values.reshape(len(values), -1)
         by_lesion = np.stack(
@@ -47,34 +50,30 @@ class Bootstrap:
         """Return how many lesions some images show, boolean (N,)."""
         return len(np.unique(self.lesion_index[images]))
 
-    def of(self, chosen: np.ndarray) -> "Bootstrap":
-        """Return a bootstrap of the lesions that some images show (boolean (N,)), drawn afresh among themselves."""
-        return bootstrap_lesions(self.lesion_index[chosen], n_replicates=len(self.draws))
-
 
 def bootstrap_lesions(lesion_ids: Sequence[Any] | np.ndarray, *, n_replicates: int = N_REPLICATES) -> Bootstrap:
-    """Draw lesions with replacement, as many as there are, with a fixed seed.
+    """Resample lesions with replacement, as many as there are, with a fixed seed.
 
     Args:
         lesion_ids: Lesion of each image, shape (N,).
-        n_replicates: How many times.
+        n_replicates: Number of replicates, R.
     """
     lesions, lesion_index = np.unique(np.asarray(lesion_ids), return_inverse=True)
-    n_lesions = len(lesions)
-    draws = np.random.default_rng(SEED).multinomial(n_lesions, np.full(n_lesions, 1 / n_lesions), size=n_replicates)
-    return Bootstrap(lesion_index=lesion_index, draws=draws.astype(np.float32))
+    n = len(lesions)
+    draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=n_replicates)
+    return Bootstrap(lesion_index, np.vstack([np.ones(n), draws]).astype(np.float32))
 
 
-def estimate(value: float | None, replicates: np.ndarray, n_lesions: int, *, reason: str = "") -> Estimate:
-    """Return a value with the percentile interval of its replicates.
+def estimate(numbers: np.ndarray, n_lesions: int, *, reason: str = "") -> Estimate:
+    """Return a value with its percentile interval.
 
     Args:
-        value: Of the whole split; None or NaN where it is undefined.
-        replicates: The same number of every replicate, shape (R,), NaN where it is undefined.
+        numbers: The number for the split itself, then for every replicate, shape (1 + R,); NaN where it is undefined.
         n_lesions: Lesions that the number rests on.
         reason: Why the value is undefined, in words.
     """
-    if value is None or not np.isfinite(value):
+    value, replicates = numbers[0], numbers[1:]
+    if not np.isfinite(value):
         return not_estimable(reason or "undefined on these images")
     finite = replicates[np.isfinite(replicates)]
     if n_lesions < 2:
@@ -91,24 +90,25 @@ def estimate(value: float | None, replicates: np.ndarray, n_lesions: int, *, rea
     return {"value": float(value), "low": None, "high": None, "reason": no_interval}
 
 
-def estimate_mean(values: np.ndarray, bootstrap: Bootstrap, *, reason: str = "") -> Estimate:
-    """Return the mean of those of the values (N,) that are defined, with its interval; `reason` is why none is."""
+def estimate_mean(values: np.ndarray, split: "Split", *, reason: str = "") -> Estimate:
+    """Return the mean over the defined (not NaN) values (N,) with its interval; `reason` says why there are none."""
     values = np.asarray(values, dtype=np.float64)
     known = np.isfinite(values)
-    totals = bootstrap.totals(np.stack([np.where(known, values, 0), known], axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        replicates = totals[:, 0] / totals[:, 1]
-    return estimate(values[known].mean() if known.any() else None, replicates, bootstrap.count(known), reason=reason)
+    totals = split.bootstrap.totals(np.stack([np.where(known, values, 0), known], axis=1))
+    return estimate(ratio(totals[:, 0], totals[:, 1]), split.bootstrap.count(known), reason=reason)
 
 
-def estimate_rate(hits: np.ndarray, counted: np.ndarray, bootstrap: Bootstrap, *, reason: str) -> Estimate:
-    """Return the rate of hits (boolean (N,)) among the images that count (boolean (N,)), with its interval.
+def estimate_rate(
+    hits: np.ndarray, split: "Split", *, among: np.ndarray | None = None, reason: str = "no image"
+) -> Estimate:
+    """Return the rate of hits, boolean (N,), with its interval: among all images of a split, or some, boolean (N,).
 
-    Where every lesion agrees (0 % or 100 %) no replicate can differ, and the bootstrap would claim certainty; then the
-    open end is the exact binomial bound for that many lesions (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
+    Where every lesion agrees (0 % or 100 %) no replicate can differ, and the bootstrap would claim certainty. The open
+    end is then the exact binomial bound for that many lesions (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
     """
-    rate = estimate_mean(np.where(counted, hits, np.nan), bootstrap, reason=reason)
-    return with_exact_bound(rate, bootstrap.count(counted))
+    counted = np.ones(len(hits), dtype=bool) if among is None else among
+    rate = estimate_mean(np.where(counted, hits, np.nan), split, reason=reason)
+    return with_exact_bound(rate, split.bootstrap.count(counted))
 
 
 def with_exact_bound(rate: Estimate, n_lesions: int) -> Estimate:
@@ -121,14 +121,20 @@ def with_exact_bound(rate: Estimate, n_lesions: int) -> Estimate:
 
 
 def not_estimable(reason: str) -> Estimate:
-    """Say that a number is undefined, and why."""
+    """Return an estimate without a value, and the reason for it."""
     return {"value": None, "low": None, "high": None, "reason": reason}
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide, with NaN where the denominator is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(denominator != 0, numerator / denominator, np.nan)
 
 
 def replicated_ranking(
     scores: np.ndarray, is_positive: np.ndarray, bootstrap: Bootstrap
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return AUROC and average precision of scores (N,) in each replicate, each (R,); NaN where a side is missing."""
+    """Return AUROC and average precision of scores (N,), each (1 + R,); NaN where there is no positive or no negative."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf) != 0)  # where a group of tied scores begins
     tied = len(starts) < len(scores)
@@ -145,11 +151,10 @@ def replicated_ranking(
         hits = np.cumsum(true_positives, axis=1)
         alarms = np.cumsum(false_positives, axis=1)
         n_positive, n_negative = hits[:, -1].astype(np.float64), alarms[:, -1].astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # A negative is beaten by all positives above it, and by half of those tied with it.
-            beaten = np.einsum("rg,rg->r", false_positives, hits - true_positives / 2, dtype=np.float64)
-            aurocs.append(beaten / (n_positive * n_negative))
-            precision = np.divide(hits, hits + alarms, out=np.zeros_like(hits), where=hits > 0)
-            ap = np.einsum("rg,rg->r", true_positives, precision, dtype=np.float64) / n_positive
-            average_precisions.append(np.where(n_negative > 0, ap, np.nan))
+        # Each negative ranks below all positives above it, and counts half for those tied with it.
+        ranked = np.einsum("rg,rg->r", false_positives, hits - true_positives / 2, dtype=np.float64)
+        aurocs.append(ratio(ranked, n_positive * n_negative))
+        precision = np.divide(hits, hits + alarms, out=np.zeros_like(hits), where=hits > 0)
+        average = ratio(np.einsum("rg,rg->r", true_positives, precision, dtype=np.float64), n_positive)
+        average_precisions.append(np.where(n_negative > 0, average, np.nan))
     return np.concatenate(aurocs), np.concatenate(average_precisions)

@@ -1,8 +1,8 @@
-"""What an evaluation knows before it measures: the model, its answers for val and test, the images, a sample of them."""
+"""Inputs shared by all sections of an evaluation: the model, its outputs for val and test, and the images."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,193 +17,133 @@ from tqdm import tqdm
 from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.splits import lesions_of
-from modeling.engines import BATCH_SIZE
-from modeling.evaluation.bootstrap import SEED, Bootstrap, bootstrap_lesions
-from modeling.evaluation.metrics import score_split
+from modeling.evaluation.bootstrap import SEED
 from modeling.evaluation.ood import FAR_KINDS, far_images
+from modeling.evaluation.split import Split
 from modeling.images import decode_image
-from modeling.inference import Outputs
+from modeling.inference import run_images
 
-# What needs many passes of the network is measured on a sample of test: a third of it within these bounds.
-MIN_SAMPLE, MAX_SAMPLE = 40, 500
-SAMPLE_WORDS = "an even sample of test: as many images of each diagnosis as possible"
 METADATA = ("age_approx", "sex", "anatom_site_general", "source")
+# Costly measurements use a sample of test; the images of each OOD kind are a part of it.
+MAX_SAMPLE, MAX_NEAR, N_FAR = 200, 100, 40
 
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split as the model answers it, N images."""
-
-    codes: Sequence[str]  # of the model, length C
-    outputs: Outputs  # calibrated
-    rows: pd.DataFrame  # METADATA, `image_id`, `lesion_id` and `label` (code), in the order of the outputs
-    probs: np.ndarray  # float64 (N, C)
-    predicted: np.ndarray  # most probable diagnosis, a label for each image, (N,)
-    bootstrap: Bootstrap  # of the lesions of these images
-
-    @property
-    def labels(self) -> np.ndarray:
-        """True labels, shape (N,)."""
-        return self.outputs.labels
-
-    @cached_property
-    def scores(self) -> dict[str, Any]:
-        """Scores of the predicted diagnoses."""
-        return score_split(self.probs, self.labels, self.codes, self.bootstrap, self.predicted)
-
-
-@dataclass(frozen=True)
 class External:
-    """What the images of an external evaluation are compared with."""
+    """What an external evaluation is compared with."""
 
-    internal: Mapping[str, Any] | None  # content of the model's own metrics.json; None if it was published without
-    left_out: Mapping[str, int]  # how many images the model has seen, by how that was found
+    internal: Mapping[str, Any] | None  # the model's own metrics.json; None if it was published without
+    left_out: Mapping[str, int]  # number of images that the model has seen, by how they were found
     compared_by: str  # what they were found by, in words
     challenge: bool  # the official test of ISIC 2019, which is also scored as the challenge did
 
 
 @dataclass(frozen=True)
 class Context:
-    """Everything that the sections of metrics.json are computed from; each section is a function of it."""
+    """Everything that the sections of metrics.json are computed from."""
 
     classifier: LesionClassifier
-    dataset: datasets.Dataset  # all images in the columns of the contract, those of other diagnoses included
+    dataset: datasets.Dataset  # all images in the columns of the contract, other diagnoses included
     splits: pd.DataFrame
-    val_outputs: Outputs | None  # calibrated; None if the splits have no val
-    test_outputs: Outputs
-    dataset_name: str | None = None  # given, like the fingerprint, where the dataset need not be the model's own
+    dataset_name: str | None = None  # like the fingerprint, only where the dataset need not be the model's own
     data_fingerprint: str | None = None
-    protocol: str = "lesion"  # how the splits were made
-    n_skipped: int = 0  # images left out because they could not be used
+    protocol: str = "lesion"
+    n_skipped: int = 0  # images left out because they cannot be used
     run: Mapping[str, Any] | None = None  # content of train_config.json, if known
     history: Sequence[Mapping[str, Any]] = ()  # one record an epoch, as in log.jsonl
-    masks_dir: Path | None = None  # of <image_id>_segmentation.png; without it heat maps are not scored against masks
-    tta_on_all: bool = False  # measure test-time augmentation on all of test, not on the sample
-    external: External | None = None  # given where the images are not the model's own data
-
-    @property
-    def codes(self) -> tuple[str, ...]:
-        return self.classifier.codes
+    masks_dir: Path | None = None  # of <image_id>_segmentation.png, to score heat maps against
+    external: External | None = None  # only where the images are not the model's own data
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Every column of the dataset but the pixels, with the label as a code, indexed by image id."""
+        """Every column of the dataset except the pixels, with the label as a code, indexed by image id."""
         return metadata_table(self.dataset)
 
     @cached_property
     def val(self) -> Split | None:
-        return None if self.val_outputs is None else self._split("val", self.val_outputs)
+        return self._run_split("val") if (self.splits["split"] == "val").any() else None
 
     @cached_property
     def test(self) -> Split:
-        return self._split("test", self.test_outputs)
+        return self._run_split("test")
 
     @cached_property
-    def images(self) -> "StoredImages":
-        return StoredImages(self.dataset, self.table)
+    def sample(self) -> np.ndarray:
+        """Positions in test of the images for costly measurements, (n,)."""
+        return sample_evenly(self.test.labels, MAX_SAMPLE)
 
     @cached_property
-    def sample(self) -> "Sample":
-        """The images of test for costly measurements, decoded and answered."""
-        places = sample_evenly(self.test.labels)
-        rows = self.test.rows.iloc[places]
-        images = self.images.load(rows["image_id"])
-        probs = softmax(classify_images(self.classifier, images)[0])
-        bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy())
-        return Sample(places, rows, images, self.test.labels[places], probs.argmax(axis=1), bootstrap)
-
-    @cached_property
-    def outside(self) -> dict[str, "Outside"]:
-        """What the model says of images that it should refuse, by kind: diagnoses left out, then other things."""
+    def other_diagnoses(self) -> dict[str, Split]:
+        """Outputs for the diagnoses of the dataset that the model does not have, at most MAX_NEAR images of each."""
         found = {}
-        left_out = sorted(set(self.table["label"]) - set(self.codes))
-        for kind in track([*left_out, *FAR_KINDS], "out-of-distribution images"):
-            if kind in FAR_KINDS:
-                images = far_images(kind, max(len(self.sample.places) // 5, 12))
-                lesions = np.arange(len(images)).astype(str)
-            else:
-                rows = self.table[self.table["label"] == kind]
-                rows = rows.iloc[np.sort(np.random.default_rng(SEED).permutation(len(rows))[: len(self.sample.places)])]
-                images = self.images.load(rows["image_id"])
-                lesions = rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy(dtype=str)
-            found[kind] = Outside(*classify_images(self.classifier, images), lesions)
+        for code in sorted(set(self.table["label"]) - set(self.classifier.codes)):
+            rows = self.table[self.table["label"] == code]
+            chosen = np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_NEAR])
+            found[code] = self.run(rows.iloc[chosen], f"images of {code}")
         return found
 
-    def _split(self, name: str, outputs: Outputs) -> Split:
-        """Put outputs and metadata of one split together."""
-        of_split = self.splits[self.splits["split"] == name]
-        rows = self.table.loc[outputs.image_ids, list(METADATA)].assign(
-            image_id=outputs.image_ids,
-            # Near-duplicates share a lesion id since the splits were made.
-            lesion_id=lesions_of(of_split, outputs.image_ids),
-            label=of_split.set_index("image_id")["label"].loc[outputs.image_ids].to_numpy(),
+    @cached_property
+    def far_images(self) -> dict[str, Split]:
+        """Outputs for generated images that show no lesion, by kind."""
+        ids = [f"{number}" for number in range(N_FAR)]
+        return {
+            kind: self.split_of(far_images(kind, N_FAR), ids, [-1] * N_FAR, np.array(ids))
+            for kind in track(FAR_KINDS, "out-of-distribution images")
+        }
+
+    def load(self, image_id: str) -> Image.Image:
+        """Decode an image of the dataset as prediction does."""
+        image = self._stored[int(self.table["position"][image_id])]["image"]
+        return decode_image(image["bytes"] or image["path"])
+
+    def run(self, rows: pd.DataFrame, stage: str) -> Split:
+        """Run the model over the images of some rows of `table`."""
+        label_of = {code: label for label, code in enumerate(self.classifier.codes)}
+        labels = [label_of.get(code, -1) for code in rows["label"]]
+        lesions = rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy(dtype=object)
+        images = (lambda image_id=image_id: self.load(image_id) for image_id in track(rows["image_id"].tolist(), stage))
+        return self.split_of(images, rows["image_id"].tolist(), labels, lesions, rows)
+
+    def split_of(
+        self,
+        images: Iterable[Image.Image | Callable[[], Image.Image]],
+        image_ids: Sequence[str],
+        labels: Sequence[int],
+        lesion_ids: np.ndarray,
+        table: pd.DataFrame | None = None,
+    ) -> Split:
+        """Run the model over images and put outputs, lesions and metadata together."""
+        outputs = run_images(self.classifier, images, image_ids=image_ids, labels=labels)
+        priors = self.classifier.class_priors
+        mix = np.array([priors[code] for code in self.classifier.codes]) if priors else None
+        return Split(self.classifier.codes, softmax(outputs.logits), outputs.labels, lesion_ids, mix, outputs, table)
+
+    @cached_property
+    def _stored(self) -> datasets.Dataset:
+        return self.dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+    def _run_split(self, name: str) -> Split:
+        part = self.splits[self.splits["split"] == name]
+        image_ids = part["image_id"].tolist()
+        # Near-duplicates share a lesion id in the splits, and a label may be corrected there.
+        rows = self.table.loc[image_ids].assign(
+            lesion_id=lesions_of(part, image_ids), label=part.set_index("image_id")["label"].loc[image_ids].to_numpy()
         )
-        probs = softmax(outputs.logits)
-        bootstrap = bootstrap_lesions(rows["lesion_id"].to_numpy())
-        return Split(self.codes, outputs, rows, probs, probs.argmax(axis=1), bootstrap)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The n images of test that are looked at many times."""
-
-    places: np.ndarray  # position of each in test, (n,)
-    rows: pd.DataFrame  # as in `Split`
-    images: list[Image.Image]  # upright RGB
-    labels: np.ndarray  # (n,)
-    predicted: np.ndarray  # most probable diagnosis of each image as it is, (n,)
-    bootstrap: Bootstrap
-
-
-@dataclass(frozen=True)
-class Outside:
-    """Images that the model should refuse: calibrated logits (n, C), features (n, D) and lesions (n,)."""
-
-    logits: np.ndarray
-    features: np.ndarray
-    lesions: np.ndarray
-
-
-class StoredImages:
-    """The images of a dataset by image id, decoded as prediction decodes them."""
-
-    def __init__(self, dataset: datasets.Dataset, table: pd.DataFrame) -> None:
-        self.stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        self.position = table["position"]
-
-    def load(self, image_ids: Sequence[str] | pd.Series) -> list[Image.Image]:
-        return [decode_image(file) for file in self.files(image_ids)]
-
-    def files(self, image_ids: Sequence[str] | pd.Series) -> list[bytes | str]:
-        """Return the bytes of images as they are stored, or their paths."""
-        stored = (self.stored[int(self.position[image_id])]["image"] for image_id in image_ids)
-        return [image["bytes"] or image["path"] for image in stored]
+        return self.run(rows, name)
 
 
 def metadata_table(dataset: datasets.Dataset) -> pd.DataFrame:
-    """Return every column but the pixels, with the label as a code, indexed by image id."""
-    table = dataset.remove_columns("image").with_format("pandas")[:]
+    """Return every column except the pixels, with the label as a code, indexed by image id."""
+    table: pd.DataFrame = dataset.remove_columns("image").with_format("pandas")[:]
     names = dataset.features["label"].names
     table = table.assign(label=[names[label] for label in table["label"]], position=np.arange(len(table)))
     return table.set_index("image_id", drop=False)
 
 
-def classify_images(classifier: LesionClassifier, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Return calibrated logits (N, C) and features (N, D) of upright RGB images."""
-    logits, features = [], []
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = np.stack([classifier.transform(image) for image in images[start : start + BATCH_SIZE]])
-        outputs = classifier.forward(batch)
-        logits.append(outputs.logits)
-        features.append(outputs.features)
-    return np.concatenate(logits), np.concatenate(features)
-
-
-def sample_evenly(labels: np.ndarray) -> np.ndarray:
-    """Choose positions for costly measurements: as many of each diagnosis as there are, the same ones each time."""
-    size = int(np.clip(len(labels) // 3, MIN_SAMPLE, MAX_SAMPLE))
+def sample_evenly(labels: np.ndarray, size: int) -> np.ndarray:
+    """Choose positions with equally many images of each diagnosis, as far as there are so many; always the same ones."""
     order = np.random.default_rng(SEED).permutation(len(labels))
     place_in_class = np.empty(len(labels), dtype=int)
     for label in np.unique(labels):
@@ -213,7 +153,7 @@ def sample_evenly(labels: np.ndarray) -> np.ndarray:
 
 
 def track(items: Iterable[_Item], stage: str) -> Iterator[_Item]:
-    """Yield the items behind a progress bar with the name of the stage; where no terminal shows bars, say how long it took."""
+    """Yield the items behind a progress bar with the name of the stage; without a terminal, print its duration."""
     started = time.monotonic()
     yield from tqdm(items, desc=stage, leave=True, disable=None, mininterval=0.5)
     if not sys.stderr.isatty():

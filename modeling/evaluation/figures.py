@@ -1,173 +1,165 @@
-"""The figures of a model folder, drawn from numbers alone: no image of a patient is in them.
+"""The figures of a model folder, drawn from numbers alone: they show no image of a patient.
 
-They use matplotlib's objects and not pyplot, which keeps a global state and may want a display.
+They are 390 px wide on a phone and have a transparent background, so that they fit light and dark pages. matplotlib's objects
+are used and not pyplot, which keeps a global state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
 from modeling.evaluation.context import Context
-from modeling.evaluation.sections import answer_risk, ood_scores
-from modeling.operating_points import operating_targets, shows_target, target_probability
+from modeling.evaluation.sections import ood_scores
+from modeling.labels import diagnosis_of
+from modeling.operating_points import operating_targets, target_probability
 
-DPI = 110
+SIZE_INCHES, DPI = (3.9, 3.6), 200
+GREY = "#777777"  # contrast of 4.2 or more with white and with a dark page
+STYLE = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "font.size": 10,
+    "legend.fontsize": 9,
+    "legend.framealpha": 0,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+}
+
+Draw = Callable[[Axes, Mapping[str, Any], Context], dict[str, str]]
 
 
-def draw_figures(folder: Path, metrics: dict[str, Any], context: Context) -> list[str]:
-    """Draw all figures of one evaluation into a folder, which is made if missing, and return their file names."""
+def draw_figures(folder: Path, metrics: Mapping[str, Any], context: Context) -> list[dict[str, str]]:
+    """Draw the figures of one evaluation into a folder; return file, title, caption and alt text of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    codes, probs, labels = context.codes, context.test.probs, context.test.labels
-    figures = {
-        "confusion": _confusion(np.array(metrics["test"]["confusion"]), codes),
-        "reliability": _reliability(metrics["calibration"]["reliability"]),
-        "roc": _curves("roc", probs, labels, codes),
-        "precision_recall": _curves("precision_recall", probs, labels, codes),
-        "risk_coverage": _risk_coverage(*answer_risk(context)),
-        "robustness": _robustness(metrics["robustness"]["changes"]),
+    figures: dict[str, Draw] = {"roc": _roc, "reliability": _reliability, "confusion": _confusion}
+    if "changes" in metrics["robustness"]:
+        figures["robustness"] = _robustness
+    if metrics["abstention"].get("far"):
+        figures["ood"] = _ood
+    described = []
+    with mpl.rc_context(STYLE):
+        for name, draw in figures.items():
+            figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+            words = draw(figure.add_subplot(), metrics, context)
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
+            described.append({"file": f"{name}.png", **words})
+    return described
+
+
+def _number(estimate: Mapping[str, Any]) -> str:
+    return "not estimable" if estimate["value"] is None else f"{estimate['value']:.2f}"
+
+
+def _roc(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
+    test = context.test
+    # The curves of the operating points' targets, or of all diagnoses where there are no such targets.
+    targets = operating_targets(test.codes) or {code: (code,) for code in test.codes}
+    areas = []
+    for codes in targets.values():
+        is_positive, name = test.shows(codes), diagnosis_of(codes[0]).name if len(codes) == 1 else "malignancy"
+        if is_positive.any() and not is_positive.all():
+            scores = target_probability(test.probs, test.codes, codes)
+            display = RocCurveDisplay.from_predictions(is_positive, scores, ax=axes, name=name, plot_chance_level=False)
+            areas.append(f"{name[0].upper()}{name[1:]} AUROC {display.roc_auc:.2f}")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
+    axes.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01), aspect="auto")
+    if areas:
+        axes.legend(loc="lower right")
+    return {
+        "title": areas[0] if areas else "No ROC curve: test has one diagnosis",
+        "caption": "ROC curves on test: sensitivity against 1 − specificity over all thresholds.",
+        "alt": f"ROC curves on test. {'; '.join(areas) or 'None can be drawn'}.",
     }
-    if metrics["training"]["history"]:
-        figures["training"] = _training(metrics["training"]["history"])
-    if scores := ood_scores(context):
-        figures["ood"] = _ood(scores, metrics["abstention"]["threshold"])
-    if "headline" in metrics.get("external", {}) and "reason" not in metrics["external"]["headline"]:
-        figures["external"] = _external(metrics["external"]["headline"])
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=DPI)
-    return [f"{name}.png" for name in figures]
 
 
-def _new(width: float = 5.0, height: float = 4.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _confusion(confusion: np.ndarray, codes: Sequence[str]) -> Figure:
-    """Counts as numbers, coloured by their fraction of the true diagnosis."""
-    figure, axes = _new()
-    fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*confusion.shape):
-        text = f"{confusion[row, column]}\n{fraction[row, column]:.0%}"
-        axes.text(
-            column, row, text, ha="center", va="center", color="white" if fraction[row, column] > 0.5 else "black"
+def _reliability(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
+    for moment, rows in metrics["calibration"]["reliability"].items():
+        confidence, correct = (np.array([row[name] for row in rows]) for name in ("confidence", "correct"))
+        CalibrationDisplay(correct, confidence, confidence).plot(
+            ax=axes, name=f"{moment} calibration", ref_line=moment == "after"
         )
-    axes.set_xticks(range(len(codes)), codes)
-    axes.set_yticks(range(len(codes)), codes)
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix, test")
-    return figure
+    axes.set(xlabel="probability of the prediction", ylabel="fraction correct", xlim=(0, 1), ylim=(0, 1.01), aspect="auto")
+    for line in axes.get_lines():
+        if line.get_label() == "Perfectly calibrated":
+            line.set(color=GREY, label="perfect")
+    axes.legend(loc="upper left")
+    ece = {moment: _number(metrics["calibration"]["test"][moment]["ece"]) for moment in ("before", "after")}
+    return {
+        "title": f"Calibration error {ece['after']}",
+        "caption": "Probability of the prediction against the fraction correct on test, at the dataset's mix of diagnoses, in bins "
+        "of equally many images.",
+        "alt": f"Reliability diagram on test. Expected calibration error {ece['before']} before calibration, {ece['after']} after.",
+    }
 
 
-def _reliability(tables: dict[str, list[dict[str, float]]]) -> Figure:
-    figure, axes = _new()
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    for name, table in tables.items():
-        axes.plot([row["confidence"] for row in table], [row["correct"] for row in table], marker="o", label=name)
-    axes.set(xlabel="mean confidence", ylabel="fraction correct", title="Reliability, test (bins of equal numbers)")
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.legend(title="calibration")
-    return figure
-
-
-def _curves(kind: str, probs: np.ndarray, labels: np.ndarray, codes: Sequence[str]) -> Figure:
-    """ROC or precision-recall curves of each diagnosis against the rest, and of malignant against benign."""
-    figure, axes = _new()
-    targets = {code: (code,) for code in codes} | operating_targets(codes)
-    for name, target in targets.items():
-        is_positive = shows_target(labels, codes, target)
-        if is_positive.all() or not is_positive.any():
-            continue
-        scores = target_probability(probs, codes, target)
-        if kind == "roc":
-            false_positive_rate, sensitivity, _ = roc_curve(is_positive, scores)
-            axes.plot(false_positive_rate, sensitivity, label=name)
-        else:
-            precision, recall, _ = precision_recall_curve(is_positive, scores)
-            axes.plot(recall, precision, label=name)
-    if kind == "roc":
-        axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
-        axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, test")
-    else:
-        axes.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", title="Precision and recall, test")
-    axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    axes.legend()
-    return figure
-
-
-def _risk_coverage(coverage: np.ndarray, risk: np.ndarray) -> Figure:
-    figure, axes = _new()
-    axes.plot(coverage, risk)
-    axes.set(xlabel="coverage: fraction of images answered, most probable first", ylabel="risk: fraction wrong")
-    axes.set(title="Risk against coverage, test", xlim=(0, 1), ylim=(0, None))
-    return figure
-
-
-def _robustness(changes: dict[str, Any]) -> Figure:
-    figure, axes = _new(6.4, 4.6)
-    names = list(changes)[::-1]
-    rates = [changes[name]["flip_rate"] for name in names]
-    values = np.array([rate["value"] for rate in rates])
-    axes.barh(names, values, color="steelblue")
-    for position, rate in enumerate(rates):
-        if rate["low"] is not None:
-            axes.plot([rate["low"], rate["high"]], [position, position], color="black")
-    axes.set(
-        xlabel="flip rate: fraction of answers that change (95 % interval)",
-        title="Robustness, sample of test",
-        xlim=(0, None),
+def _confusion(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
+    confusion, codes = np.array(metrics["test"]["confusion"]), context.classifier.codes
+    fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    size = {"fontsize": 10 if len(codes) <= 5 else 7}
+    ConfusionMatrixDisplay(fraction, display_labels=codes).plot(
+        ax=axes, cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1}, values_format=".0%", text_kw=size
     )
-    return figure
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.tick_params(labelsize=size["fontsize"])
+    recalls = ", ".join(f"{code} {_number(metrics['test']['per_class'][code]['recall'])}" for code in codes)
+    return {
+        "title": f"Balanced accuracy {_number(metrics['test']['balanced_accuracy'])}",
+        "caption": "Confusion matrix on test: of the images of each true diagnosis (row), the fraction predicted as each "
+        "diagnosis (column).",
+        "alt": f"Confusion matrix on test. Recall: {recalls}.",
+    }
 
 
-def _training(history: Sequence[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [record["epoch"] for record in history]
-    for name in ("train/loss", "val/loss"):
-        left.plot(epochs, [record[name] for record in history], marker=".", label=name)
-    for name in ("val/balanced_accuracy", "val/accuracy"):
-        right.plot(epochs, [record[name] for record in history], marker=".", label=name)
-    left.set(xlabel="epoch", title="Loss", ylim=(0, None))
-    right.set(xlabel="epoch", title="Scores on val", ylim=(0, 1))
-    left.legend()
-    right.legend()
-    return figure
+def _robustness(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
+    changes = metrics["robustness"]["changes"]
+    rates = {name: change["flip_rate"] for name, change in changes.items()}
+    axes.barh(list(rates), [rate["value"] for rate in rates.values()])
+    for place, rate in enumerate(rates.values()):
+        if rate["low"] is not None:
+            axes.plot([rate["low"], rate["high"]], [place, place], color=GREY)
+    axes.invert_yaxis()
+    axes.set(xlabel="flip rate", xlim=(0, None))
+    highest = max(rate["value"] for rate in rates.values())
+    worst = [name for name, rate in rates.items() if rate["value"] == highest]
+    return {
+        "title": f"At most {highest:.0%} of predictions flip" if highest else "No prediction flips",
+        "caption": "Flip rate: the fraction of predictions that change when the image is changed, with 95 % intervals; a sample of "
+        "test.",
+        "alt": f"Flip rates under {len(rates)} changes of the image. Highest: {highest:.2f} ({', '.join(worst)})."
+        if highest
+        else f"Flip rates under {len(rates)} changes of the image: all are 0.",
+    }
 
 
-def _ood(scores: dict[str, np.ndarray], threshold: float) -> Figure:
-    """The out-of-distribution score of each kind of image."""
-    figure, axes = _new(6.4, 4.6)
-    axes.boxplot(list(scores.values()), whis=(5, 95), showfliers=False)
-    axes.set_xticks(range(1, len(scores) + 1), list(scores), rotation=45, ha="right")
-    axes.axhline(threshold, color="firebrick", linestyle="--", label="threshold: abstain above")
+def _ood(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
+    scores, rule = ood_scores(context), metrics["abstention"]
+    axes.boxplot(
+        list(scores.values())[::-1],
+        orientation="horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        **{f"{part}props": {"color": GREY} for part in ("box", "whisker", "cap")},
+    )
+    axes.set_yticks(range(1, len(scores) + 1), list(scores)[::-1])
+    axes.axvline(rule["threshold"], color="#d62728", linestyle="--", label="abstains above")
     spread = np.concatenate(list(scores.values()))
     if spread.min() > 0 and spread.max() > 20 * np.median(scores["test"]):
-        axes.set_yscale("log")
-    axes.set(ylabel="OOD score", title="Abstention: 5th to 95th percentile by kind of image")
+        axes.set_xscale("log")
+    axes.set(xlabel="OOD score")
     axes.legend()
-    return figure
-
-
-def _external(rows: dict[str, dict[str, Any]]) -> Figure:
-    """Each headline number of the model's own test above that of the external dataset, with their intervals."""
-    shown = {
-        name: row for name, row in rows.items() if None not in (row["internal"]["value"], row["external"]["value"])
+    rate = rule["test"]["abstained"]["value"]
+    others = {**rule["near"], **rule["far"]}
+    refused = ", ".join(f"{kind} {_number(row['abstained'])}" for kind, row in others.items())
+    return {
+        "title": f"Abstains on {rate:.0%} of test",
+        "caption": "OOD score of test, of diagnoses that the model does not have, and of generated images without a lesion: "
+        "quartiles, and whiskers from the 5th to the 95th percentile.",
+        "alt": f"OOD scores by kind of image. Fraction refused: test {rate:.2f}, {refused}.",
     }
-    figure, axes = _new(width=6.4, height=1 + 0.34 * len(shown))
-    for offset, colour, side in ((-0.12, "tab:blue", "internal"), (0.12, "tab:orange", "external")):
-        for place, row in enumerate(shown.values()):
-            value, low, high = (row[side].get(bound) for bound in ("value", "low", "high"))
-            if low is not None and high is not None:
-                axes.plot([low, high], [place + offset] * 2, color=colour)
-            axes.plot([value], [place + offset], "o", color=colour, label=f"{side} test" if place == 0 else None)
-    axes.set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown])
-    axes.invert_yaxis()
-    axes.set(title="Own test and external dataset, 95 % intervals")
-    if shown:
-        axes.legend(loc="best")
-    return figure

@@ -1,7 +1,8 @@
-"""How much an answer depends on what should not matter: light, focus, compression, position, and things on the skin."""
+"""Robustness: how often predictions change with light, focus, compression, position and artefacts on the skin."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import cv2
@@ -9,10 +10,15 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from modeling.data.artefacts import draw_ink, draw_ruler, draw_vignette
-from modeling.evaluation.bootstrap import Bootstrap, estimate_rate
+from modeling.evaluation.bootstrap import estimate_rate
+from modeling.evaluation.context import Context, track
 from modeling.evaluation.metrics import balanced_accuracy_gain, score_balanced
+from modeling.evaluation.split import Split
+from modeling.inference import run_images
+from modeling.prediction import Prediction
 
 SEED = 0
+SAMPLE_WORDS = "a sample of test with equally many images of each diagnosis, as far as there are so many"
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -35,7 +41,7 @@ def jpeg(quality: int) -> Change:
 
 
 def turn_and_scale(*, degrees: float = 0.0, scale: float = 1.0) -> Change:
-    """Turn about the centre and magnify; what comes into view at the rim is a mirror image, not black corners."""
+    """Rotate about the centre and magnify; new pixels at the rim are mirrored, so there are no black corners."""
 
     def warp(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         width, height = image.size
@@ -59,24 +65,51 @@ CHANGES: dict[str, Change] = {
     "rotation 90°": lambda image, rng: image.transpose(Image.Transpose.ROTATE_90),
     "scale 80 %": turn_and_scale(scale=0.8),
     "scale 125 %": turn_and_scale(scale=1.25),
-    "drawn ink": draw_ink,
-    "drawn ruler": draw_ruler,
-    "drawn vignette": draw_vignette,
+    "synthetic ink": draw_ink,
+    "synthetic ruler": draw_ruler,
+    "synthetic vignette": draw_vignette,
 }
 
 
-def change_images(name: str, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Apply one of CHANGES to each image, the same way each time."""
-    generators = np.random.default_rng([SEED, list(CHANGES).index(name)]).spawn(len(images))
-    return [CHANGES[name](image, generator) for image, generator in zip(images, generators, strict=True)]
+def change_image(name: str, image: Image.Image, number: int) -> Image.Image:
+    """Apply one of CHANGES to the image of this number in the sample, the same way each time."""
+    return CHANGES[name](image, np.random.default_rng([SEED, list(CHANGES).index(name), number]))
 
 
-def score_change(
-    plain: np.ndarray, changed: np.ndarray, labels: np.ndarray, codes: Sequence[str], bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """Return the flip rate from plain to changed answers (N,), balanced accuracy after the change, and its gain."""
+def robustness_section(context: Context) -> dict[str, Any]:
+    """Compare the predictions for a sample of test with those for changed images, and with test-time augmentation."""
+    sample = context.test.subset(context.sample)
+    ids = sample.image_ids
+
+    def changed() -> Iterator[Callable[[], Image.Image]]:
+        for number, image_id in enumerate(track(ids, "robustness")):
+            image = context.load(image_id)  # decoded once for all changes
+            yield from (partial(change_image, name, image, number) for name in CHANGES)
+
+    images = (partial(context.load, image_id) for image_id in track(ids, "test-time augmentation"))
+    augmented = list(context.classifier.predict_each(images, tta=True))
+    n = len(CHANGES)
+    outputs = run_images(
+        context.classifier, changed(), image_ids=np.repeat(ids, n).tolist(), labels=np.repeat(sample.labels, n)
+    )
+    predicted = outputs.logits.argmax(axis=1).reshape(len(ids), n)
     return {
-        "flip_rate": estimate_rate(changed != plain, labels >= 0, bootstrap, reason="no image"),
-        "balanced_accuracy": score_balanced(changed, labels, codes, bootstrap),
-        "balanced_accuracy_gain": balanced_accuracy_gain(changed, plain, labels, codes, bootstrap),
+        "n_images": len(sample),
+        "n_lesions": sample.n_lesions,
+        "sample": SAMPLE_WORDS,
+        "balanced_accuracy": score_balanced(sample.predicted, sample),
+        "changes": {name: score_change(predicted[:, place], sample) for place, name in enumerate(CHANGES)},
+        "test_time_augmentation": score_change(
+            np.array([sample.label_of[answer.diagnosis] for answer in augmented if isinstance(answer, Prediction)]), sample
+        ),
     }
+
+
+def score_change(changed: np.ndarray, split: Split) -> dict[str, Any]:
+    """Return the flip rate of predictions for changed images (N,), their balanced accuracy, and its gain."""
+    return {
+        "flip_rate": estimate_rate(changed != split.predicted, split),
+        "balanced_accuracy": score_balanced(changed, split),
+        "balanced_accuracy_gain": balanced_accuracy_gain(changed, split.predicted, split),
+    }
+

@@ -1,0 +1,105 @@
+"""`Split`: the model's outputs for some images with their true labels; the argument of every evaluation function."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from modeling.evaluation.bootstrap import Bootstrap, bootstrap_lesions
+from modeling.inference import Outputs
+from modeling.operating_points import OperatingPoint
+from modeling.priors import reweight
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """N images of C diagnoses.
+
+    Attributes:
+        codes: Diagnosis codes of the model, length C.
+        probs: Probabilities at equal priors, float64 (N, C).
+        labels: True labels, (N,); -1 for a diagnosis that the model does not have.
+        lesion_ids: Lesion of each image, (N,).
+        mix: Fraction of each diagnosis in train and val, (C,); None if the model does not state it.
+        outputs: The outputs that `probs` came from; None for means over the photos of a lesion.
+        table: Metadata of each image, in the same order.
+    """
+
+    codes: tuple[str, ...]
+    probs: np.ndarray
+    labels: np.ndarray
+    lesion_ids: np.ndarray
+    mix: np.ndarray | None = None
+    outputs: Outputs | None = None
+    table: pd.DataFrame | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        return bootstrap_lesions(self.lesion_ids)
+
+    @cached_property
+    def probs_at_mix(self) -> np.ndarray:
+        """Probabilities at the dataset's mix, float64 (N, C)."""
+        return self.probs if self.mix is None else reweight(self.probs, self.mix)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """The most probable diagnosis at equal priors, (N,)."""
+        return self.probs.argmax(axis=1)
+
+    @cached_property
+    def predicted_at_mix(self) -> np.ndarray:
+        """The most probable diagnosis at the dataset's mix, (N,)."""
+        return self.probs_at_mix.argmax(axis=1)
+
+    @property
+    def label_of(self) -> dict[str, int]:
+        return {code: label for label, code in enumerate(self.codes)}
+
+    @property
+    def n_lesions(self) -> int:
+        return self.bootstrap.n_lesions
+
+    @property
+    def image_ids(self) -> list[str]:
+        return [] if self.outputs is None else self.outputs.image_ids
+
+    @property
+    def present(self) -> np.ndarray:
+        """Labels of the diagnoses that these images show, ascending."""
+        return np.unique(self.labels[self.labels >= 0])
+
+    def shows(self, codes: Sequence[str]) -> np.ndarray:
+        """Return whether each image shows one of these diagnoses, boolean (N,)."""
+        return np.isin(self.labels, [self.label_of[code] for code in codes])
+
+    def reached(self, point: OperatingPoint) -> np.ndarray:
+        """Return whether each image is above an operating point, boolean (N,)."""
+        return point.reached(self.probs, self.codes)
+
+    def subset(self, chosen: np.ndarray) -> "Split":
+        """Return some of the images: boolean (N,) or positions."""
+        return replace(
+            self,
+            probs=self.probs[chosen],
+            labels=self.labels[chosen],
+            lesion_ids=self.lesion_ids[chosen],
+            outputs=None if self.outputs is None else self.outputs.take(chosen),
+            table=None if self.table is None else self.table.iloc[np.arange(len(self))[chosen]],
+        )
+
+    def by_lesion(self) -> "Split":
+        """Average the probabilities over the photos of each lesion.
+
+        A group of near-duplicates may hold two labels (the splits warn of it); it then counts as two lesions.
+        """
+        keys = pd.MultiIndex.from_arrays([self.lesion_ids, self.labels])
+        index, lesions = pd.factorize(keys, sort=True)
+        sums = np.stack([np.bincount(index, weights=column) for column in self.probs.T], axis=1)
+        ids, labels = (np.asarray(lesions.get_level_values(level)) for level in (0, 1))
+        return Split(self.codes, sums / np.bincount(index)[:, None], labels.astype(int), ids, self.mix)
