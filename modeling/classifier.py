@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
@@ -147,6 +147,19 @@ class LesionClassifier:
         Yields:
             In order, each image's prediction, or the ImageError that says why there is none; None for None.
         """
+        return self.map_batches(images, lambda pixel_values: self._answers(pixel_values, tta=tta, single_thread=True))
+
+    def map_batches(
+        self,
+        images: Iterable[ImageInput | Callable[[], ImageInput] | None],
+        run: Callable[[np.ndarray], Sequence[_Out]],
+    ) -> Iterator[_Out | ImageError | None]:
+        """Preprocess images as for `predict_each`, and yield in order the result of `run` for each of them.
+
+        Args:
+            images: As for `predict_each`.
+            run: Takes pixel_values (B, 3, S, S) and returns B results; called in the engine's threads.
+        """
         from concurrent.futures import ThreadPoolExecutor  # imported late: one image needs no threads
 
         def read(image: ImageInput | Callable[[], ImageInput] | None) -> np.ndarray | ImageError | None:
@@ -155,10 +168,10 @@ class LesionClassifier:
             except ImageError as error:
                 return error
 
-        def answer(batch: list[np.ndarray | ImageError | None]) -> list[Prediction | ImageError | None]:
+        def run_batch(batch: list[np.ndarray | ImageError | None]) -> list[_Out | ImageError | None]:
             arrays = [values for values in batch if isinstance(values, np.ndarray)]
-            predictions = iter(self._answers(np.stack(arrays), tta=tta, single_thread=True) if arrays else ())
-            return [next(predictions) if isinstance(values, np.ndarray) else values for values in batch]
+            results = iter(run(np.stack(arrays)) if arrays else ())
+            return [next(results) if isinstance(values, np.ndarray) else values for values in batch]
 
         size, n_parallel = self.engine.batch_size, self.engine.n_parallel
         # Decoding and the engines release the interpreter lock, so the next images are read during computation.
@@ -167,8 +180,9 @@ class LesionClassifier:
             batches = iter(lambda: list(islice(ahead, size)), [])
             # With one batch at a time we stay in this thread: in a new one torch would start its threads again.
             parallel = n_parallel > 1
-            for answers in map_ahead(runners, answer, batches, ahead=n_parallel) if parallel else map(answer, batches):
-                yield from answers
+            mapped = map_ahead(runners, run_batch, batches, ahead=n_parallel) if parallel else map(run_batch, batches)
+            for results in mapped:
+                yield from results
 
     def explain(self, image: ImageInput) -> Explanation:
         """Classify one image and show which regions raised each diagnosis' score (Grad-CAM), in one forward pass.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-METRICS_SCHEMA = 2
 MAX_JSON_BYTES = 16 * 1024**2  # config.json of B0 has 0.2 MB, most of it the abstention rule
 MAX_JSON_DEPTH = 20  # metrics.json of a run has 8
 MAX_TEXT = 200  # characters of a name

@@ -60,12 +60,17 @@ def run_images(
         ImageError: If an image cannot be read, with its id.
         ValueError: If a logit is not finite.
     """
+
+    def run(pixel_values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = classifier.engine.forward(pixel_values, single_thread=True)
+        return list(zip(found.logits, found.features, strict=True))
+
     logits, features = [], []
-    for image_id, output in zip(image_ids, classifier.outputs_each(images), strict=True):
-        if isinstance(output, ImageError):
-            raise ImageError(f"{image_id}: {output}") from output
-        logits.append(output.logits[0])
-        features.append(output.features[0])
+    for image_id, result in zip(image_ids, classifier.map_batches(images, run), strict=True):
+        if not isinstance(result, tuple):
+            raise ImageError(f"{image_id}: {result}")
+        logits.append(result[0])
+        features.append(result[1])
     outputs = Outputs(list(image_ids), np.asarray(labels, dtype=np.int64), np.stack(logits), np.stack(features))
     _check_finite(outputs)
     return outputs

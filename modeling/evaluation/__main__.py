@@ -18,9 +18,10 @@ from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
 from modeling.evaluation.saliency import MASK_NAME
-from modeling.files import METRICS_NAME, SPLITS_NAME, ModelFolderError
+from modeling.evaluation.verify import verify
+from modeling.files import ModelFolderError
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import file_beside, verify
+from modeling.model_folder import METRICS_NAME, SPLITS_NAME, file_beside
 from modeling.training.options import option
 
 
@@ -218,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verify:
             classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
-            print(f"{classifier.origin}\n{verify(classifier.source)}")
+            print(f"{classifier.origin}\n{verify(classifier)}")
             return 0
         metrics = evaluate_folder(model, options)
     except (OSError, ValueError) as error:

@@ -14,9 +14,9 @@ from modeling.evaluation.figures import draw_figures
 from modeling.evaluation.robustness import robustness_section
 from modeling.evaluation.saliency import heat_maps_section
 from modeling.evaluation.subgroups import score_groups
-from modeling.files import METRICS_NAME
 from modeling.formatting import format_estimate
 from modeling.metrics_file import METRICS_SCHEMA, declared
+from modeling.model_folder import METRICS_NAME
 from modeling.rows import write_rows
 
 

@@ -1,6 +1,5 @@
 """The sections of metrics.json that need no file of their own, one function of the context each."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,9 +22,9 @@ from modeling.evaluation.metrics import (
     score_split,
 )
 from modeling.evaluation.split import Split
-from modeling.files import WEIGHTS_NAME
 from modeling.labels import diagnosis_of
-from modeling.model_folder import fetch
+from modeling.model_folder import WEIGHTS_NAME, fetch
+from modeling.schema import plain
 from modeling.operating_points import TARGET_SENSITIVITIES, operating_targets
 
 NOT_IN_ORIGINAL = ("weight_decay", "warmup_epochs", "max_grad_norm", "patience")  # options that this recipe ignores
@@ -98,7 +97,7 @@ def test_section(context: Context) -> dict[str, Any]:
 def calibration_section(context: Context) -> dict[str, Any]:
     stored = context.classifier.lesion.get("calibration")
     result: dict[str, Any] = {
-        "fitted": dataclasses.asdict(stored) if stored else {"reason": "the calibration is not recorded in config.json"}
+        "fitted": plain(stored) if stored else {"reason": "the calibration is not recorded in config.json"}
     }
     for name, split in (("val", context.val), ("test", context.test)):
         if split is None:

@@ -1,0 +1,38 @@
+"""`python -m modeling.evaluation MODEL --verify`: are the files of a model folder those that were saved together?"""
+
+from modeling.classifier import LesionClassifier
+from modeling.data.splits import load_splits, splits_hash
+from modeling.files import ModelFolderError
+from modeling.metrics_file import read_metrics
+from modeling.model_folder import (
+    CONFIG_NAME,
+    METRICS_NAME,
+    ONNX_NAME,
+    SPLITS_NAME,
+    WEIGHTS_NAME,
+    checked_file,
+    fetch,
+    file_beside,
+)
+
+
+def verify(classifier: LesionClassifier) -> str:
+    """Compare the files of a loaded model with the hashes in config.json, and return which were compared.
+
+    Raises:
+        ModelFolderError: If one differs.
+    """
+    source, lesion, compared = classifier.source, classifier.lesion, [CONFIG_NAME]
+    for name, sha256 in ((WEIGHTS_NAME, lesion["weights_sha256"]), (ONNX_NAME, lesion.get("onnx_sha256"))):
+        if sha256:
+            checked_file(fetch(source, name), sha256)
+            compared.append(name)
+    for name, found, stored in (
+        (SPLITS_NAME, lambda path: splits_hash(load_splits(path)), lesion.get("splits_sha256")),
+        (METRICS_NAME, lambda path: read_metrics(path)["model"]["weights_sha256"], lesion["weights_sha256"]),
+    ):
+        if stored and (path := file_beside(source, name)):
+            if found(path) != stored:
+                raise ModelFolderError(f"{path} does not belong to this model; download the folder again.")
+            compared.append(name)
+    return f"verified: {', '.join(compared)}. The scores in {METRICS_NAME} have no hash; score again to compare them."
