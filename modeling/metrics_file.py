@@ -201,7 +201,7 @@ class Calibration(Section):
     fitted: Fitted | NotMeasured
     val: SplitCalibration | NotMeasured
     test: SplitCalibration
-    reliability: dict[Name, list[dict[Name, Number]]]
+    reliability: dict[Name, list[dict[Name, Count | Number]]]
     """of test, before and after: n_images, confidence and correct of bins of equally many images"""
 
 
@@ -228,7 +228,7 @@ class OperatingPoint(Section):
     codes: list[Name]
     target_sensitivity: Fraction
     threshold: Fraction
-    val: dict[Name, Number]
+    val: dict[Name, Count | Number]
     """sensitivity, specificity, n_positive, n_negative"""
     test: PointOnTest
 
@@ -432,7 +432,7 @@ class Metrics(Section):
     schema_version: Literal[3]
     model: Model
     data: Data
-    intervals: dict[Name, Text | Number]
+    intervals: dict[Name, Text | Count | Number]
     """method, level, n_replicates, seed, unit"""
     val: Scores | NotMeasured
     test: TestScores

@@ -81,7 +81,7 @@ class Context:
         for code in sorted(set(self.table["label"]) - set(self.classifier.codes)):
             rows = self.table[self.table["label"] == code]
             chosen = np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_NEAR])
-            found[code] = self.run(rows.iloc[chosen], f"images of {code}")
+            found[code] = self.score_rows(rows.iloc[chosen], f"images of {code}")
         return found
 
     @cached_property
@@ -98,7 +98,7 @@ class Context:
         image = self._stored[int(self.table["position"][image_id])]["image"]
         return decode_image(image["bytes"] or image["path"])
 
-    def run(self, rows: pd.DataFrame, stage: str) -> Split:
+    def score_rows(self, rows: pd.DataFrame, stage: str) -> Split:
         """Run the model over the images of some rows of `table`."""
         label_of = {code: label for label, code in enumerate(self.classifier.codes)}
         labels = [label_of.get(code, -1) for code in rows["label"]]
@@ -131,7 +131,7 @@ class Context:
         rows = self.table.loc[image_ids].assign(
             lesion_id=lesions_of(part, image_ids), label=part.set_index("image_id")["label"].loc[image_ids].to_numpy()
         )
-        return self.run(rows, name)
+        return self.score_rows(rows, name)
 
 
 def metadata_table(dataset: datasets.Dataset) -> pd.DataFrame:

@@ -178,7 +178,7 @@ def score_challenge(context: Context) -> dict[str, Any]:
     """
     table, test = context.table, context.test
     others = table[table["label"].isin(CHALLENGE_CLASSES) & ~table["label"].isin(test.codes)]
-    parts = [test] if others.empty else [test, context.run(others, "other diagnoses")]
+    parts = [test] if others.empty else [test, context.score_rows(others, "other diagnoses")]
     answers = np.concatenate([_challenge_answers(context, part) for part in parts])
     truths = np.concatenate([part.table["label"].to_numpy() for part in parts if part.table is not None])
     lesions = np.concatenate([part.lesion_ids for part in parts])

@@ -1,11 +1,11 @@
-"""Does what stands beside a number hold as often as it says? Simulations of clustered data; minutes."""
+"""Do intervals and ranges hold as often as they say? Simulations of clustered data; minutes."""
 
 import numpy as np
 import pytest
 
 from modeling.calibration import log_softmax
-from modeling.evaluation.bootstrap import bootstrap_lesions
 from modeling.evaluation.metrics import score_calibration
+from modeling.evaluation.split import Split
 
 CODES = ("BCC", "BKL", "MEL", "NV")
 PRIORS, SEPARATION, LESION_VARIANCE = np.array([0.06, 0.12, 0.12, 0.7]), 2.0, 0.6
@@ -15,8 +15,8 @@ N_TRIALS = 500
 def photographed(n_lesions: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lesions with 1 to 4 alike photos each and their exact posteriors as log-probabilities: calibrated, and clustered.
 
-    The features of a photo are the mean of its diagnosis, what the lesion adds, and what the photo adds; each photo's
-    posterior is that of its own features alone, as a network's is.
+    The features of a photo are the mean of its diagnosis, a part of the lesion and a part of the photo; each photo's
+    posterior uses its own features alone, like a network.
     """
     labels = rng.choice(4, n_lesions, p=PRIORS)
     lesions = np.repeat(np.arange(n_lesions), rng.integers(1, 5, n_lesions))
@@ -37,7 +37,7 @@ def photographed(n_lesions: int, rng: np.random.Generator) -> tuple[np.ndarray, 
         1000,
     ],
 )
-def test_calibration_scores_are_where_they_are_said_to_be_at_the_nominal_rate(n_lesions: int) -> None:
+def test_calibration_intervals_and_ranges_hold_at_the_nominal_rate(n_lesions: int) -> None:
     """ECEs of a calibrated model in its band, NLL and Brier intervals over their truth: 93 to 97 % of the time."""
     rng = np.random.default_rng(n_lesions)
     log_probs, labels, _ = photographed(400_000, rng)
@@ -48,7 +48,7 @@ def test_calibration_scores_are_where_they_are_said_to_be_at_the_nominal_rate(n_
     inside: dict[str, list[bool]] = {}
     for _ in range(N_TRIALS):
         log_probs, labels, lesions = photographed(n_lesions, rng)
-        scores = score_calibration(log_probs, labels, CODES, bootstrap_lesions(lesions, n_replicates=600))
+        scores = score_calibration(np.exp(log_probs), Split(CODES, np.exp(log_probs), labels, lesions))
         found = {name: scores[name]["low"] <= value <= scores[name]["high"] for name, value in truth.items()}
         for name, ece in {"ece": scores["ece"], **scores["ece_per_class"]}.items():
             found[name] = ece["if_calibrated"]["low"] <= ece["value"] <= ece["if_calibrated"]["high"]

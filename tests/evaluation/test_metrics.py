@@ -6,166 +6,186 @@ from sklearn.calibration import calibration_curve
 from modeling.calibration import log_softmax, softmax
 from modeling.evaluation.bootstrap import ALL_AGREE, bootstrap_lesions
 from modeling.evaluation.metrics import (
-    HEADLINE,
-    PER_CLASS,
     LesionMetrics,
-    _balanced_accuracy,
     _from_confusion,
-    by_lesion,
+    balanced_accuracy_gain,
     calibrated_labels,
+    ece_at_equal_priors,
     equal_mass_bins,
     expected_calibration_error,
-    no_image_of,
-    point_metrics,
+    false_positives_at_95,
     replicated_confusion,
-    risk_coverage,
     score_balanced,
     score_calibration,
-    score_detection,
     score_operating_point,
     score_split,
 )
+from modeling.evaluation.split import Split
+from modeling.inference import Outputs
 from modeling.operating_points import OperatingPoint
 
 CODES = ("BCC", "BKL", "MEL", "NV")
+POINT = OperatingPoint("MEL@90", ("MEL",), 0.9, 0.5, 0.9, 0.5, 1, 1)
 
 
-def drawn(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_split(n: int = 400, seed: int = 0, mix: np.ndarray | None = None) -> Split:
     rng = np.random.default_rng(seed)
     lesions = rng.integers(0, n // 2, n)
     labels = lesions % 4
     logits = rng.normal(size=(n, 4)) * 1.5
     logits[np.arange(n), labels] += 1
-    return logits, labels, lesions
+    return Split(CODES, softmax(logits), labels, lesions, mix)
 
 
-def test_point_metrics_agree_with_scikit_learn() -> None:
-    logits, labels, _ = drawn()
-    probs = softmax(logits)
-    predicted = probs.argmax(axis=1)
-    got = point_metrics(probs, labels, CODES)
+def certain_split(predicted: list[int], labels: list[int], codes: tuple[str, ...] = CODES) -> Split:
+    """Return a split of one image a lesion, each predicted with certainty."""
+    return Split(codes, np.eye(len(codes))[predicted], np.array(labels), np.arange(len(labels)))
+
+
+def test_scores_agree_with_scikit_learn() -> None:
+    split = random_split()
+    got = score_split(split)
+    labels, predicted = split.labels, split.predicted
     report = sklearn_metrics.classification_report(labels, predicted, target_names=CODES, output_dict=True)
-    assert got["accuracy"] == pytest.approx(report["accuracy"])
-    assert got["balanced_accuracy"] == pytest.approx(sklearn_metrics.balanced_accuracy_score(labels, predicted))
-    assert got["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"])
+    assert got["accuracy"]["value"] == pytest.approx(report["accuracy"])
+    balanced = sklearn_metrics.balanced_accuracy_score(labels, predicted)
+    assert got["balanced_accuracy"]["value"] == pytest.approx(balanced)
+    assert got["macro_f1"]["value"] == pytest.approx(report["macro avg"]["f1-score"])
     for name, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
-        assert got[f"weighted_{name}"] == pytest.approx(report["weighted avg"][theirs])
+        assert got[f"weighted_{name}"]["value"] == pytest.approx(report["weighted avg"][theirs])
         for code in CODES:
-            assert got[f"{code}/{name}"] == pytest.approx(report[code][theirs])
-    assert got["macro_auroc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, probs, multi_class="ovr"))
-    for index, code in enumerate(CODES):
-        specificity = sklearn_metrics.recall_score(labels != index, predicted != index)
-        assert got[f"{code}/specificity"] == pytest.approx(specificity)
+            assert got["per_class"][code][name]["value"] == pytest.approx(report[code][theirs])
+    auroc = sklearn_metrics.roc_auc_score(labels, split.probs, multi_class="ovr")
+    assert got["macro_auroc"]["value"] == pytest.approx(auroc)
+    assert got["confusion"] == sklearn_metrics.confusion_matrix(labels, predicted).tolist()
+    for label, code in enumerate(CODES):
+        scores = got["per_class"][code]
+        specificity = sklearn_metrics.recall_score(labels != label, predicted != label)
+        assert scores["specificity"]["value"] == pytest.approx(specificity)
+        precision = sklearn_metrics.average_precision_score(labels == label, split.probs[:, label])
+        assert scores["average_precision"]["value"] == pytest.approx(precision, abs=1e-6)
 
 
-def test_point_metrics_of_a_case_worked_by_hand() -> None:
-    probs = np.eye(3)[[0, 0, 1, 1, 2, 0]]
-    got = point_metrics(probs, np.array([0, 0, 0, 1, 2, 2]), ("A", "B", "C"))
-    assert got["accuracy"] == pytest.approx(4 / 6)
-    assert got["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
-    assert got["A/precision"] == pytest.approx(2 / 3)
-    assert got["A/specificity"] == pytest.approx(2 / 3)
-    assert got["B/f1"] == pytest.approx(2 / 3)
+def test_scores_of_a_case_worked_by_hand() -> None:
+    got = score_split(certain_split([0, 0, 1, 1, 2, 0], [0, 0, 0, 1, 2, 2], ("A", "B", "C")))
+    assert got["accuracy"]["value"] == pytest.approx(4 / 6)
+    assert got["balanced_accuracy"]["value"] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert got["per_class"]["A"]["precision"]["value"] == pytest.approx(2 / 3)
+    assert got["per_class"]["A"]["specificity"]["value"] == pytest.approx(2 / 3)
+    assert got["per_class"]["B"]["f1"]["value"] == pytest.approx(2 / 3)
+
+
+def test_accuracy_is_at_the_mix_and_recall_at_equal_priors() -> None:
+    """At equal priors the first image is B; where A is nine times as frequent, Bayes' rule makes it A."""
+    probs = np.array([[0.4, 0.6], [0.8, 0.2], [0.01, 0.99]])
+    split = Split(("A", "B"), probs, np.array([0, 0, 1]), np.arange(3), np.array([0.9, 0.1]))
+    assert split.probs_at_mix[0] == pytest.approx(np.array([0.36, 0.06]) / 0.42)
+    got = score_split(split)
+    assert got["per_class"]["A"]["recall"]["value"] == pytest.approx(1 / 2)
+    assert got["balanced_accuracy"]["value"] == pytest.approx(3 / 4)
+    assert got["accuracy_at_equal_priors"]["value"] == pytest.approx(2 / 3)
+    assert got["accuracy"]["value"] == 1
 
 
 def test_evaluate_metric_gives_the_same_in_batches_as_at_once() -> None:
-    logits, labels, _ = drawn(37)
-    probs = softmax(logits)
+    split = random_split(37)
     metric = LesionMetrics(CODES, keep_in_memory=True)
     for start in range(0, 37, 8):
-        metric.add_batch(predictions=probs[start : start + 8], references=labels[start : start + 8])
-    assert metric.compute() == point_metrics(probs, labels, CODES)
+        metric.add_batch(predictions=split.probs[start : start + 8], references=split.labels[start : start + 8])
+    got, expected = metric.compute(), score_split(split)
+    for name in ("balanced_accuracy", "accuracy", "macro_f1"):
+        assert got[name] == pytest.approx(expected[name]["value"])
 
 
-def test_a_diagnosis_that_is_missing_is_not_estimable_and_never_zero() -> None:
-    logits, labels, lesions = drawn()
-    keep = labels != CODES.index("MEL")
-    probs = softmax(logits)[keep]
-    got = point_metrics(probs, labels[keep], CODES)
-    for name in ("balanced_accuracy", "macro_f1", "macro_auroc", "MEL/recall", "MEL/f1", "MEL/auroc"):
-        assert got[name] is None, name
-    scores = score_split(probs, labels[keep], CODES, bootstrap_lesions(lesions[keep]))
-    assert scores["balanced_accuracy"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-        "reason": "no image of MEL in this split",
-    }
-    assert scores["per_class"]["MEL"]["recall"]["value"] is None
-    assert scores["accuracy"]["value"] is not None
-    never_predicted = np.eye(4)[np.zeros(len(probs), int)]
-    assert point_metrics(never_predicted, labels[keep], CODES)["NV/precision"] is None
-    precision = score_split(never_predicted, labels[keep], CODES, bootstrap_lesions(lesions[keep]))["per_class"]["NV"][
-        "precision"
-    ]
-    assert precision["reason"] == "no image was predicted NV"
+def test_a_missing_diagnosis_is_not_estimable_and_averages_are_over_the_others() -> None:
+    whole = random_split()
+    split = whole.subset(whole.labels != CODES.index("MEL"))
+    scores = score_split(split)
+    assert scores["diagnoses"] == ["BCC", "BKL", "NV"]
+    present = [0, 1, 3]
+    recall = sklearn_metrics.recall_score(split.labels, split.predicted, labels=present, average="macro")
+    assert scores["balanced_accuracy"]["value"] == pytest.approx(recall)
+    f1 = sklearn_metrics.f1_score(split.labels, split.predicted, labels=present, average="macro")
+    assert scores["macro_f1"]["value"] == pytest.approx(f1)
+    aurocs = [sklearn_metrics.roc_auc_score(split.labels == label, split.probs[:, label]) for label in present]
+    assert scores["macro_auroc"]["value"] == pytest.approx(np.mean(aurocs))
+    for name in ("recall", "f1", "auroc", "average_precision"):
+        assert scores["per_class"]["MEL"][name]["value"] is None
+        assert scores["per_class"]["MEL"][name]["reason"] == "no image of MEL in this split"
+    assert scores["per_class"]["MEL"]["specificity"]["value"] is not None
+    never = score_split(certain_split([0] * len(split), split.labels.tolist()))
+    assert never["per_class"]["NV"]["precision"]["reason"] == "no image was predicted NV"
 
 
-def test_each_replicate_s_metrics_agree_with_scikit_learn_on_repeated_images() -> None:
-    logits, labels, lesions = drawn(120)
-    predicted = logits.argmax(axis=1)
-    bootstrap = bootstrap_lesions(lesions, n_replicates=6)
-    replicates = _from_confusion(replicated_confusion(predicted, labels, 4, bootstrap), CODES)
-    _, balanced = _balanced_accuracy(predicted, labels, CODES, bootstrap)
+def test_a_split_of_one_diagnosis_has_no_averages() -> None:
+    scores = score_split(certain_split([3, 3, 0], [3, 3, 3]))
+    for name in ("balanced_accuracy", "macro_f1", "macro_auroc"):
+        assert scores[name] == {"value": None, "low": None, "high": None, "reason": "all images show NV"}
+    assert scores["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert scores["per_class"]["NV"]["auroc"]["reason"] == "every image shows NV"
+
+
+def test_each_replicate_s_scores_agree_with_scikit_learn_on_repeated_images() -> None:
+    split = random_split(120)
+    bootstrap = bootstrap_lesions(split.lesion_ids, n_replicates=6)
+    confusion = replicated_confusion(split.predicted, split.labels, 4, bootstrap)
+    replicates = _from_confusion(confusion, split.present)
     for index, draws in enumerate(bootstrap.draws):
         images = np.repeat(np.arange(120), draws[bootstrap.lesion_index].astype(int))
-        expected = point_metrics(softmax(logits[images]), labels[images], CODES)
-        for name in replicates:
-            assert replicates[name][index] == pytest.approx(expected[name]), name
-        assert balanced[index] == pytest.approx(expected["balanced_accuracy"])
+        labels, predicted = split.labels[images], split.predicted[images]
+        assert replicates["accuracy"][index] == pytest.approx((labels == predicted).mean())
+        balanced = sklearn_metrics.balanced_accuracy_score(labels, predicted)
+        assert replicates["balanced_accuracy"][index] == pytest.approx(balanced)
+        f1 = sklearn_metrics.f1_score(labels, predicted, average="weighted")
+        assert replicates["weighted_f1"][index] == pytest.approx(f1)
 
 
-def test_every_headline_and_per_class_number_has_an_interval_around_it() -> None:
-    logits, labels, lesions = drawn()
-    scores = score_split(softmax(logits), labels, CODES, bootstrap_lesions(lesions))
-    numbers = [scores[name] for name in HEADLINE] + [
-        scores["per_class"][code][name] for code in CODES for name in PER_CLASS
-    ]
+def test_every_number_has_an_interval_around_it() -> None:
+    scores = score_split(random_split())
+    numbers = [value for value in scores.values() if isinstance(value, dict) and "value" in value]
+    assert len(numbers) == 8
+    for code in CODES:
+        numbers += [value for value in scores["per_class"][code].values() if isinstance(value, dict)]
     for number in numbers:
         assert number["low"] < number["value"] < number["high"]
-    assert np.array(scores["confusion"]).sum() == 400
 
 
 def test_a_perfect_score_on_few_lesions_claims_no_certainty() -> None:
-    """Weights such as 18/61 do not add up to 1 to the last digit, so that replicates of 1 differ by rounding."""
-    labels = np.random.default_rng(0).choice(4, 61, p=[0.1, 0.2, 0.3, 0.4])
-    scores = score_split(np.eye(4)[labels], labels, CODES, bootstrap_lesions(np.arange(61)))
+    labels = np.random.default_rng(0).choice(4, 61, p=[0.1, 0.2, 0.3, 0.4]).tolist()
+    scores = score_split(certain_split(labels, labels))
     assert scores["accuracy"]["low"] == pytest.approx(0.025 ** (1 / 61))
     assert scores["weighted_recall"] == scores["accuracy"]
     for name in ("weighted_precision", "weighted_f1"):
-        assert scores[name] == {"value": 1, "low": None, "high": None, "reason": ALL_AGREE}
+        assert scores[name] == {"value": pytest.approx(1), "low": None, "high": None, "reason": ALL_AGREE}
 
 
 def test_order_of_images_does_not_change_the_numbers() -> None:
-    logits, labels, lesions = drawn()
-    order = np.random.default_rng(1).permutation(400)
-    first = score_split(softmax(logits), labels, CODES, bootstrap_lesions(lesions))
-    second = score_split(softmax(logits)[order], labels[order], CODES, bootstrap_lesions(lesions[order]))
+    split = random_split()
+    first, second = score_split(split), score_split(split.subset(np.random.default_rng(1).permutation(400)))
     assert first["balanced_accuracy"] == pytest.approx(second["balanced_accuracy"])
     assert first["per_class"]["MEL"]["auroc"] == pytest.approx(second["per_class"]["MEL"]["auroc"])
 
 
 def test_lesion_scores_average_the_probabilities_of_its_photos() -> None:
     probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
-    lesion_probs, labels, ids = by_lesion(probs, np.array([0, 1, 0]), ["x", "y", "x"])
-    assert ids.tolist() == ["x", "y"]
-    assert labels.tolist() == [0, 1]
-    assert lesion_probs == pytest.approx(np.array([[0.65, 0.35], [0.2, 0.8]]))
+    lesions = Split(("A", "B"), probs, np.array([0, 1, 0]), np.array(["x", "y", "x"])).by_lesion()
+    assert lesions.lesion_ids.tolist() == ["x", "y"]
+    assert lesions.labels.tolist() == [0, 1]
+    assert lesions.probs == pytest.approx(np.array([[0.65, 0.35], [0.2, 0.8]]))
 
 
 def test_a_near_duplicate_group_with_two_labels_counts_as_two_lesions() -> None:
     probs = np.array([[0.9, 0.1], [0.2, 0.8]])
-    lesion_probs, labels, ids = by_lesion(probs, np.array([0, 1]), ["x", "x"])
-    assert (labels.tolist(), ids.tolist()) == ([0, 1], ["x", "x"])
-    assert lesion_probs == pytest.approx(probs)
+    lesions = Split(("A", "B"), probs, np.array([0, 1]), np.array(["x", "x"])).by_lesion()
+    assert (lesions.labels.tolist(), lesions.lesion_ids.tolist()) == ([0, 1], ["x", "x"])
+    assert lesions.probs == pytest.approx(probs)
 
 
 def test_calibration_scores_agree_with_scikit_learn() -> None:
-    logits, labels, lesions = drawn(600)
-    got = score_calibration(logits, labels, CODES, bootstrap_lesions(lesions))
-    probs = softmax(logits)
+    split = random_split(600)
+    got, probs, labels = score_calibration(split.probs, split), split.probs, split.labels
     assert got["nll"]["value"] == pytest.approx(sklearn_metrics.log_loss(labels, probs))
-    brier = sum(sklearn_metrics.brier_score_loss(labels == index, probs[:, index]) for index in range(4))
+    brier = sum(sklearn_metrics.brier_score_loss(labels == label, probs[:, label]) for label in range(4))
     assert got["brier"]["value"] == pytest.approx(brier)
     correct, confidence = calibration_curve(
         probs.argmax(axis=1) == labels, probs.max(axis=1), n_bins=15, strategy="quantile"
@@ -176,28 +196,31 @@ def test_calibration_scores_agree_with_scikit_learn() -> None:
     assert got["ece_per_class"]["MEL"]["value"] == pytest.approx(np.abs(correct - confidence).mean(), abs=1e-9)
 
 
-def test_labels_of_a_calibrated_model_follow_its_probabilities_and_its_lesions() -> None:
-    probs = softmax(drawn(60)[0])
+def test_the_ece_at_equal_priors_weighs_the_diagnoses_alike() -> None:
+    """15 images of A are predicted A at 0.8, and so are 4 images of B; all are in one bin."""
+    probs = np.array([[0.8, 0.2]] * 15 + [[0.8, 0.2]] * 4)
+    split = Split(("A", "B"), probs, np.array([0] * 15 + [1] * 4), np.arange(19))
+    assert ece_at_equal_priors(split)["value"] == pytest.approx(abs(0.8 - 0.5))
+    assert expected_calibration_error(probs.max(axis=1), split.labels == 0) == pytest.approx(abs(0.8 - 15 / 19))
+
+
+def test_simulated_labels_follow_the_probabilities_and_the_lesions() -> None:
+    probs = random_split(60).probs.copy()
     probs[1] = probs[0]
     labels = calibrated_labels(probs, bootstrap_lesions(np.repeat(np.arange(30), 2), n_replicates=4000))
-    for index in range(4):
-        assert (labels == index).mean(axis=0) == pytest.approx(probs[:, index], abs=0.04)
+    for label in range(4):
+        assert (labels == label).mean(axis=0) == pytest.approx(probs[:, label], abs=0.04)
     assert np.array_equal(labels[:, 0], labels[:, 1])  # photos of one lesion with the same probabilities
     assert not np.array_equal(labels[:, 0], labels[:, 2])
+    many = np.zeros((4, 200))
+    many[:, 190] = 1
+    assert (calibrated_labels(many, bootstrap_lesions(np.arange(4), n_replicates=3)) == 190).all()
 
 
-def test_of_many_diagnoses_the_last_is_drawn_too_and_a_reason_names_only_the_first() -> None:
-    probs = np.zeros((4, 200))
-    probs[:, 190] = 1
-    assert (calibrated_labels(probs, bootstrap_lesions(np.arange(4), n_replicates=3)) == 190).all()
-    assert no_image_of(["A", "B"]) == "no image of A, B"
-    assert no_image_of(list("ABCDEFGH")) == "no image of A, B, C, D, E and 3 more"
-
-
-def test_the_band_beside_an_ece_is_that_of_the_scikit_learn_errors_of_drawn_labels() -> None:
-    logits, labels, _ = drawn(600)
-    probs, rng = softmax(logits), np.random.default_rng(5)
-    got = score_calibration(logits, labels, CODES, bootstrap_lesions(np.arange(600)))["ece_per_class"]["MEL"]
+def test_the_range_beside_an_ece_is_that_of_the_scikit_learn_errors_of_simulated_labels() -> None:
+    split, rng = random_split(600), np.random.default_rng(5)
+    split = Split(CODES, split.probs, split.labels, np.arange(600))
+    got, probs = score_calibration(split.probs, split)["ece_per_class"]["MEL"], split.probs
     errors = []
     for _ in range(600):
         shown = rng.random(600) < probs[:, 2]
@@ -220,65 +243,53 @@ def test_equal_confidences_share_a_bin() -> None:
     assert set(np.unique(bins)) == set(range(bins.max() + 1))
 
 
+def melanoma_split(melanoma: list[float], labels: list[int]) -> Split:
+    probs = np.zeros((len(labels), 4))
+    probs[:, 2], probs[:, 3] = melanoma, 1 - np.array(melanoma)
+    ids = [f"image_{number}" for number in range(len(labels))]
+    outputs = Outputs(ids, np.array(labels), probs, probs)
+    return Split(CODES, probs, np.array(labels), np.arange(len(labels)), outputs=outputs)
+
+
 def test_operating_point_scores_are_worked_out_by_hand() -> None:
-    point = OperatingPoint("MEL@90", ("MEL",), 0.9, 0.5, 0.9, 0.5, 1, 1)
-    melanoma = np.array([0.9, 0.8, 0.7, 0.2, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1])
-    probs = np.zeros((10, 4))
-    probs[:, 2], probs[:, 3] = melanoma, 1 - melanoma
-    labels = np.array([2, 2, 2, 2, 3, 3, 3, 3, 3, 3])
-    got = score_operating_point(point, probs, labels, CODES, bootstrap_lesions(np.arange(10)))
+    split = melanoma_split([0.9, 0.8, 0.7, 0.2, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1], [2, 2, 2, 2, 3, 3, 3, 3, 3, 3])
+    got = score_operating_point(POINT, split)
     assert got["sensitivity"]["value"] == pytest.approx(3 / 4)
     assert got["specificity"]["value"] == pytest.approx(5 / 6)
-    here, assumed = got["at_prevalence"]
-    assert (here["prevalence"], here["ppv"]["value"], here["npv"]["value"]) == pytest.approx((0.4, 3 / 4, 5 / 6))
+    assert got["missed"] == ["image_3"]
     ppv = 0.75 * 0.02 / (0.75 * 0.02 + (1 / 6) * 0.98)
     npv = (5 / 6) * 0.98 / ((5 / 6) * 0.98 + 0.25 * 0.02)
-    assert (assumed["ppv"]["value"], assumed["npv"]["value"]) == pytest.approx((ppv, npv))
+    assert (got["prevalence"], got["ppv"]["value"], got["npv"]["value"]) == pytest.approx((0.02, ppv, npv))
 
 
-def test_a_perfect_score_on_few_lesions_is_no_certain_predictive_value() -> None:
-    point = OperatingPoint("MEL@90", ("MEL",), 0.9, 0.5, 0.9, 0.5, 1, 1)
-    labels = np.array([2] * 10 + [3] * 10)
-    got = score_operating_point(point, np.eye(4)[labels], labels, CODES, bootstrap_lesions(np.arange(20)))
-    ppv, low = got["at_prevalence"][1]["ppv"], got["specificity"]["low"]
-    assert ppv["value"] == 1
-    sensitivity = got["sensitivity"]["low"]
-    assert ppv["low"] == pytest.approx(sensitivity * 0.02 / (sensitivity * 0.02 + (1 - low) * 0.98))
-    assert ppv["low"] < 0.1
+def test_a_perfect_score_has_no_certain_predictive_value() -> None:
+    got = score_operating_point(POINT, melanoma_split([1.0] * 10 + [0.0] * 10, [2] * 10 + [3] * 10))
+    assert got["ppv"] == {"value": 1, "low": None, "high": None, "reason": ALL_AGREE}
 
 
 def test_operating_point_without_positives_is_not_estimable() -> None:
-    point = OperatingPoint("MEL@90", ("MEL",), 0.9, 0.5, 0.9, 0.5, 1, 1)
-    got = score_operating_point(point, np.full((4, 4), 0.25), np.full(4, 3), CODES, bootstrap_lesions(np.arange(4)))
+    got = score_operating_point(POINT, melanoma_split([0.25] * 4, [3] * 4))
     assert got["sensitivity"]["value"] is None
     assert "MEL" in got["sensitivity"]["reason"]
-    assert got["at_prevalence"][1]["ppv"]["value"] is None
+    assert got["ppv"]["value"] is None
 
 
-def test_detection_scores_are_worked_out_by_hand() -> None:
-    inside, outside = np.arange(100.0), np.array([98.5, 50.5, 200.0, 10.5])
-    got = score_detection(inside, outside)
-    assert got["auroc"] == pytest.approx((99 + 51 + 100 + 11) / 400)
-    # 95 % of the inside images lie at or below 95; two of the four outside ones do as well.
-    assert got["fpr_at_95_tpr"] == pytest.approx(2 / 4)
-
-
-def test_risk_coverage_of_a_case_worked_by_hand() -> None:
-    coverage, risk = risk_coverage(np.array([0.4, 0.1, 0.3, 0.2]), np.array([True, False, True, False]))
-    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
-    assert risk == pytest.approx(np.array([0, 0, 1 / 3, 1 / 2]))
+def test_false_positives_are_worked_out_by_hand() -> None:
+    # 95 % of the inside images are at or below 95; two of the four outside ones are as well.
+    assert false_positives_at_95(np.arange(100.0), np.array([98.5, 50.5, 200.0, 10.5])) == pytest.approx(2 / 4)
 
 
 def test_balanced_accuracy_of_a_group_is_over_the_diagnoses_that_occur() -> None:
-    predicted, labels = np.array([0, 0, 1, 3]), np.array([0, 1, 1, 1])
-    number = score_balanced(predicted, labels, CODES, bootstrap_lesions(np.arange(4)))
-    assert number["value"] == pytest.approx((1 + 1 / 3) / 2)
-    number = score_balanced(predicted[1:], labels[1:], CODES, bootstrap_lesions(np.arange(3)))
+    split = certain_split([0, 0, 1, 3], [0, 1, 1, 1])
+    assert score_balanced(split.predicted, split)["value"] == pytest.approx((1 + 1 / 3) / 2)
+    gain = balanced_accuracy_gain(split.labels, split.predicted, split)
+    assert gain["value"] == pytest.approx(1 - (1 + 1 / 3) / 2)
+    number = score_balanced(split.predicted[1:], split.subset(np.array([1, 2, 3])))
     assert (number["value"], number["reason"]) == (None, "all images show BKL")
 
 
 def test_log_softmax_agrees_with_scipy() -> None:
     from scipy.special import log_softmax as reference
 
-    logits, _, _ = drawn(50)
+    logits = np.random.default_rng(0).normal(size=(50, 4))
     assert log_softmax(logits) == pytest.approx(reference(logits, axis=1))

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from modeling.evaluation.bootstrap import bootstrap_lesions
 from modeling.evaluation.ood import FAR_KINDS, SIDE_PX, far_images
-from modeling.evaluation.robustness import CHANGES, change_images, score_change
+from modeling.evaluation.robustness import CHANGES, change_image, score_change
+from modeling.evaluation.split import Split
 
 CODES = ("BCC", "BKL", "MEL", "NV")
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_change_changes_the_image_the_same_way_each_time_and_keeps_its_size(name, lesion_image) -> None:
-    first, second = (change_images(name, [lesion_image])[0] for _ in range(2))
+    first, second = (change_image(name, lesion_image, 0) for _ in range(2))
     assert np.array_equal(first, second)
     assert first.mode == "RGB"
     assert sorted(first.size) == sorted(lesion_image.size)
@@ -18,22 +18,22 @@ def test_every_change_changes_the_image_the_same_way_each_time_and_keeps_its_siz
 
 
 def test_turning_shows_no_black_corners(lesion_image) -> None:
-    assert np.asarray(change_images("rotation 15°", [lesion_image])[0]).min() > 20
+    assert np.asarray(change_image("rotation 15°", lesion_image, 0)).min() > 20
 
 
 def test_score_of_a_change_is_worked_out_by_hand() -> None:
-    labels, plain = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0])
-    got = score_change(plain, np.array([0, 1, 1, 0]), labels, CODES, bootstrap_lesions(np.arange(4)))
+    split = Split(CODES, np.eye(4)[[0, 0, 1, 0]], np.array([0, 0, 1, 1]), np.arange(4))
+    got = score_change(np.array([0, 1, 1, 0]), split)
     assert got["flip_rate"]["value"] == 0.25
     assert got["balanced_accuracy"]["value"] == 0.5
     assert got["balanced_accuracy_gain"]["value"] == pytest.approx(-0.25)
-    same = score_change(plain, plain, labels, CODES, bootstrap_lesions(np.arange(4)))
+    same = score_change(split.predicted, split)
     assert same["flip_rate"]["value"] == 0
     assert same["balanced_accuracy_gain"]["value"] == 0
 
 
 @pytest.mark.parametrize("kind", FAR_KINDS)
-def test_images_of_something_else_are_repeatable_and_all_different(kind) -> None:
+def test_far_images_are_repeatable_and_all_different(kind) -> None:
     images = [np.asarray(image) for image in far_images(kind, 6)]
     assert all(image.shape == (SIDE_PX, SIDE_PX, 3) for image in images)
     assert all(np.array_equal(a, b) for a, b in zip(images, far_images(kind, 6), strict=True))

@@ -31,7 +31,7 @@ from modeling.operating_points import fit_operating_points
 from modeling.preprocessing import Preprocessing
 from modeling.training.onnx_export import export_onnx
 
-LESIONS_PER_DIAGNOSIS, LESIONS_LEFT_OUT = 24, 4
+LESIONS_PER_DIAGNOSIS, LESIONS_LEFT_OUT = 40, 4
 RECORD = {"train/loss": 1.2, "val/loss": 1.1, "val/balanced_accuracy": 0.5, "val/accuracy": 0.5}
 
 
