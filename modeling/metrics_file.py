@@ -114,7 +114,7 @@ class Data(Section):
     fingerprint: Name | None
     splits_sha256: Sha256
     protocol: Literal["lesion", "original", "given", "file", "external"]
-    """how the splits were made: by lesion, by image as in the reference system, by the dataset, by a file; external: all is test"""
+    """how the splits were made: by lesion, by image as in the reference system, by the dataset, by a file; or all is test"""
     split_unit: Literal["lesion", "image"]
     """measured: lesion if the images of each lesion are in one split"""
     test_source: Name | None

@@ -48,7 +48,9 @@ class EvaluationOptions:
     )
     output: str = option("evaluation", "Folder for metrics.json, figures/ and predictions.csv; not the model folder.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub repository.")
-    verify: bool = option(False, "Only compare the model folder's files with the hashes that they state; reads no data.")
+    verify: bool = option(
+        False, "Only compare the model folder's files with the hashes that they state; reads no data."
+    )
 
 
 def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:

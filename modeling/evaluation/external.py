@@ -54,7 +54,9 @@ def open_external(
     hashes = file_beside(classifier.source, HASHES_NAME)
     if hashes is None:
         left_out = pd.DataFrame(columns=["image_id", "reason"])
-        compared_by = f"nothing: the model was published without {HASHES_NAME}, so it may have seen some of these images"
+        compared_by = (
+            f"nothing: the model was published without {HASHES_NAME}, so it may have seen some of these images"
+        )
     else:
         left_out = find_known(loaded.hashes, read_hashes(hashes))
         compared_by = "image id, lesion id and image content"
@@ -93,7 +95,9 @@ def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, 
         "left_out": external.left_out,
         "headline": headline_rows(own, metrics) if own else missing,
         "calibration": calibration_in_the_large(context.test),
-        "challenge": score_challenge(context) if external.challenge else {"reason": "not the official test of ISIC 2019"},
+        "challenge": score_challenge(context)
+        if external.challenge
+        else {"reason": "not the official test of ISIC 2019"},
     }
 
 
@@ -195,7 +199,9 @@ def _challenge_answers(context: Context, split: Split) -> np.ndarray:
     return answers
 
 
-def challenge_score(answers: np.ndarray, truths: np.ndarray, lesions: np.ndarray, codes: tuple[str, ...]) -> dict[str, Any]:
+def challenge_score(
+    answers: np.ndarray, truths: np.ndarray, lesions: np.ndarray, codes: tuple[str, ...]
+) -> dict[str, Any]:
     """Return the mean recall of answers (N,) of str over the challenge's classes, and the recall of each class."""
     label_of = {name: label for label, name in enumerate(CHALLENGE_CLASSES)}
     predicted, labels = (np.array([label_of[name] for name in names]) for names in (answers, truths))

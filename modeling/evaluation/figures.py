@@ -85,7 +85,9 @@ def _reliability(axes: Axes, metrics: Mapping[str, Any], context: Context) -> di
         CalibrationDisplay(correct, confidence, confidence).plot(
             ax=axes, name=f"{moment} calibration", ref_line=moment == "after"
         )
-    axes.set(xlabel="probability of the prediction", ylabel="fraction correct", xlim=(0, 1), ylim=(0, 1.01), aspect="auto")
+    axes.set(
+        xlabel="probability of the prediction", ylabel="fraction correct", xlim=(0, 1), ylim=(0, 1.01), aspect="auto"
+    )
     for line in axes.get_lines():
         if line.get_label() == "Perfectly calibrated":
             line.set(color=GREY, label="perfect")
@@ -93,9 +95,9 @@ def _reliability(axes: Axes, metrics: Mapping[str, Any], context: Context) -> di
     ece = {moment: _number(metrics["calibration"]["test"][moment]["ece"]) for moment in ("before", "after")}
     return {
         "title": f"Calibration error {ece['after']}",
-        "caption": "Probability of the prediction against the fraction correct on test, at the dataset's mix of diagnoses, in bins "
-        "of equally many images.",
-        "alt": f"Reliability diagram on test. Expected calibration error {ece['before']} before calibration, {ece['after']} after.",
+        "caption": "Probability of the prediction against the fraction correct on test, at the dataset's mix of diagnoses, in "
+        "bins of equally many images.",
+        "alt": f"Reliability diagram on test. Calibration error (ECE) {ece['before']} before calibration, {ece['after']} after.",
     }
 
 
@@ -130,8 +132,8 @@ def _robustness(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dic
     worst = [name for name, rate in rates.items() if rate["value"] == highest]
     return {
         "title": f"At most {highest:.0%} of predictions flip" if highest else "No prediction flips",
-        "caption": "Flip rate: the fraction of predictions that change when the image is changed, with 95 % intervals; a sample of "
-        "test.",
+        "caption": "Flip rate: the fraction of predictions that change when the image is changed, with 95 % intervals; a "
+        "sample of test.",
         "alt": f"Flip rates under {len(rates)} changes of the image. Highest: {highest:.2f} ({', '.join(worst)})."
         if highest
         else f"Flip rates under {len(rates)} changes of the image: all are 0.",

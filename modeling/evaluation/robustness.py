@@ -100,7 +100,8 @@ def robustness_section(context: Context) -> dict[str, Any]:
         "balanced_accuracy": score_balanced(sample.predicted, sample),
         "changes": {name: score_change(predicted[:, place], sample) for place, name in enumerate(CHANGES)},
         "test_time_augmentation": score_change(
-            np.array([sample.label_of[answer.diagnosis] for answer in augmented if isinstance(answer, Prediction)]), sample
+            np.array([sample.label_of[answer.diagnosis] for answer in augmented if isinstance(answer, Prediction)]),
+            sample,
         ),
     }
 
@@ -112,4 +113,3 @@ def score_change(changed: np.ndarray, split: Split) -> dict[str, Any]:
         "balanced_accuracy": score_balanced(changed, split),
         "balanced_accuracy_gain": balanced_accuracy_gain(changed, split.predicted, split),
     }
-

@@ -9,8 +9,16 @@ from safetensors import safe_open
 from modeling.abstention import AbstentionRule
 from modeling.calibration import softmax
 from modeling.data.splits import leakage, lesions_of, splits_hash
-from modeling.evaluation.bootstrap import LEVEL, N_REPLICATES, SEED, estimate, estimate_rate, not_estimable
-from modeling.evaluation.bootstrap import bootstrap_lesions, replicated_ranking
+from modeling.evaluation.bootstrap import (
+    LEVEL,
+    N_REPLICATES,
+    SEED,
+    bootstrap_lesions,
+    estimate,
+    estimate_rate,
+    not_estimable,
+    replicated_ranking,
+)
 from modeling.evaluation.context import Context
 from modeling.evaluation.metrics import (
     ece_at_equal_priors,
@@ -24,8 +32,8 @@ from modeling.evaluation.metrics import (
 from modeling.evaluation.split import Split
 from modeling.labels import diagnosis_of
 from modeling.model_folder import WEIGHTS_NAME, fetch
-from modeling.schema import plain
 from modeling.operating_points import TARGET_SENSITIVITIES, operating_targets
+from modeling.schema import plain
 
 NOT_IN_ORIGINAL = ("weight_decay", "warmup_epochs", "max_grad_norm", "patience")  # options that this recipe ignores
 N_FAILURES = 10
@@ -231,7 +239,10 @@ def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[st
     """Return the options that had an effect, the initial weights, and one record for each epoch."""
     options, origin = dict((run or {}).get("options", {})), (run or {}).get("origin")
     original = options.get("recipe") == "original"
-    unused = {*(NOT_IN_ORIGINAL if original else ()), *(("pretrained",) if origin and origin["kind"] == "weights" else ())}
+    unused = {
+        *(NOT_IN_ORIGINAL if original else ()),
+        *(("pretrained",) if origin and origin["kind"] == "weights" else ()),
+    }
     selection = "val/accuracy" if original else "val/balanced_accuracy"
     best = max(history, key=lambda record: record[selection], default=None)
     return {

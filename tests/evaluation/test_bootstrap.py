@@ -45,6 +45,7 @@ def test_ranking_scores_of_each_replicate_agree_with_scikit_learn(decimals: int)
         assert precision == pytest.approx(average_precision_score(positive, scores, sample_weight=weights), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_of_clustered_data_cover_the_truth_at_their_nominal_rate() -> None:
     """60 lesions with 1 to 8 photos that are mostly right or wrong together; the truth is the mean over all lesions."""
     rng = np.random.default_rng(0)

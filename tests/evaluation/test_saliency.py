@@ -34,7 +34,9 @@ def test_a_constant_map_scores_by_area_whatever_the_order_of_its_ties() -> None:
     fraction = mask.mean()
     got = score_map(np.ones(mask.shape, np.float32), mask)
     hits = mask.sum() * fraction
-    assert got == pytest.approx({"heat_inside": fraction, "pointing_game": fraction, "iou": hits / (2 * mask.sum() - hits)})
+    assert got == pytest.approx(
+        {"heat_inside": fraction, "pointing_game": fraction, "iou": hits / (2 * mask.sum() - hits)}
+    )
 
 
 def test_a_map_without_heat_is_undefined_and_not_zero() -> None:

@@ -1,6 +1,6 @@
 """docs/metrics.md, generated from the models of `modeling/metrics_file.py`.
 
-    python tests/support/metrics_page.py > docs/metrics.md
+python tests/support/metrics_page.py > docs/metrics.md
 """
 
 from typing import Any
