@@ -40,7 +40,9 @@ def main() -> int:
     subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *TOOLS], check=True)
     megabytes = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     print(f"first answer: {answer['verdict']}")
-    print(f"{seconds:.0f} s (install {installed:.0f} s), {megabytes:.0f} MB, torch {'installed' if torch else 'not installed'}")
+    print(
+        f"{seconds:.0f} s (install {installed:.0f} s), {megabytes:.0f} MB, torch {'installed' if torch else 'not installed'}"
+    )
     met = {
         f"at most {MAX_SECONDS} s": seconds <= MAX_SECONDS,
         f"at most {MAX_MB} MB": megabytes <= MAX_MB,
@@ -72,9 +74,7 @@ def ask(address: str, photo: Path, server: subprocess.Popen) -> dict:
     body += photo.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
     while True:
         try:
-            sent = post(
-                f"{address}/gradio_api/upload", body, f"multipart/form-data; boundary={boundary}"
-            )
+            sent = post(f"{address}/gradio_api/upload", body, f"multipart/form-data; boundary={boundary}")
             break
         except OSError:
             if server.poll() is not None:
