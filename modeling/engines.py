@@ -21,6 +21,7 @@ from modeling.calibration import softmax
 from modeling.config import Config
 from modeling.files import ModelFolderError, shortened
 from modeling.model_folder import CONFIG_NAME, ONNX_NAME, WEIGHTS_NAME, ModelFolder, checked_file, fetch
+from modeling.onnx_trial import run_in_child
 from modeling.runtime import memory_is_kept, own_cores
 
 EngineName = Literal["onnx", "torch"]
@@ -104,8 +105,14 @@ class OnnxEngine:
         self._source, self._config = source, config
         self.n_parallel = own_cores()
         self.path = fetch(source, ONNX_NAME)
+        sha256, size = config["lesion"]["onnx_sha256"], config["pretrained_cfg"]["input_size"][1]
+        checked_file(self.path, sha256)
+        if failure := run_in_child(self.path, sha256 or "", size):
+            raise ModelFolderError(
+                f"{self.path}: ONNX Runtime cannot load and run this network within bounds of time and memory "
+                f"({failure}); download the folder again, or update onnxruntime."
+            )
         self._session = self._open_session(own_cores())
-        size = config["pretrained_cfg"]["input_size"][1]
         shapes = [(one.name, one.type, one.shape[1:]) for one in self._session.get_inputs()]
         outputs = {one.name for one in self._session.get_outputs()}
         if shapes != [("pixel_values", "tensor(float)", [3, size, size])] or not {"logits", "features"} <= outputs:
@@ -128,7 +135,10 @@ class OnnxEngine:
         """
         session = self._single_thread_session if single_thread and self.n_parallel > 1 else self._session
         names = ["logits", "features", *(["evidence"] if evidence and self._has_evidence else [])]
-        outputs = ModelOutputs(*session.run(names, {"pixel_values": np.ascontiguousarray(pixel_values)}))
+        try:
+            outputs = ModelOutputs(*session.run(names, {"pixel_values": np.ascontiguousarray(pixel_values)}))
+        except Exception as error:  # ONNX Runtime's own classes, which derive from Exception alone
+            raise ModelFolderError(f"{self.path}: ONNX Runtime cannot run it ({str(error)[:300]}).") from error
         if evidence and not self._has_evidence:
             return replace(outputs, evidence=self._torch.forward(pixel_values, evidence=True).evidence)
         return outputs
@@ -151,18 +161,12 @@ class OnnxEngine:
         import onnxruntime
 
         # From bytes, so that the file cannot make ONNX Runtime open others.
-        content = checked_file(self.path, self._config["lesion"]["onnx_sha256"]).read_bytes()
+        content = self.path.read_bytes()
         options = onnxruntime.SessionOptions()
         # Set explicitly, so that ONNX Runtime keeps to the cores of this process and pins its threads to none of them.
         options.intra_op_num_threads = n_threads
         options.log_severity_level = 4  # what it would print about an untrusted file is in the error
-        try:
-            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its own classes, which derive from Exception alone
-            raise ModelFolderError(
-                f"{self.path}: ONNX Runtime cannot read it ({str(error)[:300]}); download the folder again, or update "
-                "onnxruntime."
-            ) from error
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def open_torch(source: ModelFolder, config: Config, device: str) -> "TorchEngine":

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,16 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    # By the name given, not by its commit: the cache then knows the name too when the Hub is down.
+    download = partial(snapshot_download, repo_id, revision=revision, allow_patterns=[CONFIG_NAME])
     try:
         HfApi().model_info(repo_id, revision=revision, timeout=15)
-        from_cache = False
+        folder, from_cache = download(), False
     except HFValidationError:
         raise ModelFolderError(
             f"{repo_id!r:.300} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
@@ -101,20 +102,14 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         raise ModelFolderError(
             f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit hash."
         ) from None
-    except Exception as error:
-        # Whatever keeps the Hub from answering (no network, a fault on its side, offline mode), an earlier download serves.
-        from_cache, reason = True, f"{type(error).__name__}: {error}"
-    try:
-        # By the name asked for, not by its commit: the cache then knows the name too when the Hub is down.
-        folder = snapshot_download(
-            repo_id, revision=revision, allow_patterns=[CONFIG_NAME], local_files_only=from_cache
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        detail = reason if from_cache else f"{type(error).__name__}: {error}"
-        raise ModelFolderError(
-            f"{repo_id} could not be downloaded and no earlier download of it is on this machine ({detail}); "
-            "check the network and try again, or give a model folder."
-        ) from error
+    except Exception as error:  # whatever keeps the Hub from answering, an earlier download is used
+        try:
+            folder, from_cache = download(local_files_only=True), True
+        except Exception:
+            raise ModelFolderError(
+                f"{repo_id} could not be downloaded and no earlier download of it is on this machine "
+                f"({type(error).__name__}: {str(error)[:300]}); check the network and try again, or give a model folder."
+            ) from error
     return ModelFolder(Path(folder), model_id=repo_id, revision=Path(folder).name, from_cache=from_cache)
 
 
@@ -124,8 +119,8 @@ def read_config(folder: Path) -> Config:
     Raises:
         ModelFolderError: If the folder was not written by this package, or the file is damaged.
     """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
+    path = file_in(folder, CONFIG_NAME)
+    if path is None:
         raise ModelFolderError(f"{folder} has no {CONFIG_NAME}; give the folder `model` of a run or a Hub repository.")
     content = read_json(path)
     lesion = content.get("lesion")
@@ -184,18 +179,15 @@ def file_beside(source: ModelFolder, name: str) -> Path | None:
     Raises:
         ModelFolderError: If the Hub does not say whether it has one, and no earlier download of it is on this machine.
     """
-    path = source.path / name
-    if path.is_file():
+    path = file_in(source.path, name)
+    if path is not None or source.revision is None:
         return path
-    if source.revision is None:
-        return None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    download = partial(hf_hub_download, source.model_id, name, revision=source.revision)
     try:
-        return Path(
-            hf_hub_download(source.model_id, name, revision=source.revision, local_files_only=source.from_cache)
-        )
+        return Path(download(local_files_only=source.from_cache))
     except RemoteEntryNotFoundError:
         return None
     except Exception as error:  # whatever keeps the Hub from answering
@@ -203,3 +195,16 @@ def file_beside(source: ModelFolder, name: str) -> Path | None:
             f"{name} of {source.model_id} could not be downloaded ({type(error).__name__}: {str(error)[:300]}); "
             "check the network and try again, or give a model folder."
         ) from error
+
+
+def file_in(folder: Path, name: str) -> Path | None:
+    """Return a file of a folder on this machine; None if there is no such file.
+
+    Raises:
+        ModelFolderError: If it is a link out of the folder, which could show any file of this machine to others.
+    """
+    path, inside = folder / name, folder.resolve()
+    # The Hub's cache holds links to files in `blobs`.
+    if not path.resolve().is_relative_to(inside) and not path.resolve().is_relative_to(inside.parent.parent / "blobs"):
+        raise ModelFolderError(f"{path} is a link out of the model folder; put the file itself there.")
+    return path if path.is_file() else None

@@ -16,9 +16,10 @@ from timm.layers.padding import pad_same_arg
 from torch import nn
 
 from modeling.engines import OUTPUT_NAMES
-from modeling.files import ModelFolderError
+from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.network import TimmModel
+from modeling.onnx_trial import remember
 from modeling.schema import plain
 
 OPSET = 18  # read by ONNX Runtime from 1.14 on, its web build included
@@ -72,6 +73,7 @@ def export_onnx(model: TimmModel, path: Path, *, codes: Sequence[str], lesion: M
                 f"may use an operation that torch {torch.__version__} exports wrongly."
             )
         new.replace(path)
+    remember(file_sha256(path))  # it has just run here
     return (
         f"{path}: opset {OPSET}, {path.stat().st_size / 1e6:.1f} MB; its logits differ from torch's by "
         f"{logit_difference:.1e} at most, its feature maps by {map_difference:.1e} of their largest value."
