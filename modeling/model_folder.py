@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         return ModelFolder(path, model_id=name, revision=None)
     repo_id = str(repo_or_folder)
     # Imported late: a local folder must open without the Hub client's start-up cost.
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -80,11 +79,11 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         RevisionNotFoundError,
     )
 
-    # By the name given, not by its commit: the cache then knows the name too when the Hub is down.
-    download = partial(snapshot_download, repo_id, revision=revision, allow_patterns=[CONFIG_NAME])
     try:
+        earlier = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
         HfApi().model_info(repo_id, revision=revision, timeout=15)
-        folder, from_cache = download(), False
+        # By the name given, not by its commit: the cache then knows the name too when the Hub is down.
+        folder, from_cache = snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG_NAME]), False
     except HFValidationError:
         raise ModelFolderError(
             f"{repo_id!r:.300} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
@@ -103,13 +102,12 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
             f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit hash."
         ) from None
     except Exception as error:  # whatever keeps the Hub from answering, an earlier download is used
-        try:
-            folder, from_cache = download(local_files_only=True), True
-        except Exception:
+        if not isinstance(earlier, str):
             raise ModelFolderError(
                 f"{repo_id} could not be downloaded and no earlier download of it is on this machine "
                 f"({type(error).__name__}: {str(error)[:300]}); check the network and try again, or give a model folder."
             ) from error
+        folder, from_cache = str(Path(earlier).parent), True
     return ModelFolder(Path(folder), model_id=repo_id, revision=Path(folder).name, from_cache=from_cache)
 
 
@@ -185,9 +183,10 @@ def file_beside(source: ModelFolder, name: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    download = partial(hf_hub_download, source.model_id, name, revision=source.revision)
     try:
-        return Path(download(local_files_only=source.from_cache))
+        return Path(
+            hf_hub_download(source.model_id, name, revision=source.revision, local_files_only=source.from_cache)
+        )
     except RemoteEntryNotFoundError:
         return None
     except Exception as error:  # whatever keeps the Hub from answering

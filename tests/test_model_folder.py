@@ -260,16 +260,32 @@ def test_code_in_the_folder_is_never_run(folder, tmp_path):
     assert not marker.exists()
 
 
-def test_links_out_of_the_folder_give_nothing_away(folder, tmp_path):
-    secret = tmp_path / "secret"
-    secret.write_text("password: 1234")
-    (folder / "config.json").unlink()
-    for target, words in ((secret, "not valid JSON"), ("/dev/zero", "has no config.json"), (tmp_path, "has no config")):
-        (folder / "config.json").symlink_to(target)
-        with pytest.raises(ModelFolderError, match=words) as caught:
-            load_model_folder(folder)
-        assert "1234" not in str(caught.value)
-        (folder / "config.json").unlink()
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "onnx/model.onnx", "metrics.json"])
+def test_links_out_of_the_folder_are_refused(tiny_model_folder, tmp_path, name):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    for target in ("/etc/passwd", "/dev/zero", tiny_model_folder / name, tmp_path / "not there"):
+        (folder / name).symlink_to(target)
+        with pytest.raises(ModelFolderError, match="is a link out of the model folder"):
+            file_beside(resolve_model_folder(folder), name)
+        if name in ("config.json", "onnx/model.onnx"):
+            with pytest.raises(ModelFolderError, match="is a link out of the model folder"):
+                LesionClassifier.from_pretrained(folder, device="cpu")
+        (folder / name).unlink()
+    with pytest.raises(ModelFolderError, match="is a link out of the model folder"):
+        file_beside(resolve_model_folder(folder), "../../etc/passwd")
+
+
+def test_a_snapshot_in_the_hubs_cache_opens_as_a_folder(tiny_model_folder, lesion_image, tmp_path):
+    """There, every file is a link to one in `blobs`."""
+    snapshot, blobs = tmp_path / "models--me--x" / "snapshots" / "abc", tmp_path / "models--me--x" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(path for path in tiny_model_folder.rglob("*") if path.is_file()):
+        shutil.copyfile(path, blobs / str(number))
+        link = snapshot / path.relative_to(tiny_model_folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    assert LesionClassifier.from_pretrained(snapshot, device="cpu").predict(lesion_image).probability > 0
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"a": ' * 5000, "\x00"])
@@ -403,6 +419,23 @@ def test_an_earlier_download_serves_while_the_hub_is_down(folder, revision, monk
         assert (again.revision, again.source.from_cache) == (repo.head.oid, True)
         with pytest.raises(ModelFolderError, match="no earlier download"):
             LesionClassifier.from_pretrained("me/others", device="cpu")
+
+
+@pytest.mark.slow  # the Hub's client tries for a while
+def test_a_connection_that_breaks_is_said_in_a_sentence_and_an_earlier_download_serves(folder, monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        hub.add_repo("me/lesions", folder)
+        hub.fail("resolve", kind="lost", times=float("inf"))
+        with pytest.raises(ModelFolderError, match="me/lesions could not be downloaded and no earlier download"):
+            LesionClassifier.from_pretrained("me/lesions", device="cpu")
+        hub.heal()
+        first = LesionClassifier.from_pretrained("me/lesions", device="cpu")
+        edit(folder, lambda config: config["lesion"].update(run_id="later"))
+        hub.add_repo("me/lesions", folder)
+        hub.fail("resolve", kind="lost", times=float("inf"))
+        again = LesionClassifier.from_pretrained("me/lesions", device="cpu")
+        assert (again.revision, again.source.from_cache) == (first.revision, True)
 
 
 @pytest.mark.slow  # the Hub's client tries for a while
