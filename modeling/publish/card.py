@@ -1,5 +1,7 @@
-"""Render the model card and its second level from metrics.json and config.json."""
+"""Render the model card, its second level and the notebook from the metrics.json and config.json of a model folder."""
 
+import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -8,65 +10,51 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from modeling.files import ROOT, ModelFolderError, write_json
+from modeling.files import ROOT, ModelFolderError, read_json
 from modeling.formatting import format_estimate, format_number
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import METRICS_NAME, UNKNOWN_ORIGIN, read_config
+from modeling.model_folder import EXAMPLES_NAME, METRICS_NAME, read_config
 from modeling.publish.hub import PublishError
 
-CARD_NAME, EVALUATION_NAME = "README.md", "evaluation.md"
+CARD_NAME, EVALUATION_NAME, NOTEBOOK_NAME = "README.md", "evaluation.md", "notebook.ipynb"
 TEMPLATES = {CARD_NAME: "model_card.md", EVALUATION_NAME: "evaluation_card.md"}  # at the top of the repository
+SENTENCES = "card_sentences.md"  # of both
+NOTEBOOK_TEMPLATE = Path(__file__).with_name(NOTEBOOK_NAME)
+THIS_FOLDER = "path/to/this/folder"  # in these files until a push writes the repository's name there
 EXTERNAL = "external"  # folder of external validations in a model folder, one metrics.json a dataset
-# Entries of the model index: the Hub's name of a metric, and ours.
-RESULTS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced_accuracy",
-    "f1": "macro_f1",
-    "roc_auc": "macro_auroc",
-    "precision": "weighted_precision",
-    "recall": "weighted_recall",
+SEEDS_NAME = "seeds.json"  # the same recipe with other seeds: {"seeds": [{"seed": 42, "macro_auroc": 0.94, …}, …]}
+# The Hub's name of a metric in the model index, and ours.
+RESULTS = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "f1": "macro_f1", "roc_auc": "macro_auroc"}
+TITLES = {
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy at the dataset's mix",
+    "macro_f1": "Macro F1",
+    "macro_auroc": "Macro AUROC",
+    "MEL/recall": "Melanoma recall",
+    "NV/recall": "Nevus recall",
+    "MEL/auroc": "Melanoma AUROC",
+    "MEL@95/sensitivity": "MEL@95: sensitivity",
+    "MEL@95/specificity": "MEL@95: specificity",
+    "ece": "ECE at the dataset's mix",
 }
-CARD_REPO_ID = "me/skin-lesion-b0"  # stands in the card for the repository until it is pushed
-
-
-def add_external(model_folder: str | Path, files: Sequence[str | Path]) -> None:
-    """Keep the metrics.json of external validations in a model folder, one a dataset, for its card.
-
-    Raises:
-        PublishError: If a file is none or is of another model, or two are of one dataset.
-    """
-    folder = Path(model_folder)
-    try:
-        weights_sha256 = read_config(folder)["lesion"]["weights_sha256"]
-        all_metrics = {file: read_metrics(file) for file in map(Path, files)}
-    except ModelFolderError as error:
-        raise PublishError(str(error)) from error
-    contents: dict[str, dict[str, Any]] = {}
-    for file, metrics in all_metrics.items():
-        if not metrics.get("external"):
-            raise PublishError(
-                f"{file} is no external validation; make one with `python -m modeling.evaluation {folder} --dataset DATASET "
-                "--external`."
-            )
-        if metrics["model"]["weights_sha256"] != weights_sha256:
-            raise PublishError(f"{file} is of other weights than {folder}; evaluate this model.")
-        name = re.sub(r"[^a-z0-9]+", "-", str(metrics["data"]["dataset"]).lower()).strip("-") or "data"
-        if name in contents:
-            raise PublishError(
-                f"{file} and another of these files are both of a dataset called {name!r}, of which the card can show one: "
-                "leave one out, or evaluate again with a folder of another name."
-            )
-        contents[name] = metrics
-    (folder / EXTERNAL).mkdir(exist_ok=True)
-    for name, metrics in contents.items():
-        write_json(folder / EXTERNAL / f"{name}.json", metrics)
+TAGS = [
+    "dermatology",
+    "dermoscopy",
+    "skin-lesion",
+    "melanoma",
+    "medical-imaging",
+    "calibration",
+    "timm",
+    "transformers",
+]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def write_card(model_folder: str | Path) -> Path:
-    """Write `README.md` and `evaluation.md` of a model folder, each whole or not at all, and return the path of the first."""
+    """Write the card, evaluation.md and the notebook of a model folder, each whole or not at all; return the card's path."""
     folder = Path(model_folder)
-    for name, content in render_card(folder).items():
+    for name, content in {**render_card(folder), NOTEBOOK_NAME: render_notebook(folder)}.items():
         unfinished = folder / f"{name}.part"
         unfinished.write_text(content, encoding="utf-8")
         unfinished.replace(folder / name)
@@ -74,94 +62,92 @@ def write_card(model_folder: str | Path) -> Path:
 
 
 def render_card(model_folder: str | Path) -> dict[str, str]:
-    """Render the model card and its second level, `evaluation.md`, from a folder's `metrics.json` and `config.json` alone.
-
-    Returns:
-        The content of each file, by its name in the model folder.
+    """Render the model card and its second level, `evaluation.md`; return the content of each file by its name.
 
     Raises:
         PublishError: If a file or a template is missing, or a template names something that is not in these files.
     """
     folder = Path(model_folder)
+    advice = f"make it with `python -m modeling.evaluation {folder} --data_dir DIR --output {folder}`."
+    if not (folder / METRICS_NAME).is_file():
+        raise PublishError(f"{folder} has no {METRICS_NAME}; {advice}")
+    if missing := [template for template in TEMPLATES.values() if not (ROOT / template).is_file()]:
+        raise PublishError(f"{ROOT} has no {' and no '.join(missing)}: run this in a clone, after `pip install -e .`")
     try:
-        config = read_config(folder)
-        metrics = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else None
-        externals = [read_metrics(file) for file in sorted((folder / EXTERNAL).glob("*.json"))]
+        config, metrics = read_config(folder), read_metrics(folder / METRICS_NAME)
+        externals = {file: read_metrics(file) for file in sorted((folder / EXTERNAL).glob("*.json"))}
+        seeds = read_json(folder / SEEDS_NAME)["seeds"] if (folder / SEEDS_NAME).exists() else []
+        examples = read_examples(folder) if (folder / EXAMPLES_NAME).exists() else {}
     except ModelFolderError as error:
         raise PublishError(str(error)) from error
-    if metrics is None:
-        raise PublishError(
-            f"{folder} has no {METRICS_NAME}; make it with `python -m modeling.evaluation {folder} --data_dir DIR "
-            f"--output {folder}`."
-        )
     if metrics.get("external"):
-        raise PublishError(
-            f"{folder / METRICS_NAME} is an external validation; give it to `python -m modeling.publish card {folder} "
-            "--external FILE` and put the model's own there."
-        )
-    missing = [template for template in TEMPLATES.values() if not (ROOT / template).is_file()]
-    if missing:
-        raise PublishError(
-            f"{ROOT} has no {' and no '.join(missing)}: install from a clone of the repository with `pip install -e`."
-        )
-    templates = {name: _template(ROOT, template) for name, template in TEMPLATES.items()}
+        raise PublishError(f"{folder / METRICS_NAME} is an external validation, not the model's own scores; {advice}")
+    for file, other in externals.items():
+        if not other.get("external") or other["model"]["weights_sha256"] != metrics["model"]["weights_sha256"]:
+            raise PublishError(f"{file} is no external validation of this model; remove it.")
+    lesion = config["lesion"]
+    facts = {
+        "metrics": metrics,
+        "externals": [*externals.values()],
+        "seeds": seeds,
+        "examples": examples,
+        "base_model": lesion.get("base_model"),
+        "license": lesion.get("license"),
+        "titles": TITLES,
+    }
+    facts = escaped(facts) | {
+        "diagnoses": [diagnosis_of(code) for code in escaped(config["label_names"])],
+        "hub_dataset": _hub_dataset(metrics["data"]),
+        "repo_id": THIS_FOLDER,
+        "notice": NOTICE,
+        "synthetic_notice": SYNTHETIC_NOTICE,
+        "attribution": ATTRIBUTION,
+    }
     try:
-        bodies = {
-            name: template.render(
-                metrics=metrics,
-                externals=externals,
-                start=start_sentence(metrics["training"].get("origin"), config["lesion"].get("base_model")),
-                split=split_sentence(metrics["data"]),
-                license=config["lesion"].get("license"),
-                diagnoses=[diagnosis_of(code) for code in config["label_names"]],
-                notice=NOTICE,
-                synthetic_notice=SYNTHETIC_NOTICE,
-                attribution=ATTRIBUTION,
-                repo_id=CARD_REPO_ID,
-            )
-            for name, template in templates.items()
-        }
-        metadata = _card_metadata(config, metrics, externals).to_yaml()
+        say = _template(ROOT, SENTENCES).module
+        facts["start"] = say.start(facts["metrics"]["training"].get("origin"), facts["base_model"]).strip()
+        facts["split"] = say.split(facts["metrics"]["data"]).strip()
+        bodies = {name: _template(ROOT, template).render(facts) for name, template in TEMPLATES.items()}
+        metadata = _card_metadata(lesion, metrics, [*externals.values()], examples).to_yaml()
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
-        raise PublishError(
-            f"{folder / METRICS_NAME} does not go with the card's templates ({type(error).__name__}: {str(error)[:300]}): it is "
-            f"damaged or of another version; make it anew with `python -m modeling.evaluation {folder} --data_dir DIR "
-            f"--output {folder}`."
-        ) from error
+        what = f"{type(error).__name__}: {str(error)[:300]}"
+        raise PublishError(f"{folder / METRICS_NAME} does not fit the card's templates ({what}); {advice}") from error
     pages = {name: re.sub(r"\n{3,}", "\n\n", body.strip()) + "\n" for name, body in bodies.items()}
     return {**pages, CARD_NAME: f"---\n{metadata}\n---\n\n{pages[CARD_NAME]}"}
 
 
-def start_sentence(origin: Mapping[str, Any] | None, base_model: str | None) -> str:
-    """Say what training started from, as far as it was recorded; never what it did not start from."""
-    if origin is None and base_model is None:
-        return "What training started from was not recorded."
-    if origin is None:
-        return f"Training started from the weights `{base_model}`."
-    if origin["kind"] == "scratch":
-        return "Training started from random weights."
-    if origin["kind"] == "pretrained":
-        return f"Training started from the ImageNet weights `{base_model or origin['name']}`."
-    parent = origin["base_model"]
-    return (
-        f"Training started from the weights `{origin['name']}` (sha256 `{origin['sha256'][:12]}`; "
-        f"{parent if parent == UNKNOWN_ORIGIN else f'of or from `{parent}`'}). Images of val and test among those that these "
-        f"weights were trained on: {origin['overlap']}."
-    )
+def escaped(value: Any) -> Any:
+    """Return a copy of JSON values in which no text is HTML, Markdown or the end of a table cell."""
+    if isinstance(value, str):
+        return re.sub(r"[|`*\[\]\\]", lambda found: f"&#{ord(found[0])};", html.escape(value, quote=False))
+    if isinstance(value, Mapping):
+        return {escaped(key): escaped(item) for key, item in value.items()}
+    return [escaped(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def split_sentence(data: Mapping[str, Any]) -> str:
-    """Say what was kept apart, and whether the scores can be trusted for it."""
-    unit = {
-        "lesion": "The unit of the split is the **lesion**: all images of a lesion are in one split, and images without a lesion "
-        "id are grouped with their near-duplicates.",
-        "given": "The split is the dataset's own, used as it is; lesions are told apart by their ids, and images without one by "
-        "near-duplicates.",
-        "original": "The unit of the split is the **image**, drawn at random as by the reference system.",
-    }[data["protocol"]]
-    rate = data["leakage"]["overall"]
-    leak = f"Leakage rate (test images whose lesion is also in train): {format_number(rate)}."
-    return f"{unit} {leak}{' **So the scores are too good**, and are here for comparison only.' if rate else ''}"
+def render_notebook(model_folder: Path) -> str:
+    """Return a notebook that loads the model with ONNX Runtime alone, and shows an answer and a heat map."""
+    text, photo = NOTEBOOK_TEMPLATE.read_text(encoding="utf-8"), '"lesion.jpg"'
+    if (model_folder / EXAMPLES_NAME).exists():
+        photo = f'get("examples/{read_examples(model_folder)["examples"][0]["file"]}")'
+    return text.replace('\\"lesion.jpg\\"', json.dumps(photo)[1:-1]).replace("me/skin-lesion", THIS_FOLDER)
+
+
+def read_examples(folder: Path) -> dict[str, Any]:
+    """Read the list of a model folder's example images.
+
+    Raises:
+        ModelFolderError: If it is not {"examples": [{"file", "diagnosis"}, …], "license", "attribution"}.
+    """
+    listed = read_json(folder / EXAMPLES_NAME)
+    entries = listed.get("examples")
+    names = [entry.get("file") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    valid = names and all(isinstance(name, str) and re.fullmatch(r"[\w-]+\.(jpg|png)", name) for name in names)
+    if not valid or not all(isinstance(listed.get(key), str) for key in ("license", "attribution")):
+        raise ModelFolderError(
+            f"{folder / EXAMPLES_NAME} is damaged: it needs examples with a file, license and attribution."
+        )
+    return listed
 
 
 @cache
@@ -169,44 +155,58 @@ def _template(root: Path, name: str) -> Any:
     # Imported late: publishing the Space does not need it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = FileSystemLoader(root)
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": format_number, "estimate": _estimate, "count": "{:,}".format, "cell": _cell}
     return environment.get_template(name)
 
 
+def _estimate(value: Mapping[str, Any]) -> str:
+    """Write a number with its interval: no-break spaces, or narrow columns would tear intervals apart."""
+    text = format_estimate(value)
+    return text if value["value"] is None else text.replace(" ", "\u00a0")
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+
+
+# ---- Front matter ----------------------------------------------------------------------------------------------------
+
+
+def _hub_dataset(data: Mapping[str, Any]) -> bool:
+    return bool(HUB_ID.fullmatch(str(data["dataset"]))) and not data["synthetic"]
+
+
 def _card_metadata(
-    config: Mapping[str, Any], metrics: Mapping[str, Any], externals: Sequence[Mapping[str, Any]]
+    lesion: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    externals: Sequence[Mapping[str, Any]],
+    examples: Mapping[str, Any],
 ) -> ModelCardData:
     """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
-    model, data = metrics["model"], metrics["data"]
-    dataset = str(data["dataset"])
-    sources = ", ".join(data["sources"])
-    name = {"isic2019": f"ISIC 2019 (sources {sources})", "demo": "synthetic drawings"}.get(dataset, dataset)
-    results = _results(metrics, f"{name}, split by {data['split_unit']}")
+    data, fields = metrics["data"], dict[str, Any]()
+    names = {"isic2019": f"ISIC 2019 (sources {', '.join(data['sources'])})", "demo": "synthetic images"}
+    tested = f"test of source {data['test_source']}" if data["test_source"] else f"split by {data['split_unit']}"
+    results = _results(metrics, f"{names.get(data['dataset'], data['dataset'])}, {tested}")
     for external in externals:
         results += _results(external, f"{external['data']['dataset']}, external validation")
-    tags = [
-        "dermatology",
-        "dermoscopy",
-        "skin-lesion",
-        "melanoma",
-        "medical-imaging",
-        "calibration",
-        "timm",
-        "transformers",
-    ]
+    if HUB_ID.fullmatch(lesion.get("base_model") or ""):
+        fields |= {"base_model": lesion["base_model"], "base_model_relation": "finetune"}
+    if examples:  # what <Gallery /> shows
+        of = {entry["file"]: entry.get("diagnosis") for entry in examples["examples"]}
+        texts = {file: diagnosis_of(code).name if code else "no lesion" for file, code in of.items()}
+        fields["widget"] = [{"text": text, "output": {"url": f"examples/{file}"}} for file, text in texts.items()]
     return ModelCardData(
-        license=config["lesion"].get("license"),
+        license=lesion.get("license"),
         library_name="timm",
         pipeline_tag="image-classification",
-        base_model=config["lesion"].get("base_model"),
-        datasets=[dataset],
+        datasets=[data["dataset"]] if _hub_dataset(data) else None,
         metrics=list(RESULTS),
-        tags=[*tags, *(["synthetic"] if data["synthetic"] else [])],
-        model_name=f"skin-lesion-{model['architecture']}",
+        tags=[*TAGS, *(["synthetic"] if data["synthetic"] else [])],
+        model_name=f"skin-lesion-{metrics['model']['architecture']}",
         eval_results=results or None,
+        **fields,
     )
 
 
@@ -220,21 +220,9 @@ def _results(metrics: Mapping[str, Any], dataset_name: str) -> list[EvalResult]:
             dataset_name=dataset_name,
             dataset_split="test",
             metric_type=kind,
-            metric_name=name.replace("_", " ").capitalize().replace("auroc", "AUROC").replace("f1", "F1"),
+            metric_name=TITLES[name],
             metric_value=metrics["test"][name]["value"],
         )
         for kind, name in RESULTS.items()
         if metrics["test"][name]["value"] is not None
     ]
-
-
-def _estimate(value: Mapping[str, Any]) -> str:
-    """Write a number with its interval for a table: no-break spaces, or narrow columns would tear intervals apart."""
-    text = format_estimate(value)
-    return _cell(text) if value["value"] is None else text.replace(" ", "\u00a0")
-
-
-def _cell(value: Any) -> str:
-    """Keep a value from breaking a table."""
-    text = ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")

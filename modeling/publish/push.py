@@ -1,46 +1,37 @@
-"""Put a model folder on the Hub: checked on this machine first, then sent as one commit."""
+"""Push a model folder to the Hub: checked on this machine first, then sent as one commit."""
 
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from modeling.files import ModelFolderError, file_sha256, files_of, read_json
+from modeling.images import ImageError, decode_image
 from modeling.metrics_file import read_metrics
-from modeling.model_folder import CONFIG_NAME, METRICS_NAME, ONNX_NAME, PICKLE_SUFFIXES, WEIGHTS_NAME, read_config
-from modeling.publish.card import CARD_NAME, CARD_REPO_ID, EVALUATION_NAME
-from modeling.publish.hub import (
-    Published,
-    PublishError,
-    bounded_client,
-    check_no_token,
-    check_private,
-    command,
-    commit_files,
-    ensure_repo,
-    explained,
-    logger,
-    persist,
-    token_or_refuse,
-    with_namespace,
+from modeling.model_folder import CONFIG_NAME, EXAMPLES_NAME, METRICS_NAME, ONNX_NAME, WEIGHTS_NAME, read_config
+from modeling.publish import hub
+from modeling.publish.card import (
+    CARD_NAME,
+    EVALUATION_NAME,
+    NOTEBOOK_NAME,
+    SEEDS_NAME,
+    THIS_FOLDER,
+    read_examples,
 )
+from modeling.publish.hub import Published, PublishError, command, persist
 
-# What a model folder may hold; all else is refused, so that nothing executable and no stray file gets out.
-ALLOWED_SUFFIXES = (".safetensors", ".json", ".md", ".csv", ".png", ".jpg", ".onnx")
-# Files of an earlier push that would contradict this one; whatever else somebody added by hand stays.
-REPLACED_IN_MODEL = (
-    "figures/*",
-    "examples/*",
-    "external/*",
-    "*.onnx",
-    "*.safetensors",
-    "splits.csv",
-    "image_hashes.csv",
-)
+MADE_BY = {CARD_NAME: "card", EVALUATION_NAME: "card"}  # commands of this package's publisher
+NEEDED = (WEIGHTS_NAME, CONFIG_NAME, ONNX_NAME, METRICS_NAME, CARD_NAME, EVALUATION_NAME)
+OPTIONAL = ("train_config.json", "splits.csv", "image_hashes.csv", SEEDS_NAME, NOTEBOOK_NAME, "LICENSE")
+EXTERNAL = re.compile(r"external/[a-z0-9_-]+\.json")
+# Files of an earlier push that would contradict this one; what somebody added by hand stays.
+REPLACED_IN_MODEL = ("figures/*", "examples/*", "external/*", "*.onnx", "*.safetensors", *OPTIONAL)
 
 
 def push_model(
@@ -58,37 +49,114 @@ def push_model(
         folder: A complete model folder, card included.
         repo_id: "me/name", or "name" for the user of the token. Created if it is not there.
         private: Make a new repository private; an existing public one is then refused.
-        tag: Name this revision, such as "v1.0"; a tag that names another revision is never moved.
+        tag: Name of this revision, such as "v1.0"; a tag that names another revision is never moved.
         commit_message: By default the run id of the model.
         token: Hub token with the right to write; by default the one of `hf auth login` or HF_TOKEN.
 
     Raises:
-        PublishError: If the folder is not complete, or the Hub refuses or is out of reach; names the command to retry.
+        PublishError: If the folder is not complete, or the Hub refuses or is out of reach.
     """
     folder = Path(folder)
-    token = token_or_refuse(token)
-    check_model_folder(folder, token)
-    run_id = read_config(folder)["lesion"].get("run_id", folder.resolve().parent.name)
-    files: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in files_of(folder)}
+    hub.check_repo_id(repo_id, "--repo_id")
+    token = hub.token_or_refuse(token)
     retry = ["model", str(folder), "--repo_id", repo_id]
     retry += ["--private"] if private else []
-    retry += ["--revision_tag", tag] if tag else []
+    retry += ["--tag", tag] if tag else []
     retry += ["--commit_message", commit_message] if commit_message else []
-    with explained(repo_id, token, retry, untouched=folder), bounded_client():
-        api = HfApi(token=token)
-        repo_id = with_namespace(api, repo_id)
-        ensure_repo(api, repo_id, "model", private=private)
-        for name in (CARD_NAME, EVALUATION_NAME):  # now that the repository has a name
-            files[name] = (folder / name).read_text(encoding="utf-8").replace(CARD_REPO_ID, repo_id).encode()
-        return commit_files(
-            api,
-            repo_id,
-            "model",
-            files,
-            replaced=REPLACED_IN_MODEL,
-            message=commit_message or f"Add model of run {run_id}",
-            tag=tag,
-        )
+    with TemporaryDirectory() as name:
+        # What is checked is what is sent, even if somebody writes into the folder meanwhile.
+        staged = Path(name) / "model"
+        try:
+            files = _stage(folder, staged)
+            check_model_folder(staged)
+        except (ModelFolderError, PublishError) as error:
+            reason = str(error).replace(str(staged), str(folder))
+            raise PublishError(f"{folder} cannot be published:\n{reason}") from None
+        hub.check_no_token(files, token)
+        left = sorted({file.relative_to(folder).as_posix() for file in files_of(folder)} - set(files))
+        if left:
+            hub.logger.warning("Not sent, since a model folder has no such files: %s", ", ".join(left))
+        with hub.connected(repo_id, token, retry) as api:
+            repo_id = hub.with_namespace(api, repo_id)
+            hub.ensure_repo(api, repo_id, "model", private=private)
+            message = commit_message or f"Add model of run {read_config(staged)['lesion'].get('run_id', folder.name)}"
+            files = _with_repo_id(files, repo_id)
+            return hub.commit_files(api, repo_id, "model", files, replaced=REPLACED_IN_MODEL, message=message, tag=tag)
+
+
+def _stage(folder: Path, staged: Path) -> dict[str, Path | bytes]:
+    """Copy the files that a model folder has by contract, by name, and return the copies by name.
+
+    Raises:
+        PublishError: If the folder or one of these files is missing or a link.
+        ModelFolderError: If a file that lists others is damaged.
+    """
+    if not folder.is_dir():
+        raise PublishError(f"  - there is no folder {folder}; give the folder `model` of a run.")
+    names = [*NEEDED, *(name for name in OPTIONAL if (folder / name).exists())]
+    if (folder / METRICS_NAME).exists():
+        names += [f"figures/{figure['file']}" for figure in read_metrics(folder / METRICS_NAME)["figures"]]
+    names += [name for file in folder.glob("external/*") if EXTERNAL.fullmatch(name := f"external/{file.name}")]
+    if (folder / EXAMPLES_NAME).exists():
+        names += [EXAMPLES_NAME, *(f"examples/{entry['file']}" for entry in read_examples(folder)["examples"])]
+    problems = []
+    for name in names:
+        if (folder / name).resolve() != folder.resolve() / name:
+            problems.append(f"  - {name} is a link")
+        elif not (folder / name).is_file() or (folder / name).stat().st_size == 0:
+            advice = f" (write it with `{command(MADE_BY[name], str(folder))}`)" if name in MADE_BY else ""
+            problems.append(f"  - {name} is missing or empty{advice}")
+    if problems:
+        raise PublishError("\n".join(problems))
+    for name in names:
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, staged / name)
+    return {name: staged / name for name in names}
+
+
+def check_model_folder(folder: Path) -> None:
+    """Make sure that the files of a model folder are valid and about the same model.
+
+    Raises:
+        PublishError: With all that is wrong.
+        ModelFolderError: If a JSON file is damaged.
+    """
+    config, problems = read_config(folder), []
+    weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
+    if config["lesion"]["weights_sha256"] != weights_sha256:
+        problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")
+    if config["lesion"].get("onnx_sha256") != file_sha256(folder / ONNX_NAME):
+        problems.append(f"{ONNX_NAME} is not the file that {CONFIG_NAME} describes: onnx_sha256 differs")
+    for path in (folder / METRICS_NAME, *folder.glob("external/*")):
+        model = read_metrics(path)["model"]
+        if model["weights_sha256"] != weights_sha256 or model["codes"] != config["label_names"]:
+            problems.append(f"{path.relative_to(folder)} is of another model: its weights_sha256 or diagnoses differ")
+    for path in (*folder.glob("*.json"), *folder.glob("*.ipynb")):
+        read_json(path)
+    for path in (*folder.glob("figures/*"), *folder.glob("examples/*.[jp][pn]g")):
+        try:
+            decode_image(path)
+        except ImageError as error:
+            problems.append(f"{path.relative_to(folder)} is no image: {error}")
+    try:
+        ModelCard((folder / CARD_NAME).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        problems.append(f"the metadata of {CARD_NAME} is not valid: {error}")
+    if problems:
+        raise PublishError("\n".join(f"  - {problem}" for problem in problems))
+
+
+def _with_repo_id(files: Mapping[str, Path | bytes], repo_id: str) -> dict[str, Path | bytes]:
+    """Return the files with the name of the repository where the pages name this folder."""
+    named, address = dict(files), f"{{https://huggingface.co/{repo_id}}}"
+    for name in (name for name in files if name.endswith((".md", ".ipynb"))):
+        text = Path(str(files[name])).read_text(encoding="utf-8")
+        text = text.replace(f"local-dir:{THIS_FOLDER}", f"hf-hub:{repo_id}").replace(f"{{{THIS_FOLDER}}}", address)
+        named[name] = text.replace(THIS_FOLDER, repo_id).encode()
+    return named
+
+
+# ---- The right to push -----------------------------------------------------------------------------------------------
 
 
 def check_can_push(repo_id: str, token: str | None = None, *, private: bool = False) -> str:
@@ -98,104 +166,38 @@ def check_can_push(repo_id: str, token: str | None = None, *, private: bool = Fa
         PublishError: If there is no token, the Hub does not know it, or it may not write there; or the repository is public and
             is to be private.
     """
-    token = token_or_refuse(token)
-    with explained(repo_id, token, None), bounded_client():
-        api = HfApi(token=token)
-        user = persist(lambda: api.whoami())
+    hub.check_repo_id(repo_id, "--hub_model_id")
+    token = hub.token_or_refuse(token)
+    with hub.connected(repo_id, token) as api:
+        user = persist(api.whoami)
         repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
-        validate_repo_id(repo_id)
         reason = _reason_not_to_write(user, repo_id)
         if reason:
             raise PublishError(reason)
         try:
             persist(lambda: api.auth_check(repo_id, write=True))
             if private:
-                check_private(repo_id, persist(lambda: api.model_info(repo_id)))
+                hub.check_private(repo_id, persist(lambda: api.model_info(repo_id)))
         except RepositoryNotFoundError:
-            logger.info("%s is not there yet and will be created.", repo_id)
+            hub.logger.info("%s is not there yet and will be created.", repo_id)
     return repo_id
 
 
 def _reason_not_to_write(user: Mapping[str, Any], repo_id: str) -> str | None:
     """Compare what the Hub says about a token with the place it is to write to."""
-    namespace = repo_id.split("/")[0]
+    namespace, name = repo_id.split("/")[0], user["name"]
     token = user.get("auth", {}).get("accessToken", {})
     new_token = f"make one with the role 'write' at {HfApi().endpoint}/settings/tokens and run `hf auth login`"
     if token.get("role") == "read":
-        return f"the token of {user['name']} may only read; {new_token}."
-    orgs = {org["name"]: org.get("roleInOrg", "write") for org in user.get("orgs", [])}
-    if namespace not in {user["name"], *orgs}:
-        places = ", ".join([user["name"], *orgs])
-        return f"{user['name']} is no member of {namespace!r}, so {repo_id} cannot be written; name one of: {places}."
-    if orgs.get(namespace) == "read":
-        return f"{user['name']} may only read in {namespace!r}; ask its owners for the role 'contributor' or 'write'."
+        return f"the token of {name} may only read; {new_token}."
+    roles = {name: "write"} | {org["name"]: org.get("roleInOrg", "write") for org in user.get("orgs", [])}
+    if namespace not in roles:
+        return f"{name} is no member of {namespace!r}, so {repo_id} cannot be written; name one of: {', '.join(roles)}."
+    if roles[namespace] == "read":
+        return f"{name} may only read in {namespace!r}; ask its owners for the role 'contributor' or 'write'."
     if token.get("role") == "fineGrained":
         scopes = token.get("fineGrained", {}).get("scoped", [])
         writable = {scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]}
         if not {namespace, repo_id} & writable:
-            return f"the fine-grained token of {user['name']} has no right 'write' on {namespace!r}; {new_token}."
+            return f"the fine-grained token of {name} has no right 'write' on {namespace!r}; {new_token}."
     return None
-
-
-def _contradictions(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return where weights, configuration and scores of a folder are not about the same model."""
-    weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
-    problems = []
-    if config["lesion"]["weights_sha256"] != weights_sha256:
-        problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")
-    if not (folder / ONNX_NAME).is_file() or config["lesion"].get("onnx_sha256") != file_sha256(folder / ONNX_NAME):
-        problems.append(
-            f"{ONNX_NAME} is missing or not the file that {CONFIG_NAME} describes (write it with "
-            f"`{command('export', str(folder))}`)"
-        )
-    try:
-        measured = read_metrics(folder / METRICS_NAME)["model"]
-    except ModelFolderError as error:
-        return [*problems, str(error)]
-    if measured["weights_sha256"] != weights_sha256 or measured["codes"] != config["label_names"]:
-        problems.append(f"{METRICS_NAME} is of another model: its weights_sha256 or diagnoses differ")
-    return problems
-
-
-def check_model_folder(folder: Path, token: str) -> None:
-    """Make sure that a model folder is complete, consistent and holds nothing that must not get out.
-
-    Raises:
-        PublishError: With all that is wrong with it.
-    """
-    if not folder.is_dir():
-        raise PublishError(f"there is no folder {folder}; give the folder `model` of a run.")
-    try:
-        config = read_config(folder)
-    except ModelFolderError as error:
-        raise PublishError(f"{folder} cannot be published: {error}") from error
-    problems = []
-    for name in (WEIGHTS_NAME, METRICS_NAME, CARD_NAME, EVALUATION_NAME):
-        if not (folder / name).is_file() or (folder / name).stat().st_size == 0:
-            advice = (
-                f" (write it with `{command('card', str(folder))}`)" if name in (CARD_NAME, EVALUATION_NAME) else ""
-            )
-            problems.append(f"{name} is missing or empty{advice}")
-    if not problems:
-        problems += _contradictions(folder, config)
-    for file in files_of(folder):
-        name = file.relative_to(folder).as_posix()
-        if file.suffix.lower() in PICKLE_SUFFIXES:
-            problems.append(f"{name} is a pickle, which can run code when it is opened")
-        elif file.suffix.lower() not in ALLOWED_SUFFIXES:
-            problems.append(f"{name} does not belong in a model folder (allowed: {' '.join(ALLOWED_SUFFIXES)})")
-        elif file.is_symlink():
-            problems.append(f"{name} is a link")
-        elif file.suffix == ".json" and name != METRICS_NAME:
-            try:
-                read_json(file)
-            except ModelFolderError as error:
-                problems.append(str(error))
-    if not problems:
-        try:
-            ModelCard((folder / CARD_NAME).read_text(encoding="utf-8"))
-        except (ValueError, yaml.YAMLError) as error:
-            problems.append(f"the metadata of {CARD_NAME} is not valid: {error}")
-    if problems:
-        raise PublishError(f"{folder} cannot be published:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    check_no_token({file.relative_to(folder).as_posix(): file for file in files_of(folder)}, token)

@@ -1,29 +1,23 @@
-"""Put the Space on the Hub: page and package in one commit, and the variables it reads."""
+"""Push the Space to the Hub: page, package and the name of its model in one commit."""
 
-from functools import partial
+import importlib
+import json
+import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi, SpaceCard
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import HfApi, ModelInfo, SpaceCard
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from modeling.files import ROOT, files_of
 from modeling.model_folder import CONFIG_NAME, ONNX_NAME
-from modeling.publish.hub import (
-    Published,
-    PublishError,
-    bounded_client,
-    check_no_token,
-    command,
-    commit_files,
-    ensure_repo,
-    explained,
-    logger,
-    persist,
-    token_or_refuse,
-    with_namespace,
-)
+from modeling.publish import hub
+from modeling.publish.hub import Files, Published, PublishError, command, persist
 
-REPLACED_IN_SPACE = ("*.py",)
+MODEL_FILE = "model.json"  # which model a Space serves: {"model_id", "revision"}
+VARIABLES = ("MODEL_ID", "MODEL_REVISION")  # of a Space; they override MODEL_FILE
+ZERO_GPU = "zero-a10g"
+# Files of an earlier push that would contradict this one, of either kind of Space.
+REPLACED_IN_SPACE = ("*.py", "*.js", "*.mjs", "*.css", "*.html", "*.json", "requirements.txt")
 
 
 def push_space(
@@ -31,82 +25,128 @@ def push_space(
     space_id: str,
     *,
     model_revision: str | None = None,
+    static: bool = False,
+    hardware: str | None = None,
     private: bool = False,
 ) -> Published:
-    """Create or update the Space that serves a model: page and package in one commit, and the variables it reads.
+    """Create or update the Space that serves a model.
 
     Args:
         model_id: Repository of the model, which must be on the Hub already.
         space_id: "me/space", or "space" for the user of the token. Created if it is not there.
         model_revision: Branch, tag or commit of the model; pinned to its full commit hash. By default the newest.
+        static: Push the page that computes in the visitor's browser instead of the Gradio app.
+        hardware: Hardware of a new Space, such as "zero-a10g"; by default the Hub's.
         private: Make a new Space private; an existing public one is then refused.
 
     Raises:
         PublishError: As in `push_model`.
     """
-    token = token_or_refuse()
-    retry = ["space", "--model_id", model_id, "--space_id", space_id]
-    retry += ["--model_revision", model_revision] if model_revision else []
-    retry += ["--private"] if private else []
-    with explained(space_id, token, retry), bounded_client():
-        api = HfApi(token=token)
-        space_id = with_namespace(api, space_id)
+    hub.check_repo_id(model_id, "--model_id")
+    hub.check_repo_id(space_id, "--space_id")
+    token = hub.token_or_refuse()
+    plain = ["space", "--model_id", model_id, "--space_id", space_id]
+    plain += ["--model_revision", model_revision] if model_revision else []
+    plain += ["--private"] if private else []
+    retry = [*plain, *(["--static"] if static else []), *(["--hardware", hardware] if hardware else [])]
+    with hub.connected(space_id, token, retry) as api:
+        space_id = hub.with_namespace(api, space_id)
+        model = _model_info(api, model_id, model_revision)
+        files = (static_space_files if static else space_files)(model_id, str(model.sha))
+        hub.check_no_token(files, token)
+        at_creation = {"space_sdk": "static" if static else "gradio", "space_hardware": hardware}
         try:
-            model = persist(lambda: api.model_info(model_id, revision=model_revision))
-        except RevisionNotFoundError:
-            raise PublishError(
-                f"{model_id} has no revision {model_revision}; give a branch, a tag or a commit."
-            ) from None
-        except RepositoryNotFoundError:
-            raise PublishError(
-                f"the Hub has no model {model_id} that this token may read; push it first: "
-                f"{command('model', 'RUN/model', '--repo_id', model_id)}"
-            ) from None
-        if ONNX_NAME not in {file.rfilename for file in model.siblings or []}:
-            raise PublishError(
-                f"{model_id} has no {ONNX_NAME}, which the Space computes with; write it and push again: "
-                f"{command('export', 'RUN/model')}"
-            )
-        variables = {"MODEL_ID": model_id, "MODEL_REVISION": str(model.sha)}
-        files = space_files(model_id, str(model.sha))
-        check_no_token(files, token)
-        # A first build already knows its model.
-        at_creation = [{"key": key, "value": value} for key, value in variables.items()]
-        ensure_repo(api, space_id, "space", private=private, space_sdk="gradio", space_variables=at_creation)
-        pushed = commit_files(
-            api,
-            space_id,
-            "space",
-            files,
-            replaced=REPLACED_IN_SPACE,
-            message=f"Serve {model_id} at {str(model.sha)[:12]}",
-        )
-        set_before = {key: value.value for key, value in persist(lambda: api.get_space_variables(space_id)).items()}
-        changed = {key: value for key, value in variables.items() if set_before.get(key) != value}
-        for key, value in changed.items():
-            persist(partial(api.add_space_variable, space_id, key, value))
+            existed = hub.ensure_repo(api, space_id, "space", private=private, **at_creation)
+        except HfHubHTTPError as error:
+            if hub.status_of(error) == 402:
+                raise PublishError(_payment(space_id, plain, static, hardware)) from None
+            raise
+        if existed:
+            _warn_of_overrides(api, space_id, hardware)
+        message = f"Serve {model_id} at {str(model.sha)[:12]}"
+        pushed = hub.commit_files(api, space_id, "space", files, replaced=REPLACED_IN_SPACE, message=message)
     if model.private:
-        logger.warning(
-            "%s is private: give the Space a secret HF_TOKEN that may read it (in the Space's settings).", model_id
+        way = (
+            "make it public" if static else "give the Space a secret HF_TOKEN that may read it, in the Space's settings"
         )
-    return Published(pushed.url, pushed.revision, pushed.changed or bool(changed))
+        hub.logger.warning("The Space cannot read %s, which is private: %s.", model_id, way)
+    return pushed
 
 
-def space_files(model_id: str, model_revision: str) -> dict[str, Path | bytes]:
-    """Return what the Space's repository holds, by path: `space/*` at its root, and the package beside it."""
-    space = ROOT / "space"
-    missing = [name for name in ("app.py", "README.md", "requirements.txt") if not (space / name).is_file()]
+def _model_info(api: HfApi, model_id: str, revision: str | None) -> ModelInfo:
+    """Return what the Hub has of a model, at a revision that has all that a Space needs."""
+    push_first = f"push it first: {command('model', 'RUN/model', '--repo_id', model_id)}"
+    try:
+        model = persist(lambda: api.model_info(model_id, revision=revision))
+    except RevisionNotFoundError:
+        raise PublishError(f"{model_id} has no revision {revision}; give a branch, a tag or a commit.") from None
+    except RepositoryNotFoundError:
+        raise PublishError(f"the Hub has no model {model_id} that this token may read; {push_first}") from None
+    missing = {CONFIG_NAME, ONNX_NAME} - {file.rfilename for file in model.siblings or []}
     if missing:
         raise PublishError(
-            f"{space} has no {', '.join(missing)}: run this from a clone of the repository, "
-            "installed with `pip install -e`."
+            f"{model_id} has no {' and no '.join(sorted(missing))}: its push did not finish; {push_first}"
         )
-    # gradio writes .pyi files beside its components while it runs.
-    page = [file for file in files_of(space) if file.suffix != ".pyi"]
-    files: dict[str, Path | bytes] = {file.relative_to(space).as_posix(): file for file in page}
-    package = ROOT / "modeling"
-    files |= {f"modeling/{file.relative_to(package).as_posix()}": file for file in sorted(package.rglob("*.py"))}
-    header = SpaceCard((space / "README.md").read_text(encoding="utf-8"))
+    return model
+
+
+def _payment(space_id: str, plain: list[str], static: bool, hardware: str | None) -> str:
+    """Say what HTTP 402 means for a new Space, and which ways are free.
+
+    Source: https://huggingface.co/docs/hub/spaces-overview, August 2026.
+    """
+    ways = [] if static else [f"{command(*plain, '--static')}\n    the page computes in the visitor's browser"]
+    if hardware != ZERO_GPU:
+        zero_gpu = command(*plain, "--hardware", ZERO_GPU)
+        ways.append(f"{zero_gpu}\n    ZeroGPU: two Spaces of an account that is older than 30 days")
+    asked = f"on {hardware} " if hardware else ""
+    return f"the Hub asks for a paid plan to create {space_id} {asked}(402). Free of charge:\n  " + "\n  ".join(ways)
+
+
+def _warn_of_overrides(api: HfApi, space_id: str, hardware: str | None) -> None:
+    """Say what of an existing Space's settings counts more than this push."""
+    if hardware:
+        hub.logger.warning("--hardware is for a new Space; %s has its hardware in its settings.", space_id)
+    overriding = [name for name in persist(lambda: api.get_space_variables(space_id)) if name in VARIABLES]
+    if overriding:
+        names = " and ".join(overriding)
+        hub.logger.warning(
+            "%s overrides %s: delete it in the settings of %s to serve this model.", names, MODEL_FILE, space_id
+        )
+
+
+def space_files(model_id: str, revision: str) -> dict[str, Path | bytes]:
+    """Return the files of the Gradio Space, by path: `space/*` at the root of its repository, and the package beside it."""
+    space, package = _clone("app.py"), ROOT / "modeling"
+    generated = {".pyi"}  # gradio writes such files beside its components while it runs
+    files = {file.relative_to(space).as_posix(): file for file in files_of(space) if file.suffix not in generated}
+    serving = [file for file in files_of(package) if file.suffix in (".py", ".json")]
+    files |= {f"modeling/{file.relative_to(package).as_posix()}": file for file in serving}
+    return _with_model(files, model_id, revision)
+
+
+def static_space_files(model_id: str, revision: str) -> dict[str, Path | bytes]:
+    """Return the files of the static Space, by path."""
+    folder = str(_clone("static_space.py"))
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return _with_model(importlib.import_module("static_space").static_files(model_id, revision), model_id, revision)
+
+
+def _clone(name: str) -> Path:
+    """Return the folder `space` of the clone."""
+    space = ROOT / "space"
+    if not (space / name).is_file():
+        raise PublishError(f"{space} has no {name}: run this from a clone of the repository, after `pip install -e .`")
+    return space
+
+
+def _with_model(files: Files, model_id: str, revision: str) -> dict[str, Path | bytes]:
+    """Name the model in MODEL_FILE and in the header of the README."""
+    readme = files["README.md"]
+    header = SpaceCard(readme.decode() if isinstance(readme, bytes) else readme.read_text(encoding="utf-8"))
     header.data["models"] = [model_id]
-    header.data["preload_from_hub"] = [f"{model_id} {CONFIG_NAME},{ONNX_NAME} {model_revision}"]
-    return {**files, "README.md": str(header).encode()}
+    if header.data.get("sdk") == "gradio":  # a static Space has no machine that could preload
+        header.data["preload_from_hub"] = [f"{model_id} {CONFIG_NAME},{ONNX_NAME} {revision}"]
+    named = json.dumps({"model_id": model_id, "revision": revision}, indent=2) + "\n"
+    return {**files, "README.md": str(header).encode(), MODEL_FILE: named.encode()}

@@ -1,11 +1,11 @@
-"""Push a model and a Space under every fault on every route of the Hub, and count what survives.
+"""Push a model, a Gradio Space and a static Space under every fault on every route of the Hub, and count what survives.
 
-    python tests/stress/push_faults.py            # all of it, five to ten minutes
+    python tests/stress/push_faults.py            # all of it, ten to twenty minutes
     python tests/stress/push_faults.py --short    # the part that the test suite runs
 
-A fault strikes once or lasts. After each push: the repository shows the old version or the new one, whole; the local
-folder is untouched; no message holds the token; the time was bounded. Then the Hub recovers, and a second push must
-complete without sending large files again that had arrived.
+A fault strikes once or lasts. After each push: the repository shows the old version or the new one, whole, the name of a
+Space's model included; the local folder is untouched; no message holds the token; the time was bounded. Then the Hub
+recovers, and a second push must complete without sending large files again that had arrived.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub.utils import disable_progress_bars
+from PIL import Image
 
 from modeling.files import ROOT, file_sha256
 from modeling.publish import hub as hub_module
 from modeling.publish import space
 from modeling.publish.hub import LONGEST_WAIT_S, Published, PublishError
 from modeling.publish.push import push_model
-from modeling.publish.space import push_space, space_files
+from modeling.publish.space import push_space, space_files, static_space_files
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -51,8 +52,9 @@ MODEL_ROUTES = (
     "tag",
 )
 SPACE_ROUTES = ("create", "info", "preupload", "validate-yaml", "commit", "variables")
-STATUS_FAULTS = ("401", "403", "404", "409", "413", "429", "500", "503")
-FAULTS = (*STATUS_FAULTS, "cut", "hang", "lost")
+TARGETS = {"model": MODEL_ROUTES, "space": SPACE_ROUTES, "static": SPACE_ROUTES}
+STATUS_FAULTS = ("401", "402", "403", "404", "409", "413", "429", "500", "503")
+FAULTS = (*STATUS_FAULTS, "cut", "hang", "lost", "portal")
 # A single one of these must not be noticed by the user; the others are answers that waiting does not change.
 MUST_SURVIVE_ONCE = ("429", "500", "503", "cut", "hang", "lost")
 HANG_TIMEOUT_S = 0.25
@@ -62,7 +64,7 @@ LIMIT_S = 60.0  # of one push, waits counted at full length apart
 
 @dataclass(frozen=True)
 class Case:
-    target: str  # "model" or "space"
+    target: str  # "model", "space" or "static"
     route: str
     fault: str
     lasting: bool
@@ -76,7 +78,7 @@ class Case:
 def all_cases() -> list[Case]:
     return [
         Case(target, route, fault, lasting, fresh)
-        for target, routes in (("model", MODEL_ROUTES), ("space", SPACE_ROUTES))
+        for target, routes in TARGETS.items()
         for route in routes
         for fault in FAULTS
         for lasting in (False, True)
@@ -90,7 +92,12 @@ def short_cases() -> list[Case]:
     cases += [Case("model", "commit", fault, lasting=True, fresh=False) for fault in FAULTS]
     cases += [Case("model", "commit", fault, lasting=False, fresh=True) for fault in MUST_SURVIVE_ONCE]
     cases += [Case("model", route, "503", lasting=False, fresh=True) for route in MODEL_ROUTES]
-    return cases + [Case("space", route, "lost", lasting=False, fresh=False) for route in SPACE_ROUTES]
+    cases += [Case("model", route, "portal", lasting=True, fresh=False) for route in ("info", "preupload", "commit")]
+    for target in ("space", "static"):
+        cases += [Case(target, route, "lost", lasting=False, fresh=False) for route in SPACE_ROUTES]
+        cases += [Case(target, "variables", "503", lasting=True, fresh=False)]
+        cases += [Case(target, "create", "402", lasting=True, fresh=True)]
+    return cases
 
 
 def make_model_folder(folder: Path, *, seed: int, scored: Path) -> Path:
@@ -105,19 +112,24 @@ def make_model_folder(folder: Path, *, seed: int, scored: Path) -> Path:
     untrained_folder(folder, seed=seed, onnx=True, **lesion)
     metrics = json.loads((scored / "metrics.json").read_text())
     metrics["model"] |= {"weights_sha256": file_sha256(folder / "model.safetensors"), "run_id": f"run{seed}"}
+    metrics["figures"] = [f"roc_{seed}.png"]
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "README.md").write_text(f"---\nlicense: cc-by-nc-4.0\n---\n# Run {seed}\n")
     (folder / "evaluation.md").write_text(f"# Evaluation of run {seed}\n")
     (folder / "figures").mkdir()
-    (folder / "figures" / f"roc_{seed}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0" + bytes([seed]) * 100)
+    Image.new("RGB", (8, 8), (seed, 0, 0)).save(folder / "figures" / f"roc_{seed}.png")
     return folder
 
 
 def copy_sources(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Let the Space be made from a copy of its files, so that nobody edits them during a push."""
     for name in ("space", "modeling"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyi", "node_modules")
+        )
     patch.setattr(space, "ROOT", folder)
+    patch.delitem(sys.modules, "static_space", raising=False)
+    patch.syspath_prepend(folder / "space")
 
 
 @contextmanager
@@ -140,11 +152,12 @@ def run_case(case: Case, old: Path, new: Path, patch: pytest.MonkeyPatch) -> boo
     """Push under one fault, check all promises, recover, push again; return whether the first push went through."""
     with HubServer() as hub:
         hub.connect(patch)
-        if case.target == "space":
+        if case.target != "model":
             hub.add_repo("me/model", old)
-        repo_id, kind = ("me/space", "space") if case.target == "space" else ("me/lesions", "model")
+        repo_id, kind = ("me/lesions", "model") if case.target == "model" else ("me/space", "space")
         if not case.fresh:
-            before = {"modeling/gone.py": b"", "app.py": b"old"} if case.target == "space" else old
+            of_space = {"modeling/gone.py": b"", "app.py": b"old", "model.json": b"{}"}
+            before = old if case.target == "model" else of_space
             hub.add_repo(repo_id, before, kind=kind)
         folder_before, visible_before = _fingerprint(new), _visible(hub, repo_id, kind)
 
@@ -180,7 +193,7 @@ def run_case(case: Case, old: Path, new: Path, patch: pytest.MonkeyPatch) -> boo
             n_before = len(hub.log)
             second = _push(case, new)
             assert _visible(hub, repo_id, kind) == whole, f"{case}: the second push is not whole"
-            assert _tag_and_variables(case, hub, second), f"{case}: tag or variables are wrong"
+            assert _tag_and_model(case, hub, second), f"{case}: the tag or the Space's model is wrong"
             sent_again = {entry.path.rsplit("/", 1)[1] for entry in hub.log[n_before:] if entry.route == "lfs-put"}
             assert not arrived & sent_again, f"{case}: sent again"
             n_commits = len(hub.repo(repo_id, kind).commits) - (1 if case.fresh else 2)
@@ -189,9 +202,9 @@ def run_case(case: Case, old: Path, new: Path, patch: pytest.MonkeyPatch) -> boo
 
 
 def _push(case: Case, folder: Path) -> Published:
-    if case.target == "space":
-        return push_space("me/model", "me/space")
-    return push_model(folder, "me/lesions", tag="v2")
+    if case.target == "model":
+        return push_model(folder, "me/lesions", tag="v2")
+    return push_space("me/model", "me/space", static=case.target == "static")
 
 
 def _fingerprint(folder: Path) -> str:
@@ -209,22 +222,23 @@ def _empty(kind: str) -> dict[str, bytes]:
 
 def _expected(case: Case, hub: HubServer, old: Path, new: Path) -> dict[str, bytes]:
     """What the repository shows after a push that went through."""
-    if case.target == "space":
-        revision = hub.repo("me/model").head.oid
-        files = space_files("me/model", revision)
+    if case.target == "model":
+        contents = {path.relative_to(new).as_posix(): path.read_bytes() for path in new.rglob("*") if path.is_file()}
+    else:
+        files_of = static_space_files if case.target == "static" else space_files
+        files = files_of("me/model", hub.repo("me/model").head.oid)
         contents = {
             path: source if isinstance(source, bytes) else source.read_bytes() for path, source in files.items()
         }
-    else:
-        contents = {path.relative_to(new).as_posix(): path.read_bytes() for path in new.rglob("*") if path.is_file()}
     return {**_empty(case.target), **contents}
 
 
-def _tag_and_variables(case: Case, hub: HubServer, pushed: Published) -> bool:
-    if case.target == "space":
-        expected = {"MODEL_ID": "me/model", "MODEL_REVISION": hub.repo("me/model").head.oid}
-        return hub.repo("me/space", "space").variables == expected
-    return hub.repo("me/lesions").tags == {"v2": pushed.revision}
+def _tag_and_model(case: Case, hub: HubServer, pushed: Published) -> bool:
+    if case.target == "model":
+        return hub.repo("me/lesions").tags == {"v2": pushed.revision}
+    repo = hub.repo("me/space", "space")
+    named = json.loads(repo.files()["model.json"])
+    return named == {"model_id": "me/model", "revision": hub.repo("me/model").head.oid} and not repo.variables
 
 
 def main() -> int:

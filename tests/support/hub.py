@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on loopback: the real clients talk to it over HTTP, and it fails on demand.
 
 It answers what huggingface_hub, transformers, timm and datasets call: who am I, create, preupload, LFS batch, upload
-and verify, commit (atomic), tags, refs, info, tree, resolve with ranges, Space variables. All of it lives in memory.
+and verify, commit (atomic), tags, refs, info, tree, resolve with ranges, Space variables. A free account creates static
+Spaces and two ZeroGPU Spaces; any other Space costs 402. All of it is in memory.
 
     with HubServer() as hub:
         hub.fail("commit", status=503, times=2)
@@ -30,7 +31,11 @@ READ_TOKEN = "hf_" + "standinread" * 3
 FINE_TOKEN = "hf_" + "standinfine" * 3  # fine-grained: may write to the organisation "clinic" only
 GUEST_TOKEN = "hf_" + "standinguest" * 3  # role "write", but only a reader in the organisation "clinic"
 
-Kind = Literal["status", "cut", "hang", "lost"]
+FREE_TOKEN = "hf_" + "standinfree" * 3  # of a user without a paid plan
+
+Kind = Literal["status", "cut", "hang", "lost", "portal"]
+ZERO_GPU, FREE_ZERO_GPU_SPACES = "zero-a10g", 2
+PORTAL = b"<!doctype html><title>Log in to this network</title>"  # in place of the Hub's answer
 LICENSES = ("apache-2.0", "cc-by-nc-4.0", "cc-by-4.0", "mit", "other", "cc0-1.0")
 COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 
@@ -71,12 +76,13 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: a line of commits, tags, large files, and for a Space its variables."""
+    """A repository: a line of commits, tags, large files, and for a Space its hardware and variables."""
 
     repo_id: str
     kind: str  # "model", "dataset" or "space"
     private: bool = False
     sdk: str | None = None
+    hardware: str | None = None
     commits: list[Commit] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     lfs: dict[str, bytes] = field(default_factory=dict)
@@ -159,6 +165,7 @@ class HubServer:
             READ_TOKEN: _user("me", {"role": "read"}, [{**clinic, "roleInOrg": "write"}]),
             FINE_TOKEN: _user("me", _fine_grained("clinic"), [{**clinic, "roleInOrg": "write"}]),
             GUEST_TOKEN: _user("guest", {"role": "write"}, [{**clinic, "roleInOrg": "read"}]),
+            FREE_TOKEN: {**_user("free", {"role": "write"}, []), "isPro": False},
         }
         self._faults: list[Fault] = []
 
@@ -211,7 +218,8 @@ class HubServer:
             route: Name as in `log` and in `_routes`, such as "commit", "lfs-put" or "resolve".
             status: Answer this status, for kind "status".
             kind: "status"; "cut": close the connection in the middle of the request's body; "hang": never answer;
-                "lost": do the work, then close the connection without an answer.
+                "lost": do the work, then close the connection without an answer; "portal": answer 200 with a web page, as a
+                network does before its user has logged in.
             times: Number of requests that fail; float("inf") for all of them.
             skip: Number of requests of that route to let through first.
             headers: Sent with the answer, such as {"Retry-After": "3"}.
@@ -276,7 +284,13 @@ class HubServer:
 
 
 def _user(name: str, access: dict[str, Any], orgs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "user", "name": name, "orgs": orgs, "auth": {"type": "access_token", "accessToken": access}}
+    return {
+        "type": "user",
+        "name": name,
+        "isPro": True,
+        "orgs": orgs,
+        "auth": {"type": "access_token", "accessToken": access},
+    }
 
 
 def _fine_grained(namespace: str) -> dict[str, Any]:
@@ -340,7 +354,9 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.hub.strike(route)
             self._fail_before(fault)
             self.body = self._read_body()
-            if fault is not None and fault.kind == "status":
+            if fault is not None and fault.kind == "portal":
+                self._send(200, {"Content-Type": "text/html"}, PORTAL)
+            elif fault is not None and fault.kind == "status":
                 self._send_error(
                     fault.status, fault.message.replace("{token}", self._token() or ""), None, fault.headers
                 )
@@ -476,11 +492,22 @@ def _create(request: _Handler) -> Answer:
     about = {"url": f"{request.hub.url}/{prefix}{repo_id}", "name": repo_id}
     if (kind, repo_id) in request.hub.repos:
         return _json({**about, "error": f"You already created this {kind} repo"}, 409)
+    if kind == "space" and not user["isPro"] and wanted.get("sdk") != "static":
+        _check_free(request.hub, namespace, wanted.get("hardware"))
     repo = request.hub.repos[kind, repo_id] = Repo(
-        repo_id, kind, wanted.get("visibility") == "private", wanted.get("sdk")
+        repo_id, kind, wanted.get("visibility") == "private", wanted.get("sdk"), wanted.get("hardware")
     )
     repo.variables = {variable["key"]: variable["value"] for variable in wanted.get("variables", [])}
     return _json(about)
+
+
+def _check_free(hub: HubServer, namespace: str, hardware: str | None) -> None:
+    """Refuse a Space that needs a paid plan; source: https://huggingface.co/docs/hub/spaces-overview, August 2026."""
+    held = [
+        repo for (_, name), repo in hub.repos.items() if name.startswith(f"{namespace}/") and repo.hardware == ZERO_GPU
+    ]
+    if hardware != ZERO_GPU or len(held) >= FREE_ZERO_GPU_SPACES:
+        raise Refused(402, "Subscribe to PRO to create this Space. Static Spaces and two ZeroGPU Spaces are free.")
 
 
 def _validate_yaml(request: _Handler) -> Answer:
