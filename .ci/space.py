@@ -1,6 +1,9 @@
-"""Start what `publish space` sends in an environment with exactly its requirements, and let it classify, explain and batch.
+"""Start what `publish space` sends in an environment as the Hub makes it, and let it classify, explain and batch.
 
 python .ci/space.py PYTHON_OF_THAT_ENVIRONMENT MODEL_FOLDER
+
+The environment: `pip install "gradio[oauth,mcp]==SDK_VERSION" spaces -r space/requirements.txt`, with the sdk_version of
+space/README.md.
 """
 
 import contextlib
@@ -35,7 +38,7 @@ def main() -> int:
         raise RuntimeError(f"the Space's environment has {found}")
     with tempfile.TemporaryDirectory() as name, HubServer() as hub:
         home = Path(name)
-        model = hub.add_repo("me/lesions", folder)
+        hub.add_repo("me/lesions", folder)
         environment = {**os.environ, **hub.env(home=home / "home")}
         push = ["-m", "modeling.publish", "space", "--model_id", "me/lesions", "--space_id", "me/page"]
         subprocess.run([sys.executable, *push], cwd=ROOT, check=True, env=environment)
@@ -43,8 +46,9 @@ def main() -> int:
             (home / "page" / path).parent.mkdir(parents=True, exist_ok=True)
             (home / "page" / path).write_bytes(data)
         port = free_port()
-        environment |= {"MODEL_ID": "me/lesions", "MODEL_REVISION": model.head.oid, "GRADIO_SERVER_PORT": str(port)}
-        environment.pop("PYTHONPATH", None)
+        environment |= {"GRADIO_SERVER_PORT": str(port)}  # the model is named by model.json of what was pushed
+        for name in ("PYTHONPATH", "MODEL_ID", "MODEL_REVISION"):
+            environment.pop(name, None)
         server = subprocess.Popen([python, "app.py"], cwd=home / "page", env=environment)
         try:
             ask(client_of(server, port), image)

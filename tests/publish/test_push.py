@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -15,15 +16,17 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub.utils import _http as hub_http
+from huggingface_hub import get_session
 from packaging.requirements import Requirement
+from PIL import Image
 
+from modeling.publish import push
 from modeling.publish.__main__ import main
 from modeling.publish.hub import ATTEMPTS, PublishError
 from modeling.publish.push import check_can_push, push_model
 from modeling.publish.space import push_space
 from stress.push_faults import Case, copy_sources, hurried_client, make_model_folder, run_case, short_cases
-from support.hub import FINE_TOKEN, GUEST_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
+from support.hub import FINE_TOKEN, FREE_TOKEN, GUEST_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -205,28 +208,51 @@ def other_weights(folder: Path) -> None:
 
 
 def written(name: str, content: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text(content)
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+
+    return write
+
+
+def with_example(folder: Path, file: str = "1_MEL.jpg", content: bytes | None = None) -> None:
+    (folder / "examples").mkdir()
+    Image.new("RGB", (8, 8), (90, 60, 40)).save(folder / "examples" / "1_MEL.jpg")
+    if content is not None:
+        (folder / "examples" / "1_MEL.jpg").write_bytes(content)
+    listed = {"examples": [{"file": file, "diagnosis": "MEL"}], "license": "apache-2.0", "attribution": "ours"}
+    (folder / "examples" / "examples.json").write_text(json.dumps(listed))
+
+
+def linked(name: str) -> Callable[[Path], object]:
+    def link(folder: Path) -> None:
+        (folder / name).rename(folder.parent / "elsewhere")
+        (folder / name).symlink_to(folder.parent / "elsewhere")
+
+    return link
 
 
 # What is done to a folder, and what is then said of it.
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "pickle": (written("best_model.pth", "x"), "best_model.pth is a pickle, which can run code"),
-    "stray": (written("notes.txt", "x"), "notes.txt does not belong in a model folder"),
-    "link": (
-        lambda folder: (folder / "figures" / "passwd.json").symlink_to("/etc/passwd"),
-        "figures/passwd.json is a link",
-    ),
+    "link": (linked("figures/roc_3.png"), "figures/roc_3.png is a link"),
+    "linked folder": (linked("figures"), "figures/roc_3.png is a link"),
+    "no figure": (lambda folder: (folder / "figures" / "roc_3.png").unlink(), "figures/roc_3.png is missing or empty"),
+    "figure of text": (written("figures/roc_3.png", "<html>"), "figures/roc_3.png is no image"),
+    "example of text": (lambda folder: with_example(folder, content=b"<html>"), "examples/1_MEL.jpg is no image"),
+    "example elsewhere": (lambda folder: with_example(folder, "../../x.jpg"), "examples.json is damaged"),
+    "no external validation": (written("external/clinic.json", "{}"), "external/clinic.json is of schema None"),
     "no card": (lambda folder: (folder / "README.md").unlink(), "README.md is missing or empty"),
     "no evaluation": (
         lambda folder: (folder / "evaluation.md").unlink(),
         "evaluation.md is missing or empty (write it with `python -m modeling.publish card",
     ),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing or empty"),
     "scores of another model": (
         lambda folder: edit_metrics(folder, lambda metrics: metrics["model"].update(weights_sha256="0" * 64)),
         "metrics.json is of another model: its weights_sha256",
     ),
-    "empty metrics": (written("metrics.json", ""), "metrics.json is missing or empty"),
+    "empty metrics": (written("metrics.json", ""), "metrics.json is not valid JSON"),
+    "hollow metrics": (written("metrics.json", "{}"), "is of schema None and this version reads"),
     "other weights": (other_weights, "weights_sha256 differs"),
     "bad json": (written("train_config.json", "{"), "train_config.json is not valid JSON"),
     "bad metadata": (written("README.md", "---\nlicense: [\n---\n"), "the metadata of README.md is not valid"),
@@ -247,55 +273,37 @@ def test_a_folder_that_must_not_get_out_stays_here(hub, folder, how):
     assert not hub.log
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ("null", "a JSON object was expected, got None"),
-        ("[]", "a JSON object was expected, got []"),
-        ('"scores"', "a JSON object was expected, got 'scores'"),
-        ("{}", "is of schema None and this version reads 2"),
-        ("[" * 10**5 + "]" * 10**5, "is not valid JSON"),
-        ('{"a": ' * 10**5 + "1" + "}" * 10**5, "is not valid JSON"),
-        ('{"schema_version": 2}', "is damaged: 'model': Field required"),
-    ],
-    ids=["null", "list", "text", "empty", "deep list", "deep object", "hollow"],
-)
-def test_what_is_no_metrics_json_is_not_published(hub, folder, content, sentence):
-    (folder / "metrics.json").write_text(content)
-    with pytest.raises(PublishError, match=re.escape(sentence)):
-        push_model(folder, "me/lesions")
-    assert not hub.log
+def test_only_the_files_of_a_model_folder_are_sent_and_what_stays_is_named(hub, folder, caplog):
+    with_example(folder)
+    stray = (
+        "predictions.csv",
+        "skipped.csv",
+        "best.pth",
+        "figures/face.png",
+        "examples/2_MEL.jpg",
+        "external/Ward 3.json",
+    )
+    for name in stray:
+        written(name, "Jane Doe")(folder)
+    push_model(folder, "me/lesions")
+    files = hub.repo("me/lesions").files()
+    assert {"examples/1_MEL.jpg", "examples/examples.json", "figures/roc_3.png", "onnx/model.onnx"} <= set(files)
+    assert not set(stray) & set(files)
+    (message,) = [record.getMessage() for record in caplog.records if "Not sent" in record.getMessage()]
+    assert all(name in message for name in stray)
 
 
-@pytest.mark.parametrize(
-    ("place", "value", "sentence"),
-    [
-        ("test", None, "'test': Input should be a valid dictionary"),
-        ("test.accuracy", [0.9], "'test.accuracy': Input should be a valid dictionary"),
-        ("test.accuracy.value", "0.9", "'test.accuracy.value': Input should be a valid number"),
-        ("test.accuracy.value", 1.01, "'test.accuracy.value': Input should be less than or equal to 1"),
-        ("test.n_images", 4.0, "'test.n_images': Input should be a valid integer"),
-        ("test.n_images", True, "'test.n_images': Input should be a valid integer"),
-        ("test.confusion", [[1, 2], [3, 4]], "test is not about the diagnoses of model.codes"),
-        ("model.codes", "BCC", "'model.codes': Input should be a valid list"),
-        ("model.architecture", "a\nb", "'model.architecture': String should match pattern"),
-        ("val", {"reason": 3}, "'val.reason': Input should be a valid string"),
-        ("operating_points.0.threshold", 7, "'operating_points.0.threshold': Input should be less than or equal to 1"),
-        ("figures", ["../../etc/passwd"], "'figures.0': String should match pattern"),
-        ("heat_maps", {}, "'heat_maps.masks': Field required"),
-    ],
-)
-def test_an_entry_that_no_evaluation_writes_is_named_and_not_published(hub, folder, place, value, sentence):
-    def change(metrics: Any) -> None:
-        *parents, last = (int(part) if part.isdigit() else part for part in place.split("."))
-        for parent in parents:
-            metrics = metrics[parent]
-        metrics[last] = value
+def test_what_is_checked_is_what_is_sent(hub, folder, monkeypatch):
+    card = (folder / "README.md").read_bytes()
+    check = push.check_model_folder
 
-    edit_metrics(folder, change)
-    with pytest.raises(PublishError, match=re.escape(sentence)):
-        push_model(folder, "me/lesions")
-    assert not hub.log
+    def changing(staged: Path) -> None:
+        check(staged)
+        (folder / "README.md").write_text("# Changed during the push\n")
+
+    monkeypatch.setattr(push, "check_model_folder", changing)
+    push_model(folder, "me/lesions")
+    assert hub.repo("me/lesions").files()["README.md"] == card
 
 
 # ---- The Hub in trouble --------------------------------------------------------------------------------------------
@@ -317,17 +325,18 @@ def test_a_server_says_how_long_to_wait_up_to_a_minute(hub, folders, monkeypatch
     hub.fail("info", status=429, headers={"RateLimit": '"api";r=0;t=3000'})
     with hurried_client(monkeypatch) as waits:
         push_model(folders[0], "me/lesions")
-    assert sorted(waits) == [7.0, 8.0, 60.0, 61.0]
+    assert sorted(waits) == [1.0, 7.0, 8.0, 61.0]
 
 
 def test_a_hub_that_never_answers_is_given_up_and_the_client_is_left_as_it_was(hub, folders, monkeypatch):
-    make_client = hub_http._GLOBAL_CLIENT_FACTORY
+    hooks = get_session().event_hooks
     hub.fail("*", kind="hang", times=float("inf"))
     start = time.monotonic()
     with hurried_client(monkeypatch), pytest.raises(PublishError, match="did not answer, also after several tries"):
         push_model(folders[0], "me/lesions")
     assert time.monotonic() - start < 20
-    assert hub_http._GLOBAL_CLIENT_FACTORY is make_client
+    assert get_session().event_hooks == hooks
+    assert get_session().timeout.read is None
     assert len(hub.log) == 0
 
 
@@ -339,7 +348,7 @@ def test_a_hub_that_is_not_there_is_given_up(folders, monkeypatch):
     assert waits == [1, 2, 4, 8]
 
 
-def test_a_namespace_that_is_busy_for_ever_does_not_hang_the_push(hub, folders, monkeypatch):
+def test_a_namespace_that_stays_busy_does_not_hang_the_push(hub, folders, monkeypatch):
     busy = "Cannot create repo: another conflicting operation is in progress"
     hub.fail("create", status=409, message=busy, times=float("inf"))
     with hurried_client(monkeypatch), pytest.raises(PublishError, match="another repository is being created"):
@@ -349,12 +358,42 @@ def test_a_namespace_that_is_busy_for_ever_does_not_hang_the_push(hub, folders, 
 
 def test_a_file_left_out_by_the_repositorys_gitignore_is_noticed(hub, folders, monkeypatch):
     hub.add_repo("me/lesions", {".gitignore": b"metrics.json"})
-    with pytest.raises(PublishError, match=r"took the commit but not all of it.*metrics\.json"):
+    with pytest.raises(PublishError, match=r"took the commit without metrics\.json"):
         push_model(folders[0], "me/lesions")
 
 
+@pytest.mark.parametrize("route", ["info", "create", "preupload", "commit"])
+def test_the_login_page_of_a_network_is_recognised(hub, folders, route):
+    hub.fail(route, kind="portal", times=float("inf"))
+    with pytest.raises(PublishError, match=r"a web page came in place of .*: log in to this network"):
+        push_model(folders[0], "me/lesions")
+
+
+def test_a_token_with_a_letter_that_no_token_has_is_named_before_the_hub_is_asked(hub, folders):
+    with pytest.raises(PublishError, match="a letter that no token has") as caught:
+        push_model(folders[0], "me/lesions", token="hf_café")
+    assert "café" not in str(caught.value)
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["model", ".", "--repo_id", "not valid"], "--repo_id"),
+        (["space", "--model_id", "not valid", "--space_id", "me/space"], "--model_id"),
+        (["space", "--model_id", "me/lesions", "--space_id", "not valid"], "--space_id"),
+    ],
+)
+def test_an_invalid_name_is_named_with_its_option_and_not_to_be_tried_again(hub, capsys, arguments, option):
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"{option} 'not valid' is no valid repository name, such as me/name")
+    assert "try again" not in message
+    assert not hub.log
+
+
 def test_a_failed_command_returns_one_and_prints_the_command_that_retries_without_the_token(hub, folders, capsys):
-    arguments = ["model", str(folders[0]), "--repo_id", "lesions", "--private", "--revision_tag", "v1.0"]
+    arguments = ["model", str(folders[0]), "--repo_id", "lesions", "--private", "--tag", "v1.0"]
     arguments += ["--commit_message", "Better"]
     hub.fail("commit", status=403, message="you sent {token}")
     assert main(arguments) == 1
@@ -387,7 +426,7 @@ def test_a_revision_that_the_model_lacks_is_named(hub, folders, tmp_path, monkey
         push_space("me/lesions", "me/lesion-space", model_revision="v9")
 
 
-def test_a_space_is_one_commit_with_its_model_pinned_and_the_same_push_again_changes_nothing(
+def test_a_space_is_one_commit_that_names_its_model_and_the_same_push_again_changes_nothing(
     hub, folders, tmp_path, monkeypatch
 ):
     copy_sources(tmp_path, monkeypatch)
@@ -395,16 +434,15 @@ def test_a_space_is_one_commit_with_its_model_pinned_and_the_same_push_again_cha
     first = push_space("me/lesions", "me/lesion-space", model_revision="v1.0")
     assert first.changed
     space = hub.repo("me/lesion-space", "space")
-    assert space.variables == {"MODEL_ID": "me/lesions", "MODEL_REVISION": model.revision}
+    assert (space.sdk, space.hardware, space.variables) == ("gradio", None, {})
     files = space.files()
+    assert json.loads(files["model.json"]) == {"model_id": "me/lesions", "revision": model.revision}
     assert {"app.py", "README.md", "requirements.txt", "modeling/predictor.py", "modeling/__init__.py"} <= set(files)
-    assert all(path.endswith(".py") for path in files if path.startswith("modeling/"))
     header = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert header["sdk"] == "gradio"
     assert header["python_version"] == "3.12"
     assert header["models"] == ["me/lesions"]
     assert header["preload_from_hub"] == [f"me/lesions config.json,onnx/model.onnx {model.revision}"]
-    assert header["license"] == "apache-2.0"
     hub.log.clear()
     second = push_space("me/lesions", "me/lesion-space", model_revision="v1.0")
     assert (second.changed, second.revision) == (False, first.revision)
@@ -412,8 +450,66 @@ def test_a_space_is_one_commit_with_its_model_pinned_and_the_same_push_again_cha
 
     newer = push_model(folders[1], "me/lesions")
     assert push_space("me/lesions", "me/lesion-space").changed
-    assert space.variables["MODEL_REVISION"] == newer.revision
+    assert json.loads(space.files()["model.json"])["revision"] == newer.revision
     assert len(space.commits) == 3
+
+
+STATIC = """
+def static_files(model_id, revision):
+    return {"README.md": b"---\\ntitle: Lesions\\nsdk: static\\n---\\n", "index.html": b"<title>Lesions</title>"}
+"""
+
+
+def test_a_static_space_takes_the_place_of_a_gradio_one_in_one_commit(hub, folders, tmp_path, monkeypatch):
+    copy_sources(tmp_path, monkeypatch)
+    (tmp_path / "space" / "static_space.py").write_text(STATIC)
+    model = push_model(folders[0], "me/lesions")
+    push_space("me/lesions", "me/lesion-space")
+    push_space("me/lesions", "me/lesion-space", static=True)
+    space = hub.repo("me/lesion-space", "space")
+    assert len(space.commits) == 3
+    files = space.files()
+    assert set(files) == {".gitattributes", "README.md", "index.html", "model.json"}
+    assert yaml.safe_load(files["README.md"].decode().split("---")[1]) == {
+        "title": "Lesions",
+        "sdk": "static",
+        "models": ["me/lesions"],
+    }
+    assert json.loads(files["model.json"]) == {"model_id": "me/lesions", "revision": model.revision}
+
+
+def test_without_a_paid_plan_the_free_ways_are_named_with_their_command(hub, folders, tmp_path, monkeypatch, capsys):
+    copy_sources(tmp_path, monkeypatch)
+    (tmp_path / "space" / "static_space.py").write_text(STATIC)
+    hub.connect(monkeypatch, token=FREE_TOKEN)
+    push_model(folders[0], "free/lesions")
+    plain = ["space", "--model_id", "free/lesions", "--space_id", "free/page", "--private"]
+    assert main(plain) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("the Hub asks for a paid plan to create free/page (402). Free of charge:")
+    for way in ("--static", "--hardware zero-a10g"):
+        assert f"python -m modeling.publish {' '.join(plain)} {way}\n" in message
+    assert ("space", "free/page") not in hub.repos
+    for name in ("one", "two"):
+        assert main(["space", "--model_id", "free/lesions", "--space_id", name, "--hardware", "zero-a10g"]) == 0
+        assert hub.repo(f"free/{name}", "space").hardware == "zero-a10g"
+    assert main([*plain, "--hardware", "zero-a10g"]) == 1
+    message = capsys.readouterr().err
+    assert "free/page on zero-a10g (402)" in message
+    assert message.count("python -m modeling.publish") == 1  # what is left: --static
+    assert main([*plain, "--static"]) == 0
+    assert hub.repo("free/page", "space").sdk == "static"
+
+
+def test_what_overrides_a_push_to_an_existing_space_is_named(hub, folders, tmp_path, monkeypatch, caplog):
+    copy_sources(tmp_path, monkeypatch)
+    hub.add_repo("me/lesions", folders[0])
+    space = hub.add_repo("me/page", {"app.py": b""}, kind="space")
+    space.variables["MODEL_REVISION"] = "0" * 40
+    push_space("me/lesions", "me/page", hardware="zero-a10g")
+    assert space.variables == {"MODEL_REVISION": "0" * 40}
+    assert "MODEL_REVISION overrides model.json: delete it in the settings of me/page" in caplog.text
+    assert "--hardware is for a new Space" in caplog.text
 
 
 BUILD_PAGE = """
@@ -441,19 +537,32 @@ def test_a_pushed_space_builds_its_page_from_what_was_pushed_alone(hub, folders,
     assert done.stdout.splitlines()[-1] == f"me/lesions {model.revision} {tmp_path / 'app' / 'modeling'}"
 
 
+def test_a_model_whose_push_did_not_finish_is_to_be_pushed_again(hub):
+    hub.add_repo("me/lesions", {"README.md": b""})
+    with pytest.raises(
+        PublishError, match=r"me/lesions has no config.json and no onnx/model.onnx: its push did not finish; push it"
+    ):
+        push_space("me/lesions", "me/page")
+    assert ("space", "me/page") not in hub.repos
+
+
 def test_a_space_without_its_model_on_the_hub_says_to_push_it_first(hub):
     with pytest.raises(PublishError, match=r"no model me/lesions .* push it first"):
         push_space("me/lesions", "me/lesion-space")
     assert ("space", "me/lesion-space") not in hub.repos
 
 
-def test_the_space_requires_what_its_code_imports_and_one_gradio():
+PLATFORM = {"gradio", "huggingface-hub", "spaces"}  # installed by the Hub itself
+
+
+def test_the_space_requires_what_its_code_imports_and_pins_nothing_of_the_platform():
     requirements = (ROOT / "space" / "requirements.txt").read_text().splitlines()
-    pins = dict(
-        re.fullmatch(r"([\w-]+)(?:\[\w+\])?==([\w.]+)", line).groups() for line in requirements if line[0] != "#"
-    )
+    pins = dict(re.fullmatch(r"([\w-]+)==([\w.]+)", line).groups() for line in requirements if line[0] != "#")
+    assert not PLATFORM & set(map(normal, pins))
+    for name, version in pins.items():
+        assert metadata.version(name) == version  # the tested one
     header = yaml.safe_load((ROOT / "space" / "README.md").read_text().split("---")[1])
-    assert header["sdk_version"] == pins["gradio"]
+    assert metadata.version("gradio") == header["sdk_version"]
     served = [path for path in (ROOT / "modeling").glob("*.py") if path.stem != "bulk"]  # no archives in a Space
     own = {path.stem for path in (ROOT / "space").glob("*.py")} | {"modeling"}
     imported: set[str] = set()
@@ -463,14 +572,23 @@ def test_the_space_requires_what_its_code_imports_and_one_gradio():
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
-    not_served = {"scipy", "sklearn", "accelerate"}  # for fitting, and for archives over several processes
+    not_served = {"scipy", "sklearn", "accelerate", "spaces"}  # fitting, archives over several processes, ZeroGPU's own
     other_engine = {"torch", "torchvision", "timm", "safetensors", "pytorch_grad_cam"}
     third_party = imported - own - not_served - other_engine - sys.stdlib_module_names
     distributions = metadata.packages_distributions()
-    installed = with_dependencies(set(pins))
-    installed |= {"mcp"} if any(line.startswith("gradio[mcp]") for line in requirements) else set()
+    installed = with_dependencies({*pins, *PLATFORM})
     missing = {name for name in third_party if not installed & {normal(found) for found in distributions[name]}}
     assert not missing
+
+
+def test_zero_gpu_gets_a_function_where_the_platform_has_it(monkeypatch):
+    import zero_gpu
+
+    assert zero_gpu.register() is False
+    registered = []
+    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=registered.append))
+    assert zero_gpu.register() is True
+    assert len(registered) == 1
 
 
 def normal(name: str) -> str:
