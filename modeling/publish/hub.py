@@ -65,12 +65,19 @@ def commit_files(
     """
     sent = False
 
+    def tagged() -> str | None:
+        refs = api.list_repo_refs(repo_id, repo_type=repo_type).tags
+        return next((ref.target_commit for ref in refs if ref.name == tag), None)
+
     def attempt() -> str:
         nonlocal sent
         head, there = _remote_files(api, repo_id, repo_type)
         operations = _operations(files, there, replaced)
-        if tag:
-            _check_tag(api, repo_id, repo_type, tag, head=None if operations else head)
+        if tag and (names := tagged()) is not None and (operations or names != head):
+            raise PublishError(
+                f"tag {tag!r} of {repo_id} already names revision {names[:12]}, and a published revision is never moved: "
+                "choose another --tag."
+            )
         if not operations:
             return head
         sent = True
@@ -78,13 +85,16 @@ def commit_files(
         commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=head)
         return str(commit.oid)
 
+    def put_tag(revision: str) -> None:
+        if tag and tagged() != revision:  # an earlier attempt may have put it, if only the answer was lost
+            api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type)
+
     revision = persist(attempt)
     left_out = _operations(files, persist(lambda: _remote_files(api, repo_id, repo_type))[1], ()) if sent else []
     if left_out:
         names = ", ".join(operation.path_in_repo for operation in left_out)
         raise PublishError(f"{repo_id} took the commit without {names}: look for a .gitignore there that names them.")
-    if tag:
-        persist(lambda: _put_tag(api, repo_id, repo_type, tag, revision))
+    persist(lambda: put_tag(revision))
     url = f"{api.endpoint}/{'spaces/' if repo_type == 'space' else ''}{repo_id}"
     return Published(url, revision, changed=sent)
 
@@ -107,26 +117,6 @@ def _operations(
             operations.append(CommitOperationAdd(path, source))
     stale = [path for path in there if path not in files and any(fnmatch(path, pattern) for pattern in replaced)]
     return operations + [CommitOperationDelete(path, is_folder=False) for path in stale]
-
-
-def _check_tag(api: HfApi, repo_id: str, repo_type: str, tag: str, *, head: str | None) -> None:
-    """Refuse a tag that names another revision than `head` (None: a commit still to be made)."""
-    names = _tags(api, repo_id, repo_type).get(tag, head)
-    if names != head:
-        raise PublishError(
-            f"tag {tag!r} of {repo_id} already names revision {str(names)[:12]}, and a published revision is never "
-            "moved: choose another --tag."
-        )
-
-
-def _put_tag(api: HfApi, repo_id: str, repo_type: str, tag: str, revision: str) -> None:
-    """Tag a revision; an earlier attempt may have done so, if only the Hub's answer was lost."""
-    if _tags(api, repo_id, repo_type).get(tag) != revision:
-        api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type)
-
-
-def _tags(api: HfApi, repo_id: str, repo_type: str) -> dict[str, str]:
-    return {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
 
 
 def ensure_repo(api: HfApi, repo_id: str, repo_type: str, *, private: bool, **at_creation: Any) -> bool:
@@ -277,21 +267,19 @@ def _sentence(error: BaseException, repo_id: str) -> str:
         if isinstance(cause, httpx2.HTTPError | _Busy):
             return f"{hub} did not answer, also after several tries ({type(cause).__name__}: {cause})."
         return f"{type(cause).__name__}: {cause}"
-    said = str(getattr(cause, "server_message", "") or "").strip()
     in_words = {
-        401: "the Hub does not accept the token (401): it is wrong, expired or revoked. "
-        f"Make one with the role 'write' at {hub}/settings/tokens and run `hf auth login`.",
-        402: "the Hub asks for payment (402); look at the billing page of the account.",
-        403: f"the token may not write to {repo_id} (403); use one with the role 'write' on that name.",
-        404: f"the Hub has no {repo_id} that this token may see (404); check the name.",
-        409: f"somebody else is changing {repo_id} at the same time (409).",
-        412: f"somebody else is changing {repo_id} at the same time (412).",
-        413: "a file is larger than the Hub takes (413).",
-        429: "the Hub limits the number of requests (429); wait some minutes.",
+        401: f"the token is wrong, expired or revoked. Make one at {hub}/settings/tokens and run `hf auth login`",
+        403: f"the token may not write to {repo_id}. Use one with the role 'write' on that name",
+        404: f"there is no {repo_id} that this token may see. Check the name",
+        409: f"somebody else is changing {repo_id} at the same time",
+        412: f"somebody else is changing {repo_id} at the same time",
+        429: "too many requests. Wait some minutes",
     }
-    trouble = f"the Hub is in trouble ({status}), also after several tries; wait some minutes."
-    refused = f"the Hub refused the request ({status})."
-    return in_words.get(status, trouble if status >= 500 else refused) + (f" The Hub says: {said}" if said else "")
+    what = in_words.get(
+        status, "the Hub is in trouble. Wait some minutes" if status >= 500 else "it refuses the request"
+    )
+    said = str(getattr(cause, "server_message", "") or "").strip()
+    return f"the Hub answered {status}: {what}.{f' The Hub says: {said}' if said else ''}"
 
 
 def command(*arguments: str) -> str:

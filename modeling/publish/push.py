@@ -48,10 +48,10 @@ def push_model(
     Args:
         folder: A complete model folder, card included.
         repo_id: "me/name", or "name" for the user of the token. Created if it is not there.
-        private: Make a new repository private; an existing public one is then refused.
-        tag: Name of this revision, such as "v1.0"; a tag that names another revision is never moved.
+        private: Make a new repository private; an existing public one is refused.
+        tag: Name of this revision, such as "v1.0"; a tag is never moved.
         commit_message: By default the run id of the model.
-        token: Hub token with the right to write; by default the one of `hf auth login` or HF_TOKEN.
+        token: By default the one of `hf auth login` or HF_TOKEN.
 
     Raises:
         PublishError: If the folder is not complete, or the Hub refuses or is out of reach.
@@ -187,17 +187,14 @@ def _reason_not_to_write(user: Mapping[str, Any], repo_id: str) -> str | None:
     """Compare what the Hub says about a token with the place it is to write to."""
     namespace, name = repo_id.split("/")[0], user["name"]
     token = user.get("auth", {}).get("accessToken", {})
-    new_token = f"make one with the role 'write' at {HfApi().endpoint}/settings/tokens and run `hf auth login`"
-    if token.get("role") == "read":
-        return f"the token of {name} may only read; {new_token}."
     roles = {name: "write"} | {org["name"]: org.get("roleInOrg", "write") for org in user.get("orgs", [])}
-    if namespace not in roles:
-        return f"{name} is no member of {namespace!r}, so {repo_id} cannot be written; name one of: {', '.join(roles)}."
-    if roles[namespace] == "read":
-        return f"{name} may only read in {namespace!r}; ask its owners for the role 'contributor' or 'write'."
+    writable = [place for place, role in roles.items() if role != "read"]
+    if namespace not in writable:
+        return f"{name} may not write in {namespace!r}; choose one of: {', '.join(writable)}."
     if token.get("role") == "fineGrained":
         scopes = token.get("fineGrained", {}).get("scoped", [])
-        writable = {scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]}
-        if not {namespace, repo_id} & writable:
-            return f"the fine-grained token of {name} has no right 'write' on {namespace!r}; {new_token}."
+        writable = [scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]]
+    if token.get("role") == "read" or not {namespace, repo_id} & {*writable}:
+        advice = f"make one with the role 'write' at {HfApi().endpoint}/settings/tokens and run `hf auth login`"
+        return f"the token of {name} may not write to {repo_id}; {advice}."
     return None

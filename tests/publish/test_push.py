@@ -66,14 +66,14 @@ def test_the_full_name_comes_back_when_the_token_may_write(hub):
 @pytest.mark.parametrize(
     ("repo_id", "token", "sentence"),
     [
-        ("me/lesions", "hf_" + "wrong" * 8, "does not accept the token"),
-        ("me/lesions", READ_TOKEN, "the token of me may only read"),
-        ("me/lesions", FINE_TOKEN, "has no right 'write' on 'me'"),
-        ("clinic/lesions", GUEST_TOKEN, "guest may only read in 'clinic'"),
+        ("me/lesions", "hf_" + "wrong" * 8, "the token is wrong, expired or revoked"),
+        ("me/lesions", READ_TOKEN, "the token of me may not write to me/lesions; make one with the role 'write'"),
+        ("me/lesions", FINE_TOKEN, "the token of me may not write to me/lesions"),
+        ("clinic/lesions", GUEST_TOKEN, "guest may not write in 'clinic'; choose one of: guest."),
         (
             "other/lesions",
             WRITE_TOKEN,
-            "no member of 'other', so other/lesions cannot be written; name one of: me, clinic",
+            "me may not write in 'other'; choose one of: me, clinic.",
         ),
         ("me/bad name", WRITE_TOKEN, "no valid repository name"),
     ],
@@ -412,7 +412,7 @@ def test_the_command_line_exits_with_its_status(hub, folders):
     command = [sys.executable, "-m", "modeling.publish", "model", str(folders[0]), "--repo_id", "me/lesions"]
     done = subprocess.run(command, env=hub.env(), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.startswith("The push to me/lesions did not finish: the Hub does not accept the token (401)")
+    assert done.stderr.startswith("The push to me/lesions did not finish: the Hub answered 401: the token is wrong")
     assert WRITE_TOKEN not in done.stdout + done.stderr
 
 
