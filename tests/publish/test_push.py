@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+import urllib.request
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from modeling.publish.push import check_can_push, push_model
 from modeling.publish.space import push_space
 from stress.push_faults import Case, copy_sources, hurried_client, make_model_folder, run_case, short_cases
 from support.hub import FINE_TOKEN, FREE_TOKEN, GUEST_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
+from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +106,7 @@ repo_id, folder, picture = sys.argv[1:]
 image = Image.open(picture).convert("RGB")
 local = LesionClassifier.from_pretrained(folder)
 with torch.inference_mode():
-    wanted = torch.from_numpy(local.forward(local.transform(image)[None]).logits)
+    wanted = torch.from_numpy(local.engine.forward(local.transform(image)[None]).logits)
     through_timm = timm.create_model(f"hf-hub:{repo_id}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=through_timm))
     processor = AutoImageProcessor.from_pretrained(repo_id, revision="v1.0")
@@ -114,7 +116,7 @@ with torch.inference_mode():
         "transformers": theirs(**processor(image, return_tensors="pt")).logits,
     }
 ours = LesionClassifier.from_pretrained(repo_id, revision="v1.0")
-logits["LesionClassifier"] = torch.from_numpy(ours.forward(ours.transform(image)[None]).logits)
+logits["LesionClassifier"] = torch.from_numpy(ours.engine.forward(ours.transform(image)[None]).logits)
 answer = pipeline("image-classification", model=repo_id)(image, top_k=4)
 wanted_probs = ours.predict(picture).probabilities
 print(json.dumps({
@@ -512,29 +514,27 @@ def test_what_overrides_a_push_to_an_existing_space_is_named(hub, folders, tmp_p
     assert "--hardware is for a new Space" in caplog.text
 
 
-BUILD_PAGE = """
-import os, sys
-sys.path.insert(0, os.getcwd())
-import app, modeling
-from modeling.predictor import LesionClassifier
-classifier = LesionClassifier.from_pretrained(os.environ["MODEL_ID"], revision=os.environ["MODEL_REVISION"])
-app.build_demo(classifier)
-print(classifier.model_id, classifier.revision, os.path.dirname(modeling.__file__))
-"""
-
-
-def test_a_pushed_space_builds_its_page_from_what_was_pushed_alone(hub, folders, tmp_path):
+def test_a_pushed_space_serves_its_model_from_what_was_pushed_alone(hub, folders, tmp_path):
     model = push_model(folders[0], "me/lesions", private=True)
     push_space("me/lesions", "me/lesion-space", private=True)
-    space = hub.repo("me/lesion-space", "space")
-    for path, content in space.files().items():
+    for path, content in hub.repo("me/lesion-space", "space").files().items():
         (tmp_path / "app" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "app" / path).write_bytes(content)
-    environment = {**hub.env(home=tmp_path / "cache"), **space.variables, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", BUILD_PAGE]
-    done = subprocess.run(command, env=environment, cwd=tmp_path / "app", capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == f"me/lesions {model.revision} {tmp_path / 'app' / 'modeling'}"
+    port = free_port()
+    environment = {**hub.env(home=tmp_path / "cache"), "OMP_NUM_THREADS": "1", "GRADIO_SERVER_PORT": str(port)}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "app.py"]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path / "app", stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert any("The page is at" in line for line in server.stdout)  # or the server ended
+            address = f"http://127.0.0.1:{port}/gradio_api/call/page_about"
+            request = urllib.request.Request(address, b'{"data": []}', {"Content-Type": "application/json"})
+            event = json.loads(urllib.request.urlopen(request, timeout=60).read())["event_id"]
+            about = urllib.request.urlopen(f"{address}/{event}", timeout=60).read().decode()
+        finally:
+            server.terminate()
+    assert "me/lesions" in about
+    assert model.revision in about
 
 
 def test_a_model_whose_push_did_not_finish_is_to_be_pushed_again(hub):

@@ -112,7 +112,7 @@ def make_model_folder(folder: Path, *, seed: int, scored: Path) -> Path:
     untrained_folder(folder, seed=seed, onnx=True, **lesion)
     metrics = json.loads((scored / "metrics.json").read_text())
     metrics["model"] |= {"weights_sha256": file_sha256(folder / "model.safetensors"), "run_id": f"run{seed}"}
-    metrics["figures"] = [f"roc_{seed}.png"]
+    metrics["figures"] = [{"file": f"roc_{seed}.png", "title": "ROC", "caption": "ROC", "alt": "ROC"}]
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "README.md").write_text(f"---\nlicense: cc-by-nc-4.0\n---\n# Run {seed}\n")
     (folder / "evaluation.md").write_text(f"# Evaluation of run {seed}\n")
