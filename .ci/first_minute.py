@@ -54,13 +54,16 @@ def main() -> int:
 
 
 def photograph(scratch: Path) -> Path:
-    """Return a dermoscopic photograph, or the example of the released model where there are no real data."""
+    """Return a dermoscopic photograph, or a drawn spot where there are no real data."""
     originals = sorted(Path(os.environ.get("LESION_TEST_DATA", "/nowhere")).glob("originals/*.jpg"))
     if originals:
         return originals[0]
-    path = scratch / "synthetic.jpg"
-    code = f"from modeling.data.demo import draw_lesion; import numpy as np; draw_lesion(np.random.default_rng(0), 'MEL').save({str(path)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    path = scratch / "synthetic.png"
+    draw = (
+        "import sys; from PIL import Image, ImageDraw; image = Image.new('RGB', (600, 450), (222, 178, 158)); "
+        "ImageDraw.Draw(image).ellipse((180, 110, 420, 340), fill=(96, 58, 44)); image.save(sys.argv[1])"
+    )
+    subprocess.run([scratch / "bin" / "python", "-c", draw, path], check=True)
     return path
 
 
@@ -68,8 +71,8 @@ def ask(address: str, photo: Path, server: subprocess.Popen) -> dict:
     """Return the answer of /classify, waiting until the server is up."""
     boundary = "photo"
     body = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="photo.jpg"\r\n'
-        "Content-Type: image/jpeg\r\n\r\n"
+        f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{photo.name}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
     ).encode()
     body += photo.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
     while True:
