@@ -1,22 +1,19 @@
-"""Classify any number of images over all processes: streamed, resumable, one row per image.
+"""Archives: classify any number of images over all processes, one row per image; a killed run resumes.
 
-accelerate launch -m modeling.predictor MODEL DIR_OR_DATASET --output out.parquet
-
-The images are counted off in chunks, and the chunks dealt out to the processes. A finished chunk is a file in
-`<output>.parts` that is whole or not there: a killed run loses at most one chunk a process, and the same command goes
-on, with any number of processes. When all are there, they are merged in the order of the images. Then lie beside the
-output `<output>.json` (provenance and counts) and `<output>.rows` (each file, its size and time, and its row), by which
-later changes of the files are noticed.
+Images are split into chunks; chunks are distributed over processes. A finished chunk is a file in `<output>.parts`, so
+a kill costs at most one chunk a process, and the same command resumes, with any number of processes. The output merges
+the chunks in the order of the images and is accompanied by `<output>.json` (provenance and counts). While rows have an
+error, the chunks are kept, and the same command tries those rows again.
 """
 
 import json
 import os
 import shutil
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import count, islice
 from pathlib import Path
 
@@ -30,44 +27,45 @@ from modeling.inputs import (
     ArchiveError,
     ListedFiles,
     StreamedDataset,
-    dataset_revision,
+    in_words,
     is_dataset,
     list_files,
     needs,
-    read_listing,
-    side_by_side,
+    no_image,
+    pinned,
 )
 from modeling.rows import Row, columns_of, printable, row_of, write_rows
-from modeling.runtime import Processes
 
-CHUNK_SIZE = 2 * BATCH_SIZE  # images: what a kill can cost each process
+CHUNK_SIZE = 2 * BATCH_SIZE  # images: the cost of a kill for each process
 ROW_GROUP_SIZE = 32 * CHUNK_SIZE  # rows of a Parquet file that are held in memory at once
-FORMATS = (".csv", ".parquet")
-COUNTS = ("images", "unreadable", "abstained")
+WHOLE, WITH_ERRORS = ".json", ".errors.json"  # endings of a finished chunk
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What came of a run; on processes other than the first only what they did themselves, `classified_now`, counts."""
+class Processes:
+    """The processes that share the work. Without a launcher there is one, and accelerate is not needed."""
 
-    images: int
-    unreadable: int
-    abstained: int
-    classified_now: int
-    processes: int
-    seconds: float
-    changes: str
+    rank: int = 0
+    count: int = 1
+    device: str | None = None
 
-    def __str__(self) -> str:
-        """Say it in a sentence."""
-        now = "complete already"
-        if self.classified_now:
-            rate = self.classified_now / self.seconds
-            now = f"{self.classified_now} of them now by process 1 of {self.processes}, {rate:.1f} a second"
-        return (
-            f"{self.images} images, one row each ({now}); {self.unreadable} could not be read (column error), "
-            f"{self.abstained} abstained on.{self.changes}"
-        )
+    def wait(self) -> None:
+        """Wait until all processes are here; if one fails, the launcher ends all."""
+        if self.count > 1:
+            from accelerate.utils import wait_for_everyone
+
+            wait_for_everyone()
+
+
+def join_processes() -> Processes:
+    """Join the processes that `accelerate launch` started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    # The others wait for the slowest at the end: with datasets of uneven files that may be hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
+    return Processes(accelerator.process_index, accelerator.num_processes, str(accelerator.device))
 
 
 def classify_archive(
@@ -78,57 +76,62 @@ def classify_archive(
     processes: Processes,
     split: str | None = None,
     tta: bool = False,
-    update: bool = False,
-) -> Summary:
+    fetch_urls: bool = False,
+) -> Row:
     """Classify all images of `inputs` and write one row for each; all processes call this.
 
     Args:
         classifier: The model.
         inputs: Files and folders, see `list_files`, or one dataset, see `StreamedDataset`.
-        output: A new .csv or .parquet file, or that of the same run, which then goes on.
+        output: A new .csv or .parquet file, or that of the same run.
         processes: Of `join_processes`.
-        split: Read the input as a dataset, and take this split.
+        split: Read the input as a dataset, and use this split.
         tta: Average over the eight flips and quarter turns.
-        update: Where files have changed since the run ended, classify those and keep the rows of the others.
+        fetch_urls: Fetch images for which a dataset has nothing but a web address.
+
+    Returns:
+        `classified_now`, the number of images that this process classified in this run; and on the first process the
+        content of `<output>.json`, with the numbers of rows: `images`, `unreadable` and `abstained`.
 
     Raises:
-        ArchiveError: If an input cannot be read, the output not be written or is another's, or a library is missing.
+        ArchiveError: If the inputs cannot be read, the output cannot be written, or a library is missing.
     """
-    start, classified, parts = time.monotonic(), 0, _beside(output, ".parts")
-    columns = _columns(classifier, output)
-    name, revision = dataset_revision(inputs[0], _own(output)) if is_dataset(inputs, split) else ("", None)
-    if update and revision:
-        raise ArchiveError("--update is for files and folders; classify a changed dataset into a new --output.")
-    on_hub = bool(revision) and not os.path.lexists(name)
+    if output.suffix not in (".csv", ".parquet"):
+        raise ArchiveError(f"--output must end in .csv or .parquet, got {output.name!r:.300}.")
+    if output.suffix == ".parquet":
+        needs("pyarrow", "writing Parquet")
+    columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
+    dataset, revision = None, None
+    if is_dataset(inputs, split):
+        name, revision = pinned(inputs[0], output.name)
+        dataset = StreamedDataset(name, revision, split, fetch_urls=fetch_urls)
     run = {
-        **{key: value for key, value in classifier.provenance.items() if key != "data_fingerprint"},
+        **classifier.provenance,
         "tta": tta,
         "inputs": [printable(given) for given in inputs],
-        # Where relative names begin; of a dataset on the Hub the name is all.
-        "folder": None if on_hub or all(map(os.path.isabs, inputs)) else printable(os.getcwd()),
+        "folder": None if all(map(os.path.isabs, inputs)) else printable(os.getcwd()),  # of relative paths
         "split": split,
         "data_revision": revision,
     }
+    parts, classified = _beside(output, ".parts"), 0
     try:
         with _locked(output, processes):
             if processes.rank == 0:
-                _begin(run, inputs, output, update=update)
+                _begin(run, () if dataset else inputs, output)
             processes.wait()
             if (parts / "run.json").exists():
-                source = StreamedDataset(name, revision, split) if revision else ListedFiles(parts)
+                source = dataset or ListedFiles(parts / "files")
                 classified = _classify_chunks(classifier, source, parts, processes, tta=tta)
                 processes.wait()
                 if processes.rank == 0:
                     _merge(source, output, columns, {"provenance": classifier.provenance, "notice": classifier.notice})
-            state = read_json(_beside(output, ".json")) if processes.rank == 0 else {}
-            changes = _changes(inputs, output) if processes.rank == 0 and not revision else ""
+        state = read_json(_beside(output, ".json")) if processes.rank == 0 else {}
     except OSError as error:
         raise ArchiveError(
-            f"{output} cannot be written ({error.strerror or error}). Make room, or choose another --output; what is "
-            "finished is kept, and the same command goes on."
+            f"{output} cannot be written ({error.strerror or error}). Make room, or choose another --output; finished "
+            "work is kept, and the same command resumes."
         ) from error
-    images, unreadable, abstained = (int(state.get(key, 0)) for key in COUNTS)
-    return Summary(images, unreadable, abstained, classified, processes.count, time.monotonic() - start, changes)
+    return {**state, "classified_now": classified}
 
 
 # ---- beginning and resuming ----------------------------------------------------------------------------------------
@@ -138,13 +141,9 @@ def _beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
 
 
-def _own(output: Path) -> list[Path]:
-    return [_beside(output, ending) for ending in ("", ".json", ".rows", ".parts")]
-
-
 @contextmanager
 def _locked(output: Path, processes: Processes) -> Iterator[None]:
-    """Keep other runs away from this output; at the end, leave no parts but those of an unfinished run."""
+    """Keep other runs away from this output; at the end, delete the parts unless they hold chunks to keep."""
     if processes.rank != 0:
         yield
         return
@@ -165,38 +164,30 @@ def _locked(output: Path, processes: Processes) -> Iterator[None]:
         lock.release()
 
 
-def _begin(run: Row, inputs: Sequence[str], output: Path, *, update: bool) -> None:
-    """Make the parts of a new run or of an update, or check that they are of this run; none if all is done already."""
-    parts, kept = _beside(output, ".parts"), _beside(output, ".rows")
-    if (parts / "run.json").exists():
-        advice = f"Run the earlier command to complete it, or delete {parts} to start anew"
-        _check_same(run, parts / "run.json", f"{parts} holds unfinished work of another run", advice)
-        return
+def _begin(run: Row, files: Sequence[str], output: Path) -> None:
+    """Prepare the parts of a new run, or check that what is here is whole and of this run."""
+    parts, left_out = _beside(output, ".parts"), Counter[str]()
     if output.exists():
         advice = "Move it away, or choose another --output"
-        _check_same(run, _beside(output, ".json"), f"{output} exists and is not of this run", advice)
-        if not (update and _changes(inputs, output)):
-            return
-        if file_sha256(output) != read_json(_beside(output, ".json")).get("sha256"):
-            raise ArchiveError(f"{output} was changed after its run. {advice}.")
-    for left in parts.glob("*-*.json"):  # of a run that ended as it was tidying up
-        left.unlink()
-    if run["data_revision"] is None:
-        before = read_listing(kept) if output.exists() else ()
-        lines = 0
-        with (parts / "files").open("w", encoding="ascii") as listing:
-            now = list_files(inputs, leave_out=_own(output), missing_ok=output.exists())
-            for old, file, row in side_by_side(before, now):
-                if file is not None:
-                    listing.write(json.dumps([*file, row if old == file else None]) + "\n")
-                    lines += 1
-        if not lines:
-            raise ArchiveError(f"there is no file in {', '.join(map(repr, inputs))}.")
-    _write_whole(parts / "run.json", json.dumps({"run": run}, indent=2))
+        state = _check_same(run, _beside(output, ".json"), f"{output} exists and is not of this run", advice)
+        if file_sha256(output) != state.get("sha256"):
+            raise ArchiveError(f"{output} was changed or damaged after its run. {advice}.")
+    if (parts / "run.json").exists():
+        advice = f"Run the earlier command to complete it, or delete {parts} to start over"
+        _check_same(run, parts / "run.json", f"{parts} holds unfinished work of another run", advice)
+    elif not output.exists():
+        for left in parts.glob("*-*.json"):  # left over from a run killed during cleanup
+            left.unlink()
+        if files:
+            with (parts / "files").open("w", encoding="ascii") as listing:
+                listing.writelines(json.dumps(path) + "\n" for path in list_files(files, left_out, output.name))
+            if not (parts / "files").stat().st_size:
+                raise no_image(files, left_out)
+        _write_whole(parts / "run.json", json.dumps({"run": run, "left_out": in_words(left_out)}))
 
 
-def _check_same(run: Row, path: Path, problem: str, advice: str) -> None:
-    """Raise an ArchiveError unless the file says that it is of this run."""
+def _check_same(run: Row, path: Path, problem: str, advice: str) -> Row:
+    """Return the content of a file beside the output; raise an ArchiveError unless it says that it is of this run."""
     try:
         content = read_json(path) if path.exists() else {}
     except ModelFolderError as error:
@@ -205,17 +196,7 @@ def _check_same(run: Row, path: Path, problem: str, advice: str) -> None:
     different = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if different:
         raise ArchiveError(f"{problem}: {'; '.join(different)}. {advice}.")
-
-
-def _changes(inputs: Sequence[str], output: Path) -> str:
-    """Say how the files differ from those that were classified; "" if they do not."""
-    counts: Counter[str] = Counter()
-    now = list_files(inputs, leave_out=_own(output), missing_ok=True)
-    for old, file, _ in side_by_side(read_listing(_beside(output, ".rows")), now):
-        if old != file:
-            counts["added" if old is None else "gone" if file is None else "replaced"] += 1
-    differences = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
-    return differences and f" Files have changed since: {differences}; --update classifies only what differs."
+    return content
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -230,29 +211,30 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _chunk(parts: Path, part: int, number: int) -> Path:
-    return parts / f"{part:05d}-{number:07d}.json"
+    return parts / f"{part:05d}-{number:07d}{WHOLE}"
 
 
 def _read_chunk(path: Path) -> list[Row]:
-    """Return the rows of a finished chunk; if it is damaged, delete it, so that the next run makes it anew."""
+    """Return the rows of a chunk; if it is damaged, delete it, so that the next run classifies its images again."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
+        return rows
     except (ValueError, FileNotFoundError) as error:
         path.unlink(missing_ok=True)
-        raise ArchiveError(f"{path} was damaged; run the same command again to classify its images anew.") from error
+        raise ArchiveError(f"{path} was damaged; run the same command to classify its images again.") from error
 
 
 def _classify_chunks(
     classifier: LesionClassifier, source: ListedFiles | StreamedDataset, parts: Path, processes: Processes, *, tta: bool
 ) -> int:
-    """Classify the chunks that fall to this process and are not there yet; return the number of images."""
-    present = {path.name for path in parts.glob("*-*.json")}
+    """Classify what is missing in the chunks of this process; return the number of images."""
+    present = {path.name for path in parts.glob(f"*-*{WHOLE}") if not path.name.endswith(WITH_ERRORS)}
     in_part = Counter(name.partition("-")[0] for name in present)
     by_part = source.num_parts >= processes.count  # else each process reads all parts, and takes its chunks of them
-    pending: deque[tuple[Path, list[tuple[str, Row | None]]]] = deque()
+    pending: deque[tuple[Path, list[tuple[str, Row]]]] = deque()  # with earlier rows, or empty ones
 
     def is_whole(part: int) -> bool:
-        """True if the last chunk of a part is there, which alone is not full."""
+        """True if the last chunk of a part is there, the only one that is not full."""
         last = _chunk(parts, part, in_part[f"{part:05d}"] - 1)
         return last.name in present and len(_read_chunk(last)) < CHUNK_SIZE
 
@@ -265,9 +247,12 @@ def _classify_chunks(
                 chunk = list(islice(items, CHUNK_SIZE))
                 path, missing = _chunk(parts, part, number), CHUNK_SIZE - len(chunk)
                 if path.name not in present and (by_part or (part + number) % processes.count == processes.rank):
-                    pending.append((path, [(item.name, item.row) for item in chunk]))
-                    yield from (item.image for item in chunk)
-                    yield from [None] * missing  # so that batches are those of a run that nobody interrupted
+                    earlier = path.with_suffix(WITH_ERRORS)
+                    rows = _read_chunk(earlier) if earlier.exists() else [Row()] * len(chunk)
+                    pending.append((path, [(name, row) for (name, _), row in zip(chunk, rows, strict=True)]))
+                    for (_, image), row in zip(chunk, rows, strict=True):
+                        yield image if not row or "error" in row else None
+                    yield from [None] * missing  # so that batches are those of a run without a kill
                 if missing:
                     break
 
@@ -276,62 +261,52 @@ def _classify_chunks(
     left = None if source.total is None else max(0, source.total - len(present) * CHUNK_SIZE) // processes.count
     with tqdm(total=left, unit=" images", disable=processes.rank != 0, mininterval=1.0) as progress:
         while results := list(islice(answers, CHUNK_SIZE)):
-            path, named = pending.popleft()
-            rows = [row or row_of(answer, name) for (name, row), answer in zip(named, results, strict=False)]
-            _write_whole(path, json.dumps(rows))
+            path, items = pending.popleft()
+            rows = [
+                row if answer is None else row_of(answer, name)
+                for (name, row), answer in zip(items, results, strict=False)
+            ]
+            with_errors = any("error" in row for row in rows)
+            _write_whole(path.with_suffix(WITH_ERRORS) if with_errors else path, json.dumps(rows))
+            if not with_errors:
+                path.with_suffix(WITH_ERRORS).unlink(missing_ok=True)
             progress.update(len(rows))
-            done += sum(row is None for _, row in named)
+            done += sum(answer is not None for answer in results)
     return done
 
 
-# ---- rows ----------------------------------------------------------------------------------------------------------
-
-
-def _columns(classifier: LesionClassifier, output: Path) -> dict[str, type]:
-    """Return the columns of the output, in order, with their types, if it can be written at all."""
-    if output.suffix not in FORMATS:
-        raise ArchiveError(f"--output must end in {' or '.join(FORMATS)}, got {output.name!r:.300}.")
-    if output.suffix == ".parquet":
-        needs("pyarrow", "writing Parquet")
-    return columns_of(classifier.codes, [point.name for point in classifier.operating_points])
-
-
 def _merge(source: ListedFiles | StreamedDataset, output: Path, columns: dict[str, type], notes: Row) -> None:
-    """Write all chunks into the output, in order, and beside it what is known of it; then remove the parts."""
-    parts, counts = _beside(output, ".parts"), Counter(dict.fromkeys(COUNTS, 0))
+    """Write all chunks into the output, in order, and `<output>.json`; without errors, the chunks may then go."""
+    parts, counts = _beside(output, ".parts"), Counter(images=0, unreadable=0, abstained=0)
 
     def rows() -> Iterator[Row]:
         for part in range(source.num_parts):
             for number in count():
-                chunk = _read_chunk(_chunk(parts, part, number))
+                path = _chunk(parts, part, number)
+                chunk = _read_chunk(path if path.exists() else path.with_suffix(WITH_ERRORS))
                 for row in chunk:
                     counts.update(images=1, unreadable="error" in row, abstained=row.get("abstained", False))
                     yield row
                 if len(chunk) < CHUNK_SIZE:
                     break
 
-    merged = parts / f"merged{output.suffix}"
+    merged, run = parts / f"merged{output.suffix}", read_json(parts / "run.json")
     if output.suffix == ".csv":
         write_rows(merged, rows(), columns)
     else:
         _write_parquet(merged, columns, rows(), notes)
     flush(merged)
-    state = {
-        **read_json(parts / "run.json"),
-        **notes,
-        **counts,
-        "columns": list(columns),
-        "sha256": file_sha256(merged),
-    }
-    if isinstance(source, ListedFiles):
-        with (parts / "rows").open("w", encoding="ascii") as kept:
-            for (file, _), row in zip(read_listing(source.listing), rows(), strict=True):
-                kept.write(json.dumps([*file, row]) + "\n")
-        (parts / "rows").replace(_beside(output, ".rows"))
-    write_json(parts / "state.json", state)
-    (parts / "state.json").replace(_beside(output, ".json"))
-    merged.replace(output)
-    (parts / "run.json").unlink()  # the parts are no run any more, and `_locked` removes them
+    if counts["images"]:
+        state = {**run, **notes, **counts, "columns": list(columns), "sha256": file_sha256(merged)}
+        write_json(parts / "state.json", state)
+        # A kill between these steps leaves no output, and the same command merges again.
+        output.unlink(missing_ok=True)
+        (parts / "state.json").replace(_beside(output, ".json"))
+        merged.replace(output)
+    if not counts["unreadable"]:
+        (parts / "run.json").unlink()  # without it, `_locked` deletes the parts
+    if not counts["images"]:
+        raise no_image(run["run"]["inputs"], Counter())
 
 
 def _write_parquet(path: Path, columns: dict[str, type], rows: Iterator[Row], notes: Row) -> None:

@@ -13,6 +13,10 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # Pillow knows some fifty formats, among them EPS, which starts Ghostscript. Only these parsers see a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
+    *(".heic", ".heif"),
+)
 # The photographs of an iPhone; read by pillow-heif where it is installed. Brands as in ISO/IEC 23008-12, annex B.
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 

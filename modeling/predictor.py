@@ -1,56 +1,61 @@
-"""Classify files, folders and datasets from the command line.
+"""Command line: classify files, folders and datasets.
 
-python -m modeling.predictor MODEL IMAGES… --output out.csv
-accelerate launch -m modeling.predictor MODEL DIR_OR_DATASET --output out.parquet
+python -m modeling.predictor [MODEL] IMAGES… --output out.csv
+accelerate launch -m modeling.predictor [MODEL] DIR_OR_DATASET --output out.parquet
 """
 
 import argparse
-import logging
+import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from modeling.runtime import join_processes, prepare_process
+from modeling.runtime import prepare_process
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries are imported shows no traceback
     prepare_process()  # before torch is loaded
 
 # isort: split
-from modeling.bulk import classify_archive
+from modeling.bulk import classify_archive, join_processes
 from modeling.classifier import LesionClassifier
-from modeling.files import ModelFolderError
-from modeling.images import ImageError
-from modeling.inputs import ArchiveError, Item, StreamedDataset, dataset_revision, is_dataset, list_files
+from modeling.files import CONFIG_NAME, RUN_NAME, ModelFolderError
+from modeling.images import IMAGE_SUFFIXES, ImageError
+from modeling.inputs import ArchiveError, StreamedDataset, in_words, is_dataset, list_files, no_image, pinned
 from modeling.labels import NOTICE
 from modeling.prediction import Prediction
-from modeling.rows import printable
+from modeling.rows import Row, printable
 
 MAX_TABLE_ROWS = 50  # images that are answered on the console
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m modeling.predictor", description=f"Classify images. {NOTICE}")
-    parser.add_argument("model", metavar="MODEL", help="model folder, or Hub repository id")
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling.predictor",
+        description=f"Classify images. {NOTICE}",
+        usage="%(prog)s [options] [MODEL] IMAGES…",
+    )
     parser.add_argument(
-        "images",
-        metavar="IMAGES",
+        "arguments",
+        metavar="[MODEL] IMAGES…",
         nargs="+",
-        help="files; folders, of which every file at any depth gives a row, but not in hidden or linked folders; or one dataset: "
-        "a Hub id (user/name, user/name@revision) or a Parquet file, streamed",
+        help="MODEL, if given first: a model folder or a Hub repository id. Default: the released model of this clone. The "
+        f"first of several arguments is the model if it is a folder with a {CONFIG_NAME}, or if it is not here and does not "
+        "end like an image file. IMAGES: image files; folders, with the image files at any depth; or one dataset, "
+        "streamed: a Hub id (user/name, user/name@revision) or a Parquet file",
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"a new .csv or .parquet file, one row per image; without it, up to {MAX_TABLE_ROWS} images are answered as a "
-        "table. After a kill, the same command goes on where it stopped",
-    )
-    parser.add_argument(
-        "--update",
-        action="store_true",
-        help="if files were added, replaced or removed since --output was complete, classify those and keep all other rows",
+        help=f"a new .csv or .parquet file, one row per image; without it, up to {MAX_TABLE_ROWS} images are answered "
+        "here. The same command resumes a killed run, and tries rows with an error again",
     )
     parser.add_argument("--split", help="of the dataset; also reads a folder as a dataset. Default: its only split")
+    parser.add_argument(
+        "--fetch_urls", action="store_true", help="fetch images for which a dataset has nothing but a web address"
+    )
     parser.add_argument(
         "--tta", action="store_true", help="average over the eight flips and quarter turns: eight times the cost"
     )
@@ -58,27 +63,67 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def answer_few(classifier: LesionClassifier, inputs: Sequence[str], *, split: str | None, tta: bool) -> str:
-    """Return a table for people of the answers about at most MAX_TABLE_ROWS images.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        processes = join_processes()
+        model, inputs = split_arguments(options.arguments)
+        classifier = LesionClassifier.from_pretrained(model or "", options.revision, processes.device)
+        how = {"split": options.split, "tta": options.tta, "fetch_urls": options.fetch_urls}
+        if options.output:
+            summary = classify_archive(classifier, inputs, options.output, processes=processes, **how)
+        if processes.rank == 0:
+            print(summary_of(summary, options.output) if options.output else answer_few(classifier, inputs, **how))
+            revision = f", revision {classifier.revision}" if classifier.revision else ""
+            print(f"\nModel: {classifier.model_id}{revision}. {classifier.notice}", file=sys.stderr)
+    except (ModelFolderError, ArchiveError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"Stopped{'; the same command resumes' if options.output else ''}.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Split the arguments into the model, or None, and the images."""
+    first = Path(arguments[0])
+    is_model = any((first / name).exists() for name in (CONFIG_NAME, RUN_NAME))
+    is_image = first.exists() or first.suffix.lower() in (*IMAGE_SUFFIXES, ".parquet")
+    if is_model and len(arguments) == 1:
+        raise ArchiveError(f"{first} is a model; name the images to classify after it.")
+    if is_model or (len(arguments) > 1 and not is_image):
+        return arguments[0], arguments[1:]
+    return None, arguments
+
+
+def answer_few(
+    classifier: LesionClassifier, inputs: Sequence[str], *, split: str | None, tta: bool, fetch_urls: bool
+) -> str:
+    """Return the answers for at most MAX_TABLE_ROWS images, for people.
 
     Raises:
-        ArchiveError: If there are more, or an input cannot be opened.
+        ArchiveError: If there are more or none, or an input cannot be opened.
     """
+    left_out = Counter[str]()
     if is_dataset(inputs, split):
-        source = StreamedDataset(*dataset_revision(inputs[0]), split)
+        source = StreamedDataset(*pinned(inputs[0]), split, fetch_urls=fetch_urls)
         items = (item for part in range(source.num_parts) for item in source.read(part))
     else:
-        items = (Item(file.path, file.path) for file in list_files(inputs))
+        items = ((path, path) for path in list_files(inputs, left_out))
     few = list(islice(items, MAX_TABLE_ROWS + 1))
     if len(few) > MAX_TABLE_ROWS:
         raise ArchiveError(f"there are more than {MAX_TABLE_ROWS} images: add --output FILE.csv or FILE.parquet.")
-    answers = classifier.predict_each((item.image for item in few), tta=tta)
-    return table(zip((item.name for item in few), answers, strict=True))
+    if not few:
+        raise no_image(inputs, left_out)
+    answers = classifier.predict_each((image for _, image in few), tta=tta)
+    return f"{table(zip((name for name, _ in few), answers, strict=True))}\n{in_words(left_out)}".rstrip()
 
 
 def table(answers: Iterable[tuple[str, Prediction | ImageError | None]]) -> str:
-    """Return a table for people; control characters in file names are written out, since terminals obey them."""
-    lines = [("image", "answer")]
+    """Return a line per image; control characters in file names are written out, since terminals run them."""
+    lines = []
     for name, answer in answers:
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(name))
         lines.append((shown, answer.verdict if isinstance(answer, Prediction) else f"Not read: {answer}"))
@@ -86,41 +131,20 @@ def table(answers: Iterable[tuple[str, Prediction | ImageError | None]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {answer}" for name, answer in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.update and options.output is None:
-        parser.error("--update is about a finished --output: name that file.")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        processes = join_processes()
-        classifier = LesionClassifier.from_pretrained(options.model, options.revision, processes.device)
-        if processes.rank == 0:
-            print(f"{classifier.origin}. {classifier.notice}", file=sys.stderr)
-        if options.output is None:
-            if processes.rank == 0:
-                print(answer_few(classifier, options.images, split=options.split, tta=options.tta))
-            return 0
-        summary = classify_archive(
-            classifier,
-            options.images,
-            options.output,
-            processes=processes,
-            split=options.split,
-            tta=options.tta,
-            update=options.update,
-        )
-    except (ModelFolderError, ArchiveError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"Stopped{'; the same command goes on from here' if options.output else ''}.", file=sys.stderr)
-        return 130
-    if processes.rank == 0:
-        print(f"{options.output}: {summary}", file=sys.stderr)
-    return 0
+def summary_of(summary: Row, output: Path) -> str:
+    """Say in a few sentences what `classify_archive` did."""
+    now = (
+        f"{summary['classified_now']} classified now by the first process"
+        if summary["classified_now"]
+        else "all done earlier"
+    )
+    again = "; the same command tries them again" if summary["unreadable"] else ""
+    return (
+        f"{output}: {summary['images']} images, one row each ({now}). Not read: {summary['unreadable']} (column error{again}). "
+        f"Abstained: {summary['abstained']}. {summary['left_out']}"
+    ).rstrip()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

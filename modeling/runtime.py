@@ -5,8 +5,6 @@ Import this before torch: it needs nothing but the standard library.
 
 import ctypes
 import os
-from dataclasses import dataclass
-from datetime import timedelta
 
 # Parameters of glibc's mallopt, from its malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -66,30 +64,3 @@ def own_cores() -> int:
 def default_num_workers() -> int:
     """Loader processes of this training process: one for each of its own cores but one, which the training itself keeps."""
     return min(max(own_cores() - 1, 1), 16)
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that share the work. Without a launcher there is one, and accelerate is not needed."""
-
-    rank: int = 0
-    count: int = 1
-    device: str | None = None
-
-    def wait(self) -> None:
-        """Wait for all others to come here; if one fails, the launcher ends all."""
-        if self.count > 1:
-            from accelerate.utils import wait_for_everyone
-
-            wait_for_everyone()
-
-
-def join_processes() -> Processes:
-    """Join the processes that `accelerate launch` started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    # The others wait for the slowest at the end: with datasets of uneven files that may be hours.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
-    return Processes(accelerator.process_index, accelerator.num_processes, str(accelerator.device))

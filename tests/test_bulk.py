@@ -1,7 +1,6 @@
-"""modeling/bulk.py and the command line of modeling/predictor.py: any number of images, one row each, nothing redone."""
+"""modeling/bulk.py: any number of images, one row each, nothing redone."""
 
 import csv
-import dataclasses
 import json
 import os
 import shutil
@@ -10,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest.mock import Mock
 
 import datasets
-import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from filelock import FileLock
@@ -24,16 +24,12 @@ from PIL import Image
 from pyarrow import parquet
 
 from modeling import bulk
-from modeling.bulk import CHUNK_SIZE, classify_archive
+from modeling.bulk import CHUNK_SIZE, Processes, classify_archive
 from modeling.classifier import LesionClassifier
-from modeling.images import ImageError
-from modeling.inputs import ArchiveError, StreamedDataset, _fetch, dataset_revision, list_files
+from modeling.inputs import ArchiveError, StreamedDataset, pinned
 from modeling.labels import NOTICE
-from modeling.operating_points import OperatingPoint
-from modeling.predictor import main, table
-from modeling.runtime import Processes
+from modeling.predictor import main
 from support.corpus import make_corpus
-from support.untrained import random_rule, untrained_folder
 
 ROOT = Path(__file__).parents[1]
 ALONE = Processes()
@@ -90,7 +86,7 @@ def test_every_file_of_the_corpus_gives_one_row_and_the_answer_of_predict(
 ):
     files = make_corpus(tmp_path / "in")
     output = tmp_path / "out.csv"
-    assert main([str(tiny_model_folder), str(tmp_path / "in"), "--output", str(output)]) == 0
+    assert main([str(tiny_model_folder), *(str(file.path) for file in files), "--output", str(output)]) == 0
     rows = rows_of(output)
     assert sorted(row["image"] for row in rows) == sorted(str(file.path) for file in files)
     refused = {str(file.path): file for file in files if file.expected == "refused"}
@@ -99,10 +95,10 @@ def test_every_file_of_the_corpus_gives_one_row_and_the_answer_of_predict(
         if row["error"]:
             assert refused[row["image"]].says in row["error"]
             assert row["diagnosis"] == row["MEL"] == ""
-    printed = capsys.readouterr().err
-    assert f"{len(files)} images" in printed
-    assert f"{len(refused)} could not be read" in printed
-    assert NOTICE in printed
+    printed = capsys.readouterr()
+    assert f"{len(files)} images" in printed.out
+    assert f"Not read: {len(refused)} (column error; the same command tries them again)" in printed.out
+    assert NOTICE in printed.err
     for row in [row for row in rows if not row["error"]][::9]:
         prediction = classifier.predict(row["image"])
         assert row["diagnosis"] == prediction.diagnosis
@@ -117,7 +113,7 @@ def test_rows_come_in_the_order_of_names_and_parquet_says_the_same_as_csv(classi
     (folder / "05000 sub" / "z.jpg").write_bytes(b"no picture")
     for name in ("out.csv", "out.parquet"):
         summary = classify_archive(classifier, [str(folder)], tmp_path / name, processes=ALONE)
-        assert (summary.images, summary.unreadable) == (CHUNK_SIZE + 41, 1)
+        assert (summary["images"], summary["unreadable"]) == (CHUNK_SIZE + 41, 1)
     rows = rows_of(tmp_path / "out.csv")
     assert [row["image"] for row in rows] == sorted(row["image"] for row in rows)
     expected = [list(one.probabilities.values()) for one in classifier.predict([str(path) for path in pictures])]
@@ -133,32 +129,12 @@ def test_rows_come_in_the_order_of_names_and_parquet_says_the_same_as_csv(classi
     beside = json.loads((tmp_path / "out.parquet.json").read_text())
     assert notes["provenance"] == beside["provenance"] == classifier.provenance
     assert beside["images"] == CHUNK_SIZE + 41
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "in", "out.csv", "out.csv.json", "out.csv.rows", "out.parquet", "out.parquet.json", "out.parquet.rows",
-    ]  # fmt: skip
-
-
-def test_operating_points_and_abstention_have_their_columns(tmp_path, pictures, capsys):
-    point = OperatingPoint("MEL@95", ("MEL",), 0.95, 1e-6, 0.95, 0.5, 10, 10)
-    rule = dataclasses.replace(random_rule(2), threshold=-1e9)
-    lesion = {"operating_points": [point], "abstention": rule}
-    untrained_folder(tmp_path / "m", codes=["MEL", "NV"], **lesion)
-    assert main([str(tmp_path / "m"), str(pictures[0]), "--output", str(tmp_path / "out.csv")]) == 0
-    (row,) = rows_of(tmp_path / "out.csv")
-    assert (row["MEL@95"], row["abstained"]) == ("True", "True")
-    assert "resembles" in row["reason"]
-    assert list(row) == [
-        "image", "verdict", "diagnosis", "probability", "flagged", "MEL", "NV", "malignant_probability",
-        "abstained", "reason", "MEL@95", "error",
-    ]  # fmt: skip
-    capsys.readouterr()
-    assert main([str(tmp_path / "m"), str(pictures[0])]) == 0
-    shown = capsys.readouterr().out
-    assert "The model abstains: this image is unlike its training images" in shown
+    names = ["in", "out.csv", "out.csv.json", "out.csv.parts", "out.parquet", "out.parquet.json", "out.parquet.parts"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_killed_run_goes_on_without_redoing_or_losing_a_row(classifier, tiny_model_folder, pictures, tmp_path):
-    count = 15 * CHUNK_SIZE + 5
+    count = 8 * CHUNK_SIZE + 5
     folder, output = many(tmp_path / "in", pictures, count), tmp_path / "out.csv"
     command = [sys.executable, "-m", "modeling.predictor", str(tiny_model_folder), str(folder), "--output", str(output)]
     process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL)
@@ -174,13 +150,16 @@ def test_a_killed_run_goes_on_without_redoing_or_losing_a_row(classifier, tiny_m
     (folder / "00000-new.jpg").write_bytes(pictures[0].read_bytes())
     (folder / f"{count - 1:05}.jpg").unlink()
     summary = classify_archive(classifier, [str(folder)], output, processes=ALONE)
-    assert summary.classified_now == count - len(finished) * CHUNK_SIZE
-    assert (summary.images, summary.unreadable) == (count, 1)
+    assert summary["classified_now"] == count - len(finished) * CHUNK_SIZE
+    assert (summary["images"], summary["unreadable"]) == (count, 1)
     rows = rows_of(output)
     assert [row["image"] for row in rows] == [str(folder / f"{number:05}.jpg") for number in range(count)]
     expected = [list(one.probabilities.values()) for one in classifier.predict([str(path) for path in pictures])]
     found = probabilities(rows[:-1], classifier.codes)
     np.testing.assert_allclose(found, [expected[number % 13] for number in range(count - 1)], atol=1e-6)
+    assert parts.exists()  # the missing file is tried again
+    (folder / f"{count - 1:05}.jpg").write_bytes(pictures[0].read_bytes())
+    assert classify_archive(classifier, [str(folder)], output, processes=ALONE)["classified_now"] == 1
     assert not parts.exists()
 
 
@@ -205,7 +184,7 @@ def test_a_finished_run_is_not_done_again_and_no_other_file_is_replaced(classifi
     classify_archive(classifier, [str(folder)], output, processes=ALONE)
     written = output.stat().st_mtime_ns
     again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
-    assert (again.images, again.classified_now) == (3, 0)
+    assert (again["images"], again["classified_now"]) == (3, 0)
     assert output.stat().st_mtime_ns == written
     with pytest.raises(ArchiveError, match="exists and is not of this run"):
         classify_archive(classifier, [str(folder)], output, processes=ALONE, tta=True)
@@ -236,17 +215,10 @@ def test_two_processes_write_what_one_writes_and_go_on_from_each_other(
     classify_archive(classifier, [str(folder)], tmp_path / "one.csv", processes=ALONE)
     result = launch_two(tiny_model_folder, folder, "--output", tmp_path / "two.csv")
     assert result.returncode == 0, result.stderr
-    assert f"{count} images, one row each ({2 * CHUNK_SIZE} of them now by process 1 of 2" in result.stderr
+    assert f"{count} images, one row each ({2 * CHUNK_SIZE} classified now by the first process" in result.stdout
     one, two = rows_of(tmp_path / "one.csv"), rows_of(tmp_path / "two.csv")
     assert [row["image"] for row in two] == [row["image"] for row in one]
     np.testing.assert_allclose(probabilities(two, classifier.codes), probabilities(one, classifier.codes), atol=1e-6)
-
-
-def test_of_several_processes_only_the_first_answers_on_the_console(tiny_model_folder, pictures, monkeypatch, capsys):
-    for rank, n_lines in ((0, 2), (1, 0)):
-        monkeypatch.setattr("modeling.predictor.join_processes", lambda rank=rank: Processes(rank, 2, "cpu"))
-        assert main([str(tiny_model_folder), str(pictures[0])]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == n_lines
 
 
 def test_all_processes_stop_with_the_reason_of_the_first(tiny_model_folder, tmp_path):
@@ -279,7 +251,7 @@ def parquet_files(pictures, tmp_path_factory) -> Path:
 def test_a_data_set_is_streamed_and_its_damaged_images_are_rows(classifier, parquet_files, pictures, tmp_path):
     output = tmp_path / "out.csv"
     summary = classify_archive(classifier, [str(parquet_files)], output, processes=ALONE, split="train")
-    assert (summary.images, summary.unreadable) == (309, 2)
+    assert (summary["images"], summary["unreadable"]) == (309, 2)
     rows = rows_of(output)
     assert [row["image"] for row in rows] == [f"ISIC_{number:07}" for number in range(309)]
     assert "incomplete" in rows[302]["error"]
@@ -296,14 +268,14 @@ def test_a_data_set_is_shared_out_by_files_or_by_chunks(classifier, parquet_file
     monkeypatch.setattr(Processes, "wait", lambda self: None)
     output, parts = tmp_path / "out.csv", tmp_path / "out.csv.parts"
     parts.mkdir()
-    source = StreamedDataset(*dataset_revision(str(parquet_files)), "train")
+    source = StreamedDataset(*pinned(str(parquet_files)), "train")
     shares = []
     for rank in range(count):
         shares.append(bulk._classify_chunks(classifier, source, parts, Processes(rank, count), tta=False))
     assert sum(shares) == 309
     assert sum(share > 0 for share in shares) == min(count, 3)
     (parts / "run.json").write_text("{}")
-    bulk._merge(source, output, bulk._columns(classifier, output), {})
+    bulk._merge(source, output, dict.fromkeys(["image", "error"], str), {})
     assert [row["image"] for row in rows_of(output)] == [f"ISIC_{number:07}" for number in range(309)]
 
 
@@ -322,48 +294,29 @@ def test_a_parquet_file_and_an_image_folder_are_data_sets_too(tiny_model_folder,
     assert sorted(Path(row["image"]).name for row in rows_of(output)) == ["2.jpg", "3.jpg", "4.jpg"]
 
 
-def test_an_image_whose_id_is_zero_is_called_that(pictures, tmp_path):
-    features = datasets.Features({"image": datasets.Image(), "id": datasets.Value("int64")})
-    rows = {"image": [str(path) for path in pictures[:2]], "id": [0, None]}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "ids.parquet"))
-    names = [item.name for item in StreamedDataset(str(tmp_path / "ids.parquet"), None, None).read(0)]
-    assert names == ["0", str(pictures[1])]
-
-
 def test_a_split_that_is_not_there_is_answered_with_those_that_are(classifier, parquet_files, tmp_path):
     with pytest.raises(ArchiveError, match="no split 'val'; choose one of train"):
         classify_archive(classifier, [str(parquet_files)], tmp_path / "o.csv", processes=ALONE, split="val")
-    assert not (tmp_path / "o.csv").exists()
+    assert not list(tmp_path.iterdir())  # so the corrected command is not refused
+    classify_archive(classifier, [str(parquet_files)], tmp_path / "o.csv", processes=ALONE, split="train")
 
 
 def test_a_folder_is_searched_without_following_loops_and_without_its_own_output(classifier, pictures, tmp_path):
     folder = many(tmp_path / "in", pictures, 2)
     (folder / "loop").symlink_to(folder)
-    (folder / "self").symlink_to(folder / "self")
+    (folder / "self.jpg").symlink_to(folder / "self.jpg")
     (folder / ".git").mkdir()
     (folder / ".git" / "x.jpg").write_bytes(b"")
     (folder / ".hidden.jpg").write_bytes(pictures[0].read_bytes())
-    output = folder / "out.csv"
     for name in ("out.csv", "next.csv"):
-        classify_archive(classifier, [str(folder)], folder / name, processes=ALONE)
-    names = [Path(row["image"]).name for row in rows_of(output)]
-    assert names == [".hidden.jpg", "00000.jpg", "00001.jpg", "self"]
-    assert rows_of(output)[3]["error"]
-    assert [Path(row["image"]).name for row in rows_of(folder / "next.csv")] == [
-        *names[:3],
-        "out.csv",
-        "out.csv.json",
-        "out.csv.rows",
-        "self",
-    ]
-
-
-def test_an_input_named_twice_counts_once(pictures):
-    folder = str(pictures[0].parent)
-    files = [str(path) for path in pictures]
-    given = [files[3], folder, f"{folder}/../{Path(folder).name}", files[3]]
-    assert [file.path for file in list_files(given)] == files
-    assert [file.path for file in list_files([files[3], files[1], files[3]])] == [files[3], files[1]]
+        said = classify_archive(classifier, [str(folder)], folder / name, processes=ALONE)["left_out"]
+        assert f"hidden or linked folder '{folder}/.git' (1)" in said
+        assert f"hidden or linked folder '{folder}/loop' (1)" in said
+        assert ("'.csv' files (1)" in said) == (name == "next.csv")
+    for name in ("out.csv", "next.csv"):
+        rows = rows_of(folder / name)
+        assert [Path(row["image"]).name for row in rows] == [".hidden.jpg", "00000.jpg", "00001.jpg", "self.jpg"]
+        assert rows[3]["error"]
 
 
 def test_names_that_are_no_text_are_kept_readable(classifier, pictures, tmp_path):
@@ -379,91 +332,6 @@ def test_names_that_are_no_text_are_kept_readable(classifier, pictures, tmp_path
     assert parquet.read_table(tmp_path / "out.parquet")["image"].to_pylist() == [row["image"]]
 
 
-def test_the_table_shows_no_control_characters(classifier, pictures):
-    shown = table([("a\x1b[31m\n.jpg", classifier.predict(pictures[0])), ("b.jpg", ImageError("not an image"))])
-    assert "\x1b" not in shown
-    assert shown.splitlines()[1].startswith("a\\x1b[31m\\n.jpg  ")
-    assert shown.splitlines()[-1] == f"{'b.jpg':17}Not read: not an image"
-
-
-def test_an_update_needs_its_output_and_only_a_run_with_an_output_is_said_to_go_on(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        main(["m", "a.jpg", "--update"])
-    assert "--update is about a finished --output" in capsys.readouterr().err
-    monkeypatch.setattr(LesionClassifier, "from_pretrained", Mock(side_effect=KeyboardInterrupt))
-    for more, says in (([], "Stopped.\n"), (["--output", "o.csv"], "Stopped; the same command goes on from here.\n")):
-        assert main(["m", "a.jpg", *more]) == 130
-        assert capsys.readouterr().err == says
-
-
-def test_many_images_need_an_output(tiny_model_folder, pictures, tmp_path, capsys):
-    folder = many(tmp_path / "in", pictures, 51)
-    assert main([str(tiny_model_folder), str(folder)]) == 1
-    assert "--output" in capsys.readouterr().err
-    (folder / "00000.jpg").unlink()
-    assert main([str(tiny_model_folder), str(folder)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 51
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["no/such/model", "a.jpg"], "model"),
-        (["MODEL", "missing.jpg", "other.jpg"], "'missing.jpg' does not exist"),
-        (["MODEL", "missing-folder/x/y", "--output", "o.csv"], "does not exist"),
-        (["MODEL", "EMPTY", "--output", "o.csv"], "no file in"),
-        (["MODEL", "EMPTY", "--output", "o.xlsx"], "must end in .csv or .parquet"),
-        (["x" * 300, "a.jpg"], "neither a folder here nor a Hub repository id"),
-    ],
-)
-def test_what_cannot_be_done_is_said_in_a_sentence(tiny_model_folder, tmp_path, monkeypatch, capsys, arguments, says):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "EMPTY").mkdir()
-    assert main([str(tiny_model_folder) if word == "MODEL" else word for word in arguments]) == 1
-    assert says in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY"]
-
-
-def test_an_image_elsewhere_is_fetched(pictures):
-    with fsspec.open("memory://lesions/a.jpg", "wb") as file:
-        file.write(pictures[0].read_bytes())
-    assert _fetch("memory://lesions/a.jpg") == pictures[0].read_bytes()
-    with pytest.raises(ImageError, match="not there"):
-        _fetch("memory://lesions/b.jpg")
-
-
-class StatusOfThePath(BaseHTTPRequestHandler):
-    """Answer /404.jpg with 404."""
-
-    def do_HEAD(self):
-        self.send_response(int(self.path[1:4]))
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *arguments):
-        pass
-
-
-def test_an_image_elsewhere_is_missing_only_if_its_server_says_so(monkeypatch):
-    with HTTPServer(("127.0.0.1", 0), StatusOfThePath) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        for status in (403, 404, 410):
-            with pytest.raises(ImageError, match="not there"):
-                _fetch(f"{address}/{status}.jpg")
-        for status in (429, 503):
-            with pytest.raises(ArchiveError, match=rf"could not be fetched .*{status}.*run the same command again"):
-                _fetch(f"{address}/{status}.jpg")
-        server.shutdown()
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    for path, says in ((f"{address}/404.jpg", "Connect"), ("s3://lesions/a.jpg", "Install s3fs")):
-        with pytest.raises(ArchiveError, match=rf"could not be fetched .*{says}"):
-            _fetch(path)
-
-
 def test_csv_from_files_needs_no_training_library_and_parquet_says_which(tiny_model_folder, pictures, tmp_path):
     code = (
         "import sys\n"
@@ -476,62 +344,114 @@ def test_csv_from_files_needs_no_training_library_and_parquet_says_which(tiny_mo
     command = [sys.executable, "-c", code, str(tiny_model_folder), str(pictures[0].parent)]
     environment = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["0", "1"]
-    assert 'Parquet needs pyarrow, which is not installed: pip install "skin-lesion-classifier[train]"' in result.stderr
+    assert result.stdout.splitlines()[1:] == ["0", "1"]
+    assert 'Parquet needs pyarrow, which is not installed: run `pip install -e ".[train]"` in a clone' in result.stderr
     assert len(rows_of(tmp_path / "o.csv")) == 13
 
 
-# ---- changed files, damage and errors ----------------------------------------------------------------------------------
+# ---- damage and errors ---------------------------------------------------------------------------------------------
 
 
-def test_changed_files_are_noticed_and_an_update_classifies_only_them(classifier, pictures, tmp_path):
-    count = 2 * CHUNK_SIZE + 3
-    folder = many(tmp_path / "in", pictures, count)
-    outputs = [tmp_path / "out.csv", tmp_path / "out.parquet"]
-    for output in outputs:
-        assert classify_archive(classifier, [str(folder)], output, processes=ALONE).changes == ""
-    (folder / "00001-added.jpg").write_bytes(pictures[4].read_bytes())
-    (folder / "00007.jpg").unlink()
-    replaced = folder / "00009.jpg"
-    replaced.unlink()  # the name was a link
-    replaced.write_bytes(pictures[5].read_bytes())
-    before = outputs[0].read_bytes()
-    for output in outputs:
-        again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
-        assert (again.images, again.classified_now) == (count, 0)
-        assert "1 added, 1 gone, 1 replaced; --update classifies only what differs" in str(again)
-    assert outputs[0].read_bytes() == before
-    for output in outputs:
-        updated = classify_archive(classifier, [str(folder)], output, processes=ALONE, update=True)
-        assert (updated.images, updated.classified_now, updated.changes) == (count, 2, "")
-    anew = tmp_path / "anew.csv"
-    classify_archive(classifier, [str(folder)], anew, processes=ALONE)
-    assert outputs[0].read_bytes() == anew.read_bytes()
-    rows = parquet.read_table(outputs[1]).to_pylist()
-    assert [row["image"] for row in rows] == [row["image"] for row in rows_of(anew)]
-    assert [str(row["MEL"]) for row in rows] == [row["MEL"] for row in rows_of(anew)]
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_with_an_error_are_tried_again_by_the_same_command(classifier, pictures, tmp_path, ending):
+    folder, output = many(tmp_path / "in", pictures, CHUNK_SIZE + 9), tmp_path / f"out.{ending}"
+    good = (folder / "00003.jpg").read_bytes()
+    for name in ("00003.jpg", f"{CHUNK_SIZE + 2:05}.jpg"):
+        (folder / name).unlink()
+        (folder / name).write_bytes(b"incomplete copy")
+    first = classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    assert (first["images"], first["unreadable"]) == (CHUNK_SIZE + 9, 2)
+    before = output.read_bytes()
+    again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    assert (again["classified_now"], again["unreadable"]) == (2, 2)
+    assert output.read_bytes() == before
+
+    (folder / "00003.jpg").write_bytes(good)
+    again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    assert (again["classified_now"], again["unreadable"]) == (2, 1)
+    (folder / f"{CHUNK_SIZE + 2:05}.jpg").write_bytes(good)
+    again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    assert (again["classified_now"], again["unreadable"]) == (1, 0)
+    assert not (tmp_path / f"out.{ending}.parts").exists()
+    classify_archive(classifier, [str(folder)], tmp_path / f"fresh.{ending}", processes=ALONE)
+    assert output.read_bytes() == (tmp_path / f"fresh.{ending}").read_bytes()
 
 
-def test_inputs_that_are_gone_are_counted_and_an_update_leaves_their_rows_out(classifier, pictures, tmp_path):
-    folders, output = [many(tmp_path / name, pictures, 3) for name in ("a", "b")], tmp_path / "out.csv"
-    inputs = [*map(str, folders), shutil.copy(pictures[0], str(tmp_path / "c.jpg"))]
-    classify_archive(classifier, inputs, output, processes=ALONE)
-    shutil.rmtree(folders[1])
-    Path(inputs[2]).unlink()
-    assert "since: 4 gone;" in classify_archive(classifier, inputs, output, processes=ALONE).changes
-    updated = classify_archive(classifier, inputs, output, processes=ALONE, update=True)
-    assert (updated.images, updated.classified_now, updated.changes) == (3, 0, "")
-    assert [Path(row["image"]).parent for row in rows_of(output)] == folders[:1] * 3
+def test_a_retry_that_is_killed_resumes(classifier, pictures, tmp_path, monkeypatch):
+    folder, output = many(tmp_path / "in", pictures, 5), tmp_path / "out.csv"
+    (folder / "00002.jpg").unlink()
+    (folder / "00002.jpg").write_bytes(b"")
+    classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    (folder / "00002.jpg").write_bytes(pictures[2].read_bytes())
+    for step in ("unlink", "replace"):
+        # The output is the only file that is unlinked before it is replaced.
+        original = getattr(Path, step)
+
+        def stop(path, *arguments, original=original, **keywords):
+            if path.suffix == ".csv":
+                raise KeyboardInterrupt
+            return original(path, *arguments, **keywords)
+
+        monkeypatch.setattr(Path, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            classify_archive(classifier, [str(folder)], output, processes=ALONE)
+        monkeypatch.undo()
+    assert classify_archive(classifier, [str(folder)], output, processes=ALONE)["unreadable"] == 0
+    assert not any(row["error"] for row in rows_of(output))
+    assert len(rows_of(output)) == 5
 
 
-def test_an_output_that_somebody_changed_is_not_replaced_by_an_update(classifier, pictures, tmp_path):
+@pytest.mark.parametrize("damage", [b"", b"image,verdict\r\nmine,\r\n"])
+def test_a_finished_output_that_was_changed_is_not_called_complete(classifier, pictures, tmp_path, damage):
     folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
     classify_archive(classifier, [str(folder)], output, processes=ALONE)
-    output.write_text(output.read_text() + "my note\n")
-    (folder / "new.jpg").write_bytes(pictures[0].read_bytes())
-    with pytest.raises(ArchiveError, match=r"was changed after its run\. Move it away"):
-        classify_archive(classifier, [str(folder)], output, processes=ALONE, update=True)
-    assert "my note" in output.read_text()
+    output.write_bytes(damage)
+    with pytest.raises(ArchiveError, match=r"was changed or damaged after its run\. Move it away"):
+        classify_archive(classifier, [str(folder)], output, processes=ALONE)
+    assert output.read_bytes() == damage
+
+
+def test_a_dataset_without_rows_is_said_to_hold_no_image(classifier, tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": []}, features=features).to_parquet(str(tmp_path / "none.parquet"))
+    for output in ("o.csv", "o.parquet"):
+        with pytest.raises(ArchiveError, match="no image in"):
+            classify_archive(classifier, [str(tmp_path / "none.parquet")], tmp_path / output, processes=ALONE)
+    assert [path.name for path in tmp_path.iterdir()] == ["none.parquet"]
+
+
+@pytest.fixture
+def web(pictures):
+    """Address of a server of the pictures on this machine."""
+    handler = partial(QuietHandler, directory=str(pictures[0].parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def test_an_address_in_a_dataset_is_fetched_only_if_asked_for_and_a_dead_one_is_a_row(
+    classifier, pictures, tmp_path, web
+):
+    features = datasets.Features({"image": datasets.Image(), "id": datasets.Value("string")})
+    addresses = [str(pictures[0]), f"{web}/{pictures[1].name}", f"{web}/missing.jpg", "http://127.0.0.1:1/a.jpg"]
+    rows = [{"image": {"path": path, "bytes": None}, "id": path[-5:]} for path in addresses]
+    parquet.write_table(pa.Table.from_pylist(rows, features.arrow_schema), tmp_path / "urls.parquet")
+    source, output = str(tmp_path / "urls.parquet"), tmp_path / "out.csv"
+    classify_archive(classifier, [source], output, processes=ALONE)
+    first, *others = [row["error"] for row in rows_of(output)]
+    assert not first
+    assert all("is a web address; the images of such rows are fetched with --fetch_urls" in error for error in others)
+    again = classify_archive(classifier, [source], output, processes=ALONE, fetch_urls=True)
+    assert (again["classified_now"], again["unreadable"]) == (3, 2)
+    errors = [row["error"] for row in rows_of(output)]
+    assert errors[:2] == ["", ""]
+    assert all("could not be fetched" in error for error in errors[2:])
 
 
 def test_a_local_dataset_that_changed_is_not_taken_for_the_one_that_was_classified(classifier, parquet_files, tmp_path):
@@ -584,16 +504,16 @@ def unfinished(classifier, pictures, folder: Path, monkeypatch) -> tuple[Path, P
     return images, output
 
 
-def test_half_a_chunk_is_made_anew_and_the_others_are_kept(classifier, pictures, tmp_path, monkeypatch):
+def test_half_a_chunk_is_classified_again_and_the_others_are_kept(classifier, pictures, tmp_path, monkeypatch):
     images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
     for chunk in (f"{0:05}-{1:07}.json", f"{0:05}-{2:07}.json"):
         path = tmp_path / "out.csv.parts" / chunk
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ArchiveError, match="was damaged; run the same command again"):
+        with pytest.raises(ArchiveError, match="was damaged; run the same command to"):
             classify_archive(classifier, [str(images)], output, processes=ALONE)
         again = classify_archive(classifier, [str(images)], tmp_path / "x.csv", processes=ALONE)
     again = classify_archive(classifier, [str(images)], output, processes=ALONE)
-    assert again.classified_now <= CHUNK_SIZE + 3
+    assert again["classified_now"] <= CHUNK_SIZE + 3
     assert output.read_bytes() == (tmp_path / "x.csv").read_bytes()
 
 
@@ -604,18 +524,12 @@ def test_damaged_notes_of_a_run_are_named_and_its_work_is_kept(classifier, pictu
     notes = (parts / "run.json").read_text()
     (parts / "run.json").write_text(content)
     with pytest.raises(
-        ArchiveError, match=r"run\.json.*or delete .* to start anew|unfinished work of another run.*or delete"
+        ArchiveError, match=r"run\.json.*or delete .* to start over|unfinished work of another run.*or delete"
     ):
         classify_archive(classifier, [str(images)], output, processes=ALONE)
     assert len(list(parts.glob("0*-*.json"))) == 3
     (parts / "run.json").write_text(notes)
-    assert classify_archive(classifier, [str(images)], output, processes=ALONE).classified_now == 0
-    rows = tmp_path / "out.csv.rows"
-    kept = rows.read_text()
-    rows.write_text(kept[: len(kept) // 2])
-    with pytest.raises(ArchiveError, match=r"rows is missing or damaged .* another --output"):
-        classify_archive(classifier, [str(images)], output, processes=ALONE)
-    rows.write_text(kept)
+    assert classify_archive(classifier, [str(images)], output, processes=ALONE)["classified_now"] == 0
     (tmp_path / "out.csv.json").write_text(content)
     with pytest.raises(ArchiveError, match="Move it away, or choose another --output"):
         classify_archive(classifier, [str(images)], output, processes=ALONE)
@@ -645,10 +559,10 @@ def test_a_full_disk_costs_nothing_that_is_finished(tiny_model_folder, pictures,
     code = (
         "import resource, sys; from modeling.predictor import main\n"
         "import modeling.bulk as bulk\n"
-        "begin = bulk._merge\n"
+        "merge = bulk._merge\n"
         "def full(*arguments):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
-        "    begin(*arguments)\n"
+        "    merge(*arguments)\n"
         "bulk._merge = full\n"
         "sys.exit(main(sys.argv[1:]))"
     )
