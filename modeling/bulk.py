@@ -34,6 +34,7 @@ from modeling.inputs import (
     no_image,
     pinned,
 )
+from modeling.prediction import rounded
 from modeling.rows import Row, columns_of, printable, row_of, write_rows
 
 CHUNK_SIZE = 2 * BATCH_SIZE  # images: the cost of a kill for each process
@@ -107,6 +108,9 @@ def classify_archive(
         dataset = StreamedDataset(name, revision, split, fetch_urls=fetch_urls)
     run = {
         **classifier.provenance,
+        "priors": {
+            code: rounded(float(prior)) for code, prior in zip(classifier.codes, classifier.priors, strict=True)
+        },
         "tta": tta,
         "inputs": [printable(given) for given in inputs],
         "folder": None if all(map(os.path.isabs, inputs)) else printable(os.getcwd()),  # of relative paths

@@ -16,7 +16,7 @@ from modeling.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, ImageError, ImageInp
 
 NAME_COLUMNS = ("image_id", "isic_id", "file_name", "filename", "id")  # by which datasets name their images
 FETCH_SECONDS = 30  # for one web address
-_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@\S{1,200})?", re.ASCII)
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@\S{1,200})?", re.ASCII)
 
 
 class ArchiveError(RuntimeError):

@@ -51,13 +51,6 @@ class Prediction:
             "flagged": list(self.flagged),
         }
 
-    def to_row(self) -> dict[str, Any]:
-        """Return one flat row of a table: each diagnosis and each operating point is a column of its own."""
-        fields = self.to_dict()
-        first = {key: fields[key] for key in ("verdict", "diagnosis", "probability")}
-        then = {key: fields[key] for key in ("abstained", "reason")}
-        return {**first, **fields["probabilities"], **then, **fields["operating_points"]}
-
 
 def verdict(
     points: Sequence[OperatingPoint],

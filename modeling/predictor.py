@@ -5,12 +5,14 @@ accelerate launch -m modeling.predictor [MODEL] DIR_OR_DATASET --output out.parq
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from modeling.runtime import prepare_process
 
@@ -21,10 +23,11 @@ if __name__ == "__main__":
 # isort: split
 from modeling.bulk import classify_archive, join_processes
 from modeling.classifier import LesionClassifier
-from modeling.files import CONFIG_NAME, RUN_NAME, ModelFolderError
+from modeling.files import ModelFolderError
 from modeling.images import IMAGE_SUFFIXES, ImageError
 from modeling.inputs import ArchiveError, StreamedDataset, in_words, is_dataset, list_files, no_image, pinned
 from modeling.labels import NOTICE
+from modeling.model_folder import CONFIG_NAME, RUN_NAME
 from modeling.prediction import Prediction
 from modeling.rows import Row, printable
 
@@ -52,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a new .csv or .parquet file, one row per image; without it, up to {MAX_TABLE_ROWS} images are answered "
         "here. The same command resumes a killed run, and tries rows with an error again",
     )
+    parser.add_argument(
+        "--priors",
+        default="equal",
+        help="how common are the diagnoses where these photos come from? equal (default); dataset: as in the images that "
+        "the model was trained on; or a weight for each diagnosis, MEL=0.1,NV=0.9. It changes the probabilities and the "
+        "most likely diagnosis, not what is flagged",
+    )
     parser.add_argument("--split", help="of the dataset; also reads a folder as a dataset. Default: its only split")
     parser.add_argument(
         "--fetch_urls", action="store_true", help="fetch images for which a dataset has nothing but a web address"
@@ -69,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         processes = join_processes()
         model, inputs = split_arguments(options.arguments)
-        classifier = LesionClassifier.from_pretrained(model or "", options.revision, processes.device)
+        classifier = LesionClassifier.from_pretrained(model, options.revision, processes.device)
+        classifier = at_priors(classifier, options.priors)
         how = {"split": options.split, "tta": options.tta, "fetch_urls": options.fetch_urls}
         if options.output:
             summary = classify_archive(classifier, inputs, options.output, processes=processes, **how)
@@ -77,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(summary_of(summary, options.output) if options.output else answer_few(classifier, inputs, **how))
             revision = f", revision {classifier.revision}" if classifier.revision else ""
             print(f"\nModel: {classifier.model_id}{revision}. {classifier.notice}", file=sys.stderr)
-    except (ModelFolderError, ArchiveError, ValueError) as error:
+    except (ModelFolderError, ArchiveError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -88,14 +99,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Split the arguments into the model, or None, and the images."""
-    first = Path(arguments[0])
-    is_model = any((first / name).exists() for name in (CONFIG_NAME, RUN_NAME))
-    is_image = first.exists() or first.suffix.lower() in (*IMAGE_SUFFIXES, ".parquet")
+    first = arguments[0]
+    is_model = any(os.path.exists(os.path.join(first, name)) for name in (CONFIG_NAME, RUN_NAME))
+    is_image = os.path.lexists(first) or first.lower().endswith((*IMAGE_SUFFIXES, ".parquet"))
     if is_model and len(arguments) == 1:
         raise ArchiveError(f"{first} is a model; name the images to classify after it.")
     if is_model or (len(arguments) > 1 and not is_image):
-        return arguments[0], arguments[1:]
+        return first, arguments[1:]
     return None, arguments
+
+
+def at_priors(classifier: LesionClassifier, text: str) -> LesionClassifier:
+    """Return the classifier for the option --priors.
+
+    Raises:
+        ArchiveError: If the option cannot be read or does not fit the model.
+    """
+    try:
+        weights = {code.strip(): float(weight) for code, _, weight in (item.partition("=") for item in text.split(","))}
+    except ValueError:
+        weights = {}
+    choice: Any = weights or text
+    try:
+        return classifier.with_priors(choice)
+    except ValueError as error:
+        raise ArchiveError(f"--priors {text:.200}: {error} Weights are written as MEL=0.1,NV=0.9.") from error
 
 
 def answer_few(

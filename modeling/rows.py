@@ -30,7 +30,7 @@ def row_of(answer: Prediction | ImageError, name: str) -> Row:
     return {
         "image": printable(name),
         **{key: fields[key] for key in ("verdict", "diagnosis", "probability")},
-        "flagged": "; ".join(fields.get("flagged", ())),
+        "flagged": "; ".join(answer.flagged),
         **fields["probabilities"],
         **malignant_probability(answer.probabilities),
         **{key: fields[key] for key in ("abstained", "reason")},

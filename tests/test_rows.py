@@ -49,11 +49,23 @@ def test_a_model_that_knows_no_malignant_diagnosis_says_nothing_of_malignancy():
 
 
 def test_a_row_has_the_columns_of_the_table():
-    fields = {"diagnosis": "NV", "probability": 0.75, "probabilities": {"MEL": 0.25, "NV": 0.75}, "verdict": "v"}
-    points = {"MEL@95": True}
-    prediction = Prediction(**fields, abstained=False, reason=None, operating_points=points, provenance={})
+    points = {"MEL@95": True, "malignant@95": True}
+    prediction = Prediction(
+        diagnosis="NV",
+        probability=0.75,
+        probabilities={"MEL": 0.25, "NV": 0.75},
+        priors={"MEL": 0.5, "NV": 0.5},
+        flagged=("melanoma", "malignancy"),
+        abstained=False,
+        reason=None,
+        operating_points=points,
+        verdict="v",
+        provenance={},
+        notice="n",
+    )
     columns = columns_of(["MEL", "NV"], list(points))
     assert list(row_of(prediction, "a.jpg")) == [name for name in columns if name != "error"]
+    assert row_of(prediction, "a.jpg")["flagged"] == "melanoma; malignancy"
     assert columns["MEL@95"] is bool
     assert columns["probability"] is columns["malignant_probability"] is float
     assert row_of(ImageError("damaged"), "a\udcff.jpg") == {"image": "a\\xff.jpg", "error": "damaged"}
