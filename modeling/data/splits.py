@@ -60,7 +60,7 @@ def splits_of(options: Any, dataset: datasets.Dataset, codes: list[str], loaded:
                 "one lesion, and scores would be too high; --protocol given uses them and reports how far they leak"
             )
     if options.test_source:
-        splits = leave_one_source_out(splits, options.test_source)
+        splits = leave_sources_out(splits, options.test_source)
     counts = pd.crosstab(splits["label"], splits["split"]).reindex(index=codes, columns=list(SPLITS), fill_value=0)
     empty = [f"{code} in {split}" for code in codes for split in ("train", "val") if counts.loc[code, split] == 0]
     empty += [] if counts["test"].any() else ["any diagnosis in test"]
@@ -163,19 +163,20 @@ def leakage(splits: pd.DataFrame) -> dict[str, float]:
     return {"overall": float(leaks.mean()), **{str(code): float(rate) for code, rate in per_diagnosis.items()}}
 
 
-def leave_one_source_out(splits: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Return splits whose test is every image of one source; of the others, train and val stay as they are.
+def leave_sources_out(splits: pd.DataFrame, sources: Sequence[str]) -> pd.DataFrame:
+    """Return splits whose test is every image of these sources; train and val keep the images of the others.
 
     The other sources' test images are left out, so that results of all sources are trained on like data.
     """
-    here = splits["source"] == source
+    here = splits["source"].isin(sources)
     present = ", ".join(f"{name} {n}" for name, n in splits["source"].value_counts().items())
-    if not here.any():
-        raise DataError(f"no image is of source {source!r}; the splits have {present}.")
+    absent = [source for source in sources if source not in set(splits["source"])]
+    if absent:
+        raise DataError(f"no image is of source {', '.join(absent)}; the splits have {present}.")
     if here.all():
-        raise DataError(f"every image is of source {source!r}; leaving it out leaves nothing to train on.")
+        raise DataError(f"every image is of source {', '.join(sources)}; leaving it out leaves nothing to train on.")
     kept = splits[here | (splits["split"] != "test")].copy()
-    kept.loc[kept["source"] == source, "split"] = "test"
+    kept.loc[kept["source"].isin(sources), "split"] = "test"
     # A near-duplicate group may span sources: what shows a test lesion may not be trained on.
     test_lesions = set(kept["lesion_id"][kept["split"] == "test"].dropna())
     kept = kept[(kept["split"] == "test") | ~kept["lesion_id"].isin(test_lesions)].reset_index(drop=True)
@@ -188,13 +189,13 @@ def write_splits(splits: pd.DataFrame, path: str | Path) -> None:
     splits[list(COLUMNS)].sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
 
 
-def read_splits(path: str | Path, dataset: Table, *, test_source: str | None = None) -> pd.DataFrame:
+def read_splits(path: str | Path, dataset: Table, *, test_source: Sequence[str] = ()) -> pd.DataFrame:
     """Read splits.csv and check that it is about exactly these images and labels.
 
     Args:
         path: A file of `write_splits`.
         dataset: The dataset to split, already reduced to the diagnoses of the run.
-        test_source: Images of other sources may be missing then: `leave_one_source_out` leaves their test images out.
+        test_source: Images of other sources may be missing then: `leave_sources_out` leaves their test images out.
 
     Raises:
         DataError: If a column is missing, images are missing or unknown, or labels or lesion ids differ; with counts.
@@ -202,7 +203,7 @@ def read_splits(path: str | Path, dataset: Table, *, test_source: str | None = N
     splits = load_splits(path)
     table = to_table(dataset)
     given, wanted = set(splits["image_id"]), set(table["image_id"])
-    needed = wanted if test_source is None else set(table["image_id"][table["source"] == test_source])
+    needed = set(table["image_id"][table["source"].isin(test_source)]) if test_source else wanted
     label_of = dict(zip(table["image_id"], table["label"], strict=True))
     lesion_of = dict(zip(table["image_id"], table["lesion_id"], strict=True))
     known = splits[splits["image_id"].isin(wanted)]

@@ -1,6 +1,8 @@
 """Devices, processes and precision of a run."""
 
+import ctypes
 import os
+import signal
 import sys
 
 import torch
@@ -11,11 +13,25 @@ from modeling.runtime import own_cores
 from modeling.training.options import TrainOptions
 
 
+def launched() -> bool:
+    """True if accelerate's launcher started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def end_with_launcher() -> None:
+    """Turn the end of accelerate's launcher, which passes no signal on, into a SIGTERM to this process.
+
+    Otherwise a killed launcher would leave this process behind, holding the lock of the run folder.
+    """
+    if launched() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def warn_of_missing_processes() -> None:
-    """Say so where accelerate 1.15 was asked for several processes on the CPU and, without MPI, started only one."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
+    """Warn if several processes on the CPU were requested, but accelerate 1.15 started one, for lack of MPI."""
+    requested = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
     started = any(name in os.environ for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
-    if asked and not started:
+    if requested and not started:
         print(
             "warning: `accelerate launch --cpu` starts one process only unless MPI is installed. For several, use "
             "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N train.py …`.",
@@ -27,7 +43,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     """Set up devices, processes, precision and trackers.
 
     Raises:
-        ValueError: If batch statistics are to be shared on a CPU.
+        ValueError: If --sync_batchnorm is used on a CPU.
     """
     precision: str | None = options.mixed_precision
     if precision == "auto":
@@ -53,6 +69,6 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
             raise ValueError(
                 "--sync_batchnorm needs GPUs: torch does not share batch statistics on a CPU. Leave it out."
             )
-        # accelerate's launcher leaves each process a single thread unless it was told otherwise.
+        # accelerate's launcher gives each process a single thread by default.
         torch.set_num_threads(own_cores())
     return accelerator

@@ -17,10 +17,9 @@ from modeling.labels import SYNTHETIC_LICENSE, WEIGHTS_LICENSE
 from modeling.model_folder import ONNX_NAME, RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN
 from modeling.network import TimmModel, fold_calibration, save_model_folder
 from modeling.operating_points import fit_operating_points
+from modeling.training.errors import TrainingError
 from modeling.training.onnx_export import export_onnx
-from modeling.training.options import TrainOptions
-from modeling.training.run_folder import dataset_name
-from modeling.training.trainer import TrainingError
+from modeling.training.options import TrainOptions, dataset_name
 
 SAME_PROBABILITY = 1e-4
 

@@ -1,94 +1,91 @@
-"""Seconds before hours: whatever the last step will need is tried on a few images before the first.
+"""Run every stage on a few images first, so that a late failure shows up within seconds.
 
-A copy of the network takes one training batch, is calibrated, written as a model folder, read back and asked to explain
-an image. What cannot work (a backbone without feature maps, a size that it refuses) is then known before the training.
+A copy of the network is trained for one step by the functions of the real run, in a folder of its own, then written as a
+model folder, opened, and asked to explain an image.
 """
 
 import copy
+import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from datasets import Dataset
-from torch import nn
-from torch.utils.data import DataLoader
 
 from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
-from modeling.data.dataset import LesionDataset
-from modeling.inference import run_model
-from modeling.network import TimmModel, normalise
+from modeling.data.duplicates import HASHES_NAME
+from modeling.data.sources import rows_of
+from modeling.inference import Outputs
+from modeling.model_folder import SPLITS_NAME
+from modeling.network import TimmModel
+from modeling.training.accelerator import make_accelerator
 from modeling.training.calibrate_and_save import write_model_folder
-from modeling.training.loaders import lesion_dataset
-from modeling.training.options import TrainOptions
-from modeling.training.trainer import TrainingError
+from modeling.training.checkpoints import any_process
+from modeling.training.errors import Interrupted, TrainingError
+from modeling.training.loaders import RunData
+from modeling.training.run_folder import Run, trial_folder
 
+IMAGES_EACH = 2  # of each diagnosis, in train and in val
 TOLERANCE = 0.02  # of a probability; a GPU may compute the same in other kernels
 
+Fit = Callable[[Run, RunData, TimmModel], tuple[TimmModel, Outputs, list[dict[str, Any]]]]
 
-def rehearse(
-    run_dir: Path,
-    rows: Dataset,
-    *,
-    options: TrainOptions,
-    accelerator: Accelerator,
-    model: TimmModel,
-    config: dict[str, Any],
-) -> None:
-    """Do everything once on two images or more, on a copy of the network, in a folder that is removed again.
+
+def dry_run(run: Run, data: RunData, model: TimmModel, fit: Fit) -> None:
+    """Train a copy of the model for one step on a few images, and write, open and use its model folder.
 
     Raises:
-        TrainingError: If a step fails; names the step.
+        TrainingError: If a stage fails.
         torch.OutOfMemoryError: If not even a few images fit.
     """
-    model = copy.deepcopy(model).to(accelerator.device)
-    folder = run_dir / ".dry_run"
-    step = "a training step"
-    try:
-        compiled = options.compile and options.dry_run  # minutes: no second time before the training itself
-        take_step(
-            torch.compile(model) if compiled else model,
-            lesion_dataset(rows, options, model.pretrained_cfg, training=True),
-            accelerator,
-        )
-        step = "the scoring of val"
-        images = lesion_dataset(rows, options, model.pretrained_cfg, training=False)
-        val = run_model(model, DataLoader(images, len(rows)))
-        step = "calibration, the ONNX export or the writing of the model folder"
-        calibration = write_model_folder(folder, model=model, val=val, options=options, config=config)
-        step = "the reading of the model folder"
-        answer = LesionClassifier.from_pretrained(folder).explain(rows[0]["image"])
-        written, read = softmax(calibration.apply(val.logits))[0], list(answer.prediction.probabilities.values())
-        if not np.allclose(read, written, atol=TOLERANCE):
-            raise ValueError(f"the network answered {written.round(3)} before and {np.round(read, 3)} after")
-        step = "the heat maps"
-        _ = answer.maps
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of torch, timm or ourselves: whatever it is, the training would have been in vain
-        raise TrainingError(
-            f"nothing was trained, since on {len(rows)} images {step} failed already ({type(error).__name__}: "
-            f"{str(error)[:500]}). Does it fit --backbone {options.backbone} and --image_size {options.image_size}?"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    options = dataclasses.replace(
+        run.options,
+        epochs=1,
+        num_workers=0,
+        report_to=[],
+        compile=run.options.compile and run.options.dry_run,  # minutes; before a real run they would be spent twice
+    )
+    splits = data.splits[data.splits["split"] != "test"].groupby(["split", "label"]).head(IMAGES_EACH)
+    failure: Exception | None = None
+    with trial_folder(run) as folder:
+        if run.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (SPLITS_NAME, HASHES_NAME):
+                shutil.copyfile(run.dir / name, folder / name)
+        run.accelerator.wait_for_everyone()
+        try:
+            # With an accelerator of its own, which nothing of the real run is registered with.
+            trial = Run(folder, options, make_accelerator(options), quiet=True)
+            trained, val, _ = fit(trial, dataclasses.replace(data, splits=splits), copy.deepcopy(model))
+        except (TrainingError, Interrupted, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of torch or timm: whatever it is, the training would fail too
+            raise _failed(run, error) from error
+        if run.is_main:
+            try:
+                _write_and_open(folder / "model", trial, data, trained, val)
+            except Exception as error:
+                failure = _failed(run, error)
+        if any_process(run.accelerator, failure is not None):
+            raise failure or TrainingError("the dry run of the first process failed.")
 
 
-def take_step(model: TimmModel, images: LesionDataset, accelerator: Accelerator) -> None:
-    """Take one batch through the network, the loss and backwards.
+def _write_and_open(folder: Path, trial: Run, data: RunData, model: TimmModel, val: Outputs) -> None:
+    calibration = write_model_folder(folder, model=model, val=val, options=trial.options, config=data.config)
+    image = rows_of(data.chosen, val.image_ids[:1])[0]["image"]
+    explanation = LesionClassifier.from_pretrained(folder).explain(image)
+    written = softmax(calibration.apply(val.logits))[0]
+    read = np.array(list(explanation.prediction.probabilities.values()))
+    if not np.allclose(read, written, atol=TOLERANCE):
+        raise ValueError(f"the network gave {written.round(3)} before it was saved, and {read.round(3)} after")
+    _ = explanation.maps
 
-    Raises:
-        ValueError: If the loss is not finite.
-    """
-    batch = next(iter(DataLoader(images, len(images))))
-    pixels, labels = batch["pixels"].to(accelerator.device), batch["label"].to(accelerator.device)
-    model.train()
-    with accelerator.autocast():
-        logits = model(normalise(pixels, accelerator.unwrap_model(model, keep_torch_compile=False).pretrained_cfg))
-    loss = nn.functional.cross_entropy(logits.float(), labels)
-    loss.backward()
-    if not torch.isfinite(loss):
-        raise ValueError(f"the loss is {float(loss)}")
+
+def _failed(run: Run, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"the dry run on a few images failed, so nothing was trained ({type(error).__name__}: {str(error)[:500]}). Does "
+        f"--backbone {run.options.backbone} fit --image_size {run.options.image_size}?"
+    )

@@ -1,47 +1,49 @@
-"""What ends a run, in a sentence that says what to do next."""
+"""User-facing messages for errors that end a run."""
 
 import errno
-import os
 
 import torch
 from safetensors import SafetensorError
 
-from modeling.data.cache import CacheError
-from modeling.training.checkpoints import CheckpointError
-from modeling.training.trainer import LOADER_ERRORS, TrainingError, loader_died, process_lost
-
 RESUME = "with the same command and --resume auto."
+LOADER_ERRORS = (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError)  # of a loader process that dies
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; what it reached so far is kept. The message says why and what to do."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGTERM, Ctrl-C); a checkpoint has been written."""
 
 
 def explained(error: Exception) -> str | None:
-    """Return what to tell the user about an error that ended a run; None for one that nobody foresaw."""
-    if isinstance(error, ValueError | TrainingError | CheckpointError | CacheError):
+    """Return the message for an error that ended a run; None for an unexpected error, which needs its traceback."""
+    if isinstance(error, ValueError | TrainingError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
             f"the GPU's memory is full ({error}). Halve --batch_size and double --gradient_accumulation_steps: "
             "the result stays about the same."
         )
-    if isinstance(error, LOADER_ERRORS):
-        if process_lost(error):
-            return f"another process of this run failed or was killed, so this one stops too ({error}). Go on {RESUME}"
-        if loader_died(error):
-            return (
-                f"a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, "
-                f"lower --num_workers; with --num_workers 0 the training process loads them itself. Go on {RESUME}"
-            )
-        return None
+    if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+        return f"another process of this run failed or was killed, so this one stops too ({error}). Continue {RESUME}"
+    if isinstance(error, LOADER_ERRORS) and loader_died(error):
+        return (
+            f"a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, lower "
+            f"--num_workers; with --num_workers 0 the training process loads them itself. Continue {RESUME}"
+        )
     if isinstance(error, OSError | SafetensorError):
-        return f"{error}." + (f" Make room on the disk and go on {RESUME}" if no_room(error) else "")
+        return f"{error}." + (f" Make room on the disk and continue {RESUME}" if no_room(error) else "")
     return None
 
 
+def loader_died(error: BaseException) -> bool:
+    """True if one of LOADER_ERRORS means that a loader process died: torch's own RuntimeError, or a broken pipe."""
+    return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+
+
 def no_room(error: OSError | SafetensorError) -> bool:
-    """True if an error says that the disk, the quota or the longest file is full; safetensors has the number in its text."""
+    """True if the disk, the quota or the file-size limit is reached; safetensors has the number in its text."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
-
-
-def launched() -> bool:
-    """True if accelerate's launcher started this process: it prints a traceback of its own when we exit with an error."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ

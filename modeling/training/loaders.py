@@ -1,9 +1,9 @@
-"""From splits to prepared loaders: decoded and resized once, train augmented."""
+"""From splits to prepared loaders: images at the network's size, train augmented."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
@@ -11,76 +11,62 @@ from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
 from modeling.data.cache import resized_images
 from modeling.data.dataset import LesionDataset, leave_signals_to_the_trainer
 from modeling.data.sources import rows_of
+from modeling.network import TimmModel
 from modeling.runtime import default_num_workers
-from modeling.training.options import TrainOptions
+from modeling.training.run_folder import Run
 
 
-def split_datasets(
-    options: TrainOptions,
-    dataset: Dataset,
-    splits: pd.DataFrame,
-    data_fingerprint: str,
-    pretrained_cfg: dict[str, Any],
-    accelerator: Accelerator,
-) -> dict[str, LesionDataset]:
-    """Decode and resize the images of each split; train is augmented unless the recipe is the reference system's."""
-    return {
-        split: lesion_dataset(
-            rows_of(dataset, splits["image_id"][splits["split"] == split]),
-            options,
-            pretrained_cfg,
-            training=split == "train",
-            data_fingerprint=data_fingerprint,
-            cache_gb=options.image_cache_gb,
-            show_progress=accelerator.is_main_process,
-        )
-        for split in ("train", "val", "test")
-    }
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run and their splits."""
+
+    everything: Dataset  # all usable images
+    chosen: Dataset  # the images of the diagnoses to distinguish; labels count from 0 in the order of `codes`
+    codes: list[str]
+    splits: pd.DataFrame  # rows of splits.csv
+    config: dict[str, Any]  # content of train_config.json
+    n_skipped: int  # images that cannot be used
 
 
-def lesion_dataset(
-    rows: Dataset,
-    options: TrainOptions,
-    pretrained_cfg: dict[str, Any],
-    *,
-    training: bool,
-    data_fingerprint: str = "",
-    cache_gb: float = 0,
-    show_progress: bool = False,
-) -> LesionDataset:
-    """Return images at the network's size, augmented and smaller for training; without a cache decoded when asked for."""
-    augment = training and options.recipe != "original"
-    red, green, blue = (round(255 * value) for value in pretrained_cfg["mean"])
-    images = resized_images(
-        rows,
-        fingerprint=data_fingerprint,
-        size_px=options.image_size,
-        exact=not augment,
-        cache_gb=cache_gb,
-        show_progress=show_progress,
-    )
-    # Most networks halve their input five times, so they need 32 px.
-    train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
-    augmentation = Augmentation(train_px, fill=(red, green, blue)) if augment else None
-    return LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed)
-
-
-def make_loaders(options: TrainOptions, parts: dict[str, LesionDataset], accelerator: Accelerator) -> dict[str, Any]:
-    """Make the prepared loaders: train shuffled, without its incomplete last batch; val and test in order."""
+def make_loaders(run: Run, data: RunData, model: TimmModel) -> dict[str, Any]:
+    """Return the prepared loaders "train" (shuffled, without an incomplete last batch) and "val" (in order)."""
+    options = run.options
     workers = default_num_workers() if options.num_workers is None else options.num_workers
     loaders = {}
-    for split, images in parts.items():
+    for split in ("train", "val"):
         training = split == "train"
-        loaders[split] = DataLoader(
+        images = split_dataset(run, data, model, split)
+        loader = DataLoader(
             images,
             batch_size=options.batch_size,
             shuffle=training,
             # A last batch of one or two images would spoil the statistics of batch normalisation.
-            drop_last=training and len(images) >= options.batch_size * accelerator.num_processes,
+            drop_last=training and len(images) >= options.batch_size * run.accelerator.num_processes,
             num_workers=workers,
-            # To start them anew copies, page by page, the memory that this process has come to hold: seconds an epoch.
-            persistent_workers=workers > 0 and split != "test",
+            # Restarting workers re-forks this process's memory, which costs seconds per epoch.
+            persistent_workers=workers > 0,
             worker_init_fn=leave_signals_to_the_trainer,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=run.accelerator.device.type == "cuda",
         )
-    return {split: accelerator.prepare(loader) for split, loader in loaders.items()}
+        loaders[split] = run.accelerator.prepare(loader)
+    return loaders
+
+
+def split_dataset(run: Run, data: RunData, model: TimmModel, split: str) -> LesionDataset:
+    """Return the images of a split at the network's size; train is augmented and smaller, unless the recipe is original."""
+    options = run.options
+    augment = split == "train" and options.recipe != "original"
+    rows = rows_of(data.chosen, data.splits["image_id"][data.splits["split"] == split])
+    images = resized_images(
+        rows,
+        fingerprint=data.config["data_fingerprint"],
+        size_px=options.image_size,
+        exact=not augment,
+        cache_gb=0 if run.quiet else 30,
+        show_progress=run.is_main,
+    )
+    # Most networks halve their input five times, so they need 32 px.
+    train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
+    red, green, blue = (round(255 * value) for value in model.pretrained_cfg["mean"])
+    augmentation = Augmentation(train_px, fill=(red, green, blue)) if augment else None
+    return LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed)

@@ -1,34 +1,36 @@
-"""Everything that a run can be told: one dataclass, whose help texts are the manual."""
+"""All options of a training run: one dataclass, whose help texts are the manual."""
 
 import argparse
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import yaml
 from accelerate.tracking import get_available_trackers
+from pydantic import Field, TypeAdapter, ValidationError
 from transformers import HfArgumentParser
 
 from modeling.files import shortened
 from modeling.labels import REFERENCE_CODES
-from modeling.training.trainer import CheckpointInterval
 
 MAX_CONFIG_BYTES = 100_000  # all options with their values are 2 kB
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-# ---- options -------------------------------------------------------------------------------------------------------
 
-
-def option(default: Any, text: str, allowed: str | None = None) -> Any:
+def option(default: Any, text: str) -> Any:
     """Describe an option.
 
     Args:
-        default: None if it depends on other options; `resolve` then fills it in.
+        default: None if it depends on other options; `resolve` then fills it in, and `text` says what it is.
         text: What it does, and why the default is what it is.
-        allowed: An interval for a number, such as "[0, 1)", or words, such as "a | b"; shown by --help, checked at the start.
     """
-    metadata = {"help": text} if allowed is None else {"help": text, "metavar": allowed}
+    if default is not None and "Default: " not in text:
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        text = f"{text} Default: {shown.lower() if isinstance(default, bool) else shown}."
+    metadata = {"help": text}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,149 +38,161 @@ def option(default: Any, text: str, allowed: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Everything that a run can be told, resolved: `parse_options` leaves no None but in what may be absent."""
+    """All options of a training run. After `parse_options`, None means that an option is not used in this run."""
 
     # data
     dataset: str = option(
         "isic2019",
-        "isic2019, demo (embedded drawings), the id of any image classification dataset on the Hub, or a folder of one "
-        "folder per diagnosis.",
+        "isic2019, demo (synthetic images, no network), the id of an image classification dataset on the Hub, or a folder: "
+        "one subfolder per diagnosis, or images with a metadata.csv.",
     )
     data_dir: str | None = option(
         None, "Local copy of ISIC 2019 in the official layout. Default: download it (9.1 GB)."
     )
     diagnoses: list[str] = option(
         list(REFERENCE_CODES),
-        "Codes to tell apart, or: all. Default: the reference system's four, so that scores compare; a dataset "
-        "of other labels uses all.",
+        "Codes of the diagnoses to distinguish, or: all. Default: BCC BKL MEL NV, as in the reference system, so that scores "
+        "compare; all for a dataset that lacks one of them.",
     )
-    protocol: str = option(
+    protocol: Literal["lesion", "original", "given"] = option(
         "lesion",
         "lesion: no lesion is in two splits, so scores can be trusted. original: the reference system's split of images, "
-        "which leaks; for comparison only. given: the train, validation and test of the dataset itself, as they are; how "
-        "far they leak is reported.",
-        "lesion | original | given",
+        "which leaks; for comparison only. given: the train, validation and test of the dataset itself; how far they leak is "
+        "reported.",
     )
-    splits: str | None = option(None, "Reuse this splits.csv. Default: make new ones from --seed.")
-    test_source: str | None = option(
-        None, "Leave one source out: test on all images of this source (BCN, HAM, MSK) and train on the others."
+    splits: str | None = option(None, "Reuse this splits.csv. Default: make new splits from --seed.")
+    test_source: list[str] = option(
+        [],
+        "Leave sources out: test on all images of these sources (of ISIC 2019: BCN, HAM, MSK), train on the others. "
+        "Default: none.",
     )
     skip_bad_images: bool = option(
         False,
-        "Leave unusable images out and list them in skipped.csv. Default: stop and name them, so that none is "
+        "Leave unusable images out and list them in skipped.csv. By default the run stops and names them, so that none is "
         "dropped silently.",
     )
-    image_cache_gb: float = option(
-        30.0,
-        "Bound on the cache of resized images on disk; decoding is most of an epoch's cost. 0: no cache.",
-        "[0, 1e6]",
-    )
-    num_workers: int | None = option(
-        None, "Loader processes for each training process. Default: its share of the cores less one.", "[0, 64]"
+    num_workers: Annotated[int, Field(ge=0, le=64)] | None = option(
+        None,
+        "Loader processes for each training process. Default: one per core, less one for the training; at least 1, at most "
+        "16.",
     )
     # model
     backbone: str = option(
         None,
-        "Any convolutional network of timm with one linear classifier. Default: efficientnet_b0, which is small enough for "
-        "a free Space; test_efficientnet, timm's smallest, for the demo.",
+        "A convolutional network of timm that ends in average pooling and one linear layer. Default: efficientnet_b0, which "
+        "is small enough for a free Space; test_efficientnet, timm's smallest, for the demo.",
     )
-    pretrained: bool = option(
+    pretrained: bool | None = option(
         None,
-        "Start from ImageNet weights, which need the Hub. Default: yes, but not for the demo, which needs no network.",
+        "Start from ImageNet weights, downloaded from the Hub. Default: true; false for the demo, which is offline.",
     )
     init_from: str | None = option(
         None,
-        "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or REPO@REVISION, of "
-        "this package or of timm. Use it where the Hub cannot be reached.",
+        "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or "
+        "REPO@REVISION, of this package or of timm. A folder or file needs no network. Default: none.",
     )
-    image_size: int = option(
+    image_size: Annotated[int, Field(ge=16, le=1024)] = option(
         None,
-        "Side of the model's square input in pixels; it is trained on augmented images of 1/1.2 of it. Default: 224, the size "
-        "of B0's ImageNet weights; 160 for the demo, the width of its drawings.",
-        "[16, 1024]",
+        "Side of the model's square input in pixels; augmented training images have 1/1.2 of it (at least 32). Default: 224, "
+        "the size of B0's ImageNet weights; 160 for the demo, the width of its images.",
     )
-    drop_rate: float = option(0.2, "Dropout before the classifier, B0's usual value.", "[0, 1)")
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "Dropout before the classifier; B0's usual value.")
     # training
-    recipe: str = option(
+    recipe: Literal["default", "original"] = option(
         "default",
-        "default: this project's. original: no augmentation, Adam at a constant 1e-4, batch 32, 15 epochs, no average of the "
-        "weights, best by accuracy; --weight_decay, --warmup_epochs, --max_grad_norm and --patience are not used.",
-        "default | original",
+        "default: this project's. original: the reference system's, with Adam at a constant rate, no augmentation and the best "
+        "epoch chosen by accuracy.",
     )
-    epochs: int = option(
-        None, "Maximum number. Default: 30 (demo 16, original 15); early stopping may end before.", "[1, 10000]"
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = option(
+        None, "Maximum number of epochs; --patience may end training earlier. Default: 30; demo 16; recipe original 15."
     )
-    batch_size: int = option(None, "Images per process and batch. Default: 32.", "[2, 4096]")
-    gradient_accumulation_steps: int = option(
-        1, "Batches per optimiser step; raise it when a larger batch does not fit.", "[1, 1024]"
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = option(32, "Images per process and batch.")
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = option(
+        1, "Batches per optimiser step; raise it when a larger batch does not fit."
     )
-    learning_rate: float = option(
+    learning_rate: Annotated[float, Field(ge=1e-7, le=100, allow_inf_nan=False)] = option(
+        None, "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch; recipe original 1e-4."
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = option(
         None,
-        "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch, 1e-4 in the reference system's recipe.",
-        "(0, inf)",
+        "Weight decay of AdamW; biases and normalisation layers have none. Default: 0.05; not used by recipe original.",
     )
-    weight_decay: float = option(0.05, "Of AdamW; not applied to biases and normalisation.", "[0, 1]")
-    warmup_epochs: float = option(
-        1.0, "Linear warm-up before the cosine: a new classifier's first gradients are large.", "[0, 100]"
+    warmup_epochs: Annotated[float, Field(ge=0, le=100)] | None = option(
+        None,
+        "Linear warm-up before the cosine schedule, since a new classifier's first gradients are large. Default: 1; not used "
+        "by recipe original.",
     )
-    ema_decay: float = option(
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = option(
         None,
         "Moving average of the weights, which is what is scored and kept. The average reaches back further as the run goes "
-        "on, 1 - (1 + step)^(-2/3), up to this decay: a run of 2,000 steps ends at 0.994. Default: 0.999; original: none (0).",
-        "[0, 1)",
+        "on, 1 - (1 + step)^(-2/3), up to this decay: a run of 2,000 steps ends at 0.994. 0: no average. Default: 0.999; "
+        "recipe original 0.",
     )
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm, against rare spikes.", "(0, inf)")
-    patience: int = option(10, "Stop after so many epochs without a better score on val.", "[1, 10000]")
-    mixed_precision: str = option(
-        "auto",
-        "auto: bf16 on a GPU that has it, else no (or what accelerate is configured to). Also: no, bf16, fp16.",
-        "auto | no | bf16 | fp16",
+    max_grad_norm: Positive | None = option(
+        None, "Gradients are clipped to this norm, against rare spikes. Default: 1; not used by recipe original."
     )
-    compile: bool = option(
-        False, "torch.compile the network: meant for long runs on a recent GPU, costs minutes at the start."
+    patience: Annotated[int, Field(ge=1, le=10_000)] | None = option(
+        None,
+        "Stop after this many epochs without a better score on val. Default: 10; not used by recipe original.",
     )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
+        "auto", "auto: bf16 on a GPU that computes it, else what accelerate is configured to, which is no by default."
+    )
+    compile: bool = option(False, "torch.compile the network; it costs minutes at the start, so it is for long runs.")
     deterministic: bool = option(
-        False, "Only deterministic kernels on the GPU: the same bits again, slower. On a CPU runs repeat anyway."
+        False, "Use only deterministic kernels on a GPU, which are slower. On a CPU runs are reproducible anyway."
     )
-    sync_batchnorm: bool = option(False, "Share batch statistics between processes: for small batches per process.")
-    max_bad_steps: int = option(
-        20, "Give up after so many steps whose gradient is not finite; each is skipped and reported.", "[1, 1000000]"
+    sync_batchnorm: bool = option(
+        False, "Share batch statistics between the processes of several GPUs; for small batches per process."
     )
-    seed: int = option(
-        42, "Of splits, weights, order and augmentation; 42 is the reference system's.", "[0, 4294967295]"
+    max_bad_steps: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+        20, "Give up after this many steps with a gradient that is not finite; each is skipped and reported."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = option(
+        42, "Seed of splits, weights, order and augmentation; the default is the reference system's."
     )
     # run
-    output_dir: str = option(None, "Run folder. Default: runs/<dataset>.")
-    resume: str | None = option(
-        None, "auto: go on from the newest whole checkpoint of the run folder, or start if there is none.", "auto"
+    output_dir: str = option(
+        None,
+        "Run folder: new, empty, or the folder of a run to resume. Default: runs/ and the name of the dataset.",
+    )
+    resume: Literal["auto"] | None = option(
+        None,
+        "auto: continue from the newest checkpoint of the run folder, or start if there is none. Default: start, and refuse "
+        "a folder that holds a run.",
     )
     dry_run: bool = option(
-        False, "Try everything on a few images and stop before training; every new run begins with this, in seconds."
+        False, "Try every stage on a few images and stop. Every new run begins with this; it takes seconds."
     )
     checkpoint_every: str = option(
-        "10min", "Such as 10min, 500steps or 1epoch; each epoch ends with a checkpoint anyway."
+        "10min", "Time or steps between checkpoints, such as 10min or 500steps; each epoch ends with one too."
     )
     report_to: list[str] = option(
-        [], "Trackers: tensorboard, wandb, trackio, all. Default: none, log.jsonl has everything."
+        [],
+        "Experiment trackers: tensorboard, trackio (a local dashboard, pip install trackio), wandb, all. Default: none; "
+        "log.jsonl has the same numbers.",
     )
     # publishing
-    examples: int = option(
+    examples: Annotated[int, Field(ge=0, le=8)] = option(
         0,
-        "Put so many test images of ISIC 2019 into the model folder, with licence and attribution, for whoever opens its "
-        "page without a photo. For no other dataset; the demo brings drawings.",
-        "[0, 8]",
+        "Number of test images of ISIC 2019 to put into the model folder, with licence and attribution, for visitors of its "
+        "page who have no photo. Not for other datasets; the demo adds synthetic ones.",
     )
     push_to_hub: bool = option(
-        False, "Push the model folder at the end; the right to do so is checked before training starts."
+        False, "Push the model folder at the end; the token's rights are checked before training starts."
     )
-    hub_model_id: str = option("", "Repository to push to, such as me/skin-lesion-b0.")
-    hub_private: bool = option(False, "Make it a private repository.")
+    hub_model_id: str | None = option(
+        None, "Repository to push to, such as me/skin-lesion-b0. Default: none; needed by --push_to_hub."
+    )
+    hub_private: bool = option(False, "Create it as a private repository: your organisation decides who sees it.")
 
 
-# What may differ when a run is resumed, since it cannot change the result.
+# Built before HfArgumentParser sees the class, because that removes the bounds from its fields.
+CHECKS: TypeAdapter[TrainOptions] = TypeAdapter(TrainOptions)
+# May differ when a run is resumed, since it cannot change the result.
 FREE_TO_CHANGE = {
-    "data_dir", "splits", "init_from", "image_cache_gb", "num_workers", "output_dir", "resume", "dry_run", "report_to",
-    "checkpoint_every", "examples", "push_to_hub", "hub_model_id", "hub_private",
+    "data_dir", "splits", "init_from", "num_workers", "output_dir", "resume", "dry_run", "report_to", "checkpoint_every",
+    "examples", "push_to_hub", "hub_model_id", "hub_private",
 }  # fmt: skip
 
 
@@ -186,24 +200,27 @@ def parse_options(arguments: list[str]) -> TrainOptions:
     """Read the command line, after the file named by --config if there is one, and resolve it.
 
     Raises:
-        ValueError: If the file cannot be used, or an option cannot.
+        ValueError: If the file or an option cannot be used.
     """
-    config_parser = argparse.ArgumentParser(prog="accelerate launch train.py", add_help=False, allow_abbrev=False)
+    config_parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", metavar="FILE")
     given, arguments = config_parser.parse_known_args(arguments)
     parser = HfArgumentParser(
         TrainOptions,  # type: ignore[arg-type]
-        usage="accelerate launch train.py [--config FILE.yaml] [--OPTION VALUE …]",
+        prog="train.py",
+        usage="python train.py [--config FILE.yaml] [--OPTION VALUE …]",
         description="Train, evaluate and publish a dermoscopy classifier.",
+        epilog="--config FILE.yaml holds lines such as `epochs: 30`; options on the command line override it. "
+        "For several GPUs or machines: accelerate launch train.py …, see docs/cluster.md.",
+        formatter_class=argparse.HelpFormatter,  # the texts name the defaults
     )
     if given.config is not None:
-        parser.set_defaults(
-            **read_config(Path(given.config))
-        )  # argparse reads words as it does those of the command line
+        # argparse reads these strings as it does those of the command line.
+        parser.set_defaults(**read_config(Path(given.config)))
     options, unknown = parser.parse_args_into_dataclasses(
         arguments,
         return_remaining_strings=True,
-        look_for_args_file=False,  # it would read a train.args beside train.py without a word
+        look_for_args_file=False,  # it would silently read a train.args beside train.py
     )
     if unknown:
         raise ValueError(f"{shortened(' '.join(unknown))} is no option; --help lists them.")
@@ -211,15 +228,17 @@ def parse_options(arguments: list[str]) -> TrainOptions:
 
 
 def read_config(path: Path) -> dict[str, str | list[str]]:
-    """Return the options of a YAML file in the words that it has for them; null is the default, as in train_config.json.
+    """Return the options of a YAML file as strings; null is the default, as in train_config.json.
 
     Raises:
         ValueError: If it is not a short file of `option: value` lines.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1000} kB")
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader) or {}
+        content = yaml.load(text.decode(), Loader=PlainLoader) or {}
     except (
         Exception
     ) as error:  # PyYAML also answers damage with KeyError, IndexError, AttributeError, RecursionError, …
@@ -228,9 +247,10 @@ def read_config(path: Path) -> dict[str, str | list[str]]:
         raise ValueError(f"--config {path} must hold lines such as `epochs: 30`, got {shortened(content)}.")
     kinds = get_type_hints(TrainOptions)
     options: dict[str, str | list[str]] = {}
-    for name, value in content.items():
+    for given, value in content.items():
+        name = given.replace("-", "_") if isinstance(given, str) else given
         if name not in kinds:
-            raise ValueError(f"--config {path}: there is no option {shortened(name)}; --help lists them.")
+            raise ValueError(f"--config {path}: there is no option {shortened(given)}; --help lists them.")
         takes_list = get_origin(kinds[name]) is list
         if isinstance(value, list) and not takes_list:
             raise ValueError(f"--config {path}: {name} takes one value, got the list {shortened(value)}.")
@@ -243,67 +263,106 @@ def read_config(path: Path) -> dict[str, str | list[str]]:
 
 
 class PlainLoader(yaml.BaseLoader):
-    """YAML of words alone, since it would read 042 as 34 and no as False, and without references, which can grow to any size."""
+    """Load YAML scalars as strings (plain YAML reads 042 as 34 and `no` as False); refuse references and repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
+        if self.check_event(yaml.AliasEvent):  # they can grow to any size
             raise ValueError("it has references (*name); write the values out")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"it has {shortened(twice)} more than once")
+        return super().construct_mapping(node, deep)
+
 
 def resolve(options: TrainOptions) -> TrainOptions:
-    """Fill in what depends on other options, so that train_config.json shows what was used, and check it all.
+    """Fill in what depends on other options, so that train_config.json shows what was used, and check all options.
 
     Raises:
-        ValueError: If a value cannot be, or options contradict each other.
+        ValueError: If a value is out of its range, or options contradict each other.
     """
     demo, original = options.dataset == "demo", options.recipe == "original"
-    pretrained = not demo if options.pretrained is None else options.pretrained
-    warm_start = pretrained or options.init_from is not None
+    for entry in dataclasses.fields(options):
+        value = getattr(options, entry.name)
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise ValueError(f"--{entry.name} is empty (an unset variable?); give a value, or leave the option out.")
+    if options.init_from and options.pretrained:
+        raise ValueError(
+            "--init_from and --pretrained true exclude each other: choose one kind of weights to start from."
+        )
+    for name in ("weight_decay", "warmup_epochs", "max_grad_norm", "patience"):
+        if original and getattr(options, name) is not None:
+            raise ValueError(f"--{name} is not used by --recipe original; leave it out.")
+    # Without --pretrained, `init_from` or the demo decide; None in train_config.json says that the option was not used.
+    pretrained = None if options.init_from else not demo if options.pretrained is None else options.pretrained
+    warm_start = bool(pretrained or options.init_from)
     defaults: dict[str, Any] = {
         "pretrained": pretrained,
         "backbone": "test_efficientnet" if demo else "efficientnet_b0",
         "image_size": 160 if demo else 224,
         "epochs": 15 if original else 16 if demo else 30,
-        "batch_size": 32,
         "learning_rate": 1e-4 if original else 5e-4 if warm_start else 2e-3,
+        "weight_decay": None if original else 0.05,
+        "warmup_epochs": None if original else 1.0,
         "ema_decay": 0.0 if original else 0.999,
-        "output_dir": f"runs/{options.dataset.replace('/', '--')}",
+        "max_grad_norm": None if original else 1.0,
+        "patience": None if original else 10,
+        "output_dir": f"runs/{dataset_name(options).replace('/', '--')}",
     }
     missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    options = dataclasses.replace(options, **missing)
-    for entry in dataclasses.fields(options):
-        allowed, value = entry.metadata.get("metavar"), getattr(options, entry.name)
-        if allowed is not None and value is not None and not is_allowed(value, allowed):
-            wanted = f"a number in {allowed}" if isinstance(value, int | float) else allowed.replace(" | ", " or ")
-            raise ValueError(f"--{entry.name} must be {wanted}, got {shortened(value)}.")
-    CheckpointInterval.parse(options.checkpoint_every)
+    options = dataclasses.replace(options, **missing | {"pretrained": pretrained})
+    try:
+        CHECKS.validate_python(dataclasses.asdict(options))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"--{first['loc'][0]}: {first['msg'].lower()}, got {shortened(first['input'])}.") from error
+    checkpoint_interval(options.checkpoint_every)
+    if options.data_dir and demo:
+        raise ValueError("--dataset demo makes its own images; leave --data_dir out.")
     if options.examples and options.dataset != "isic2019":
         raise ValueError(
             "--examples takes images of ISIC 2019 with its licence and attribution; leave it out for other data."
         )
     if options.push_to_hub and not options.hub_model_id:
         raise ValueError("--push_to_hub needs --hub_model_id, such as me/skin-lesion-b0.")
-    if options.warmup_epochs > options.epochs:
+    if not options.push_to_hub and (options.hub_model_id or options.hub_private):
+        raise ValueError(
+            "--hub_model_id and --hub_private have no effect without --push_to_hub; add it, or leave them out."
+        )
+    if options.warmup_epochs is not None and options.warmup_epochs > options.epochs:
         raise ValueError(
             f"--warmup_epochs {options.warmup_epochs:g} is longer than --epochs {options.epochs}: the learning rate would "
             "never reach its peak."
         )
     installed = [str(tracker) for tracker in get_available_trackers()]
-    missing_trackers = [name for name in options.report_to if name not in [*installed, "all"]]
-    if missing_trackers:
+    absent = [name for name in options.report_to if name not in [*installed, "all"]]
+    if absent:
         raise ValueError(
-            f"--report_to {shortened(missing_trackers[0])} is not installed here; there is "
-            f"{', '.join(installed) or 'none'}. Install it with pip, or leave it out: log.jsonl has everything."
+            f"--report_to {shortened(absent[0])} is not installed here; there is {', '.join(installed) or 'none'}. Install it "
+            "with pip, or leave it out: log.jsonl has the same numbers."
         )
     return options
 
 
-def is_allowed(value: float | str, allowed: str) -> bool:
-    """True if a number lies in an interval such as "[0, 1)", or a word is one of "a | b"."""
-    if isinstance(value, str):
-        return value in allowed.split(" | ")
-    low, high = (float(bound) for bound in allowed[1:-1].split(","))
-    return (low < value or (low == value and allowed[0] == "[")) and (
-        value < high or (value == high and allowed[-1] == "]")
-    )
+def dataset_name(options: TrainOptions) -> str:
+    """Return the name of the dataset in files that others see; of a folder without its path."""
+    return Path(options.dataset).resolve().name if Path(options.dataset).is_dir() else options.dataset
+
+
+def checkpoint_interval(text: str) -> tuple[float, float]:
+    """Read "10min" or "500steps": return seconds and steps between checkpoints, one of them infinite.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(min|step)s?", text)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(
+            f"--checkpoint_every must be a time or a number of steps, such as 10min or 500steps, got {shortened(text)}; each "
+            "epoch ends with a checkpoint anyway."
+        )
+    number = float(found[1])
+    return (60 * number, float("inf")) if found[2] == "min" else (float("inf"), number)

@@ -1,11 +1,13 @@
-"""The run folder: one run at a time, and only the same run goes on in it."""
+"""The run folder: whose it is, one run at a time, and only the same run continues in it."""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,72 @@ from filelock import FileLock, Timeout
 from modeling import __version__
 from modeling.data.splits import splits_hash
 from modeling.files import read_json, shortened
+from modeling.model_folder import RUN_NAME
 from modeling.training.checkpoints import any_process
 from modeling.training.init_weights import Origin
-from modeling.training.options import FREE_TO_CHANGE, TrainOptions
+from modeling.training.options import FREE_TO_CHANGE, TrainOptions, dataset_name
 
 # Loader processes of a killed run end within 5 s; with an older filelock they hold its lock until then.
 LOCK_WAIT_S = 6
+LOCK_NAME = ".lock"
+CHECKPOINTS = "checkpoints"
+BEFORE_TRAINING = (LOCK_NAME, "skipped.csv")  # written before train_config.json
+OTHER = "Give another --output_dir."
+AFTER_TRAINING = ("log.jsonl", "predictions.csv", "model", ".model.partial")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of train.py."""
+
+    dir: Path
+    options: TrainOptions
+    accelerator: Accelerator
+    resuming: bool = False  # from a checkpoint in `dir`
+    quiet: bool = False  # in a dry run: no progress bar and no line for each epoch
+
+    @property
+    def is_main(self) -> bool:
+        """True in the process that writes files and messages."""
+        return bool(self.accelerator.is_main_process)
+
+
+def check_output_dir(options: TrainOptions) -> bool:
+    """Return whether `--output_dir` holds a run to resume; refuse a folder whose content would be lost.
+
+    Raises:
+        ValueError: If it is neither new, nor empty, nor the folder of a run that may be continued or started again.
+    """
+    folder = Path(options.output_dir)
+    for option in ("dataset", "data_dir"):
+        data = Path(getattr(options, option) or folder / "none")
+        if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+            raise ValueError(
+                f"--output_dir {folder} is inside --{option} {data}: its files would be read as images. {OTHER}"
+            )
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file. {OTHER}")
+    names = {path.name for path in folder.iterdir()}
+    if not names.difference(BEFORE_TRAINING):
+        return False
+    if RUN_NAME not in names or "run_id" not in read_json(folder / RUN_NAME):
+        raise ValueError(f"--output_dir {folder} is neither empty nor the folder of a run of train.py. {OTHER}")
+    files = [name for name in (CHECKPOINTS, "model", ".model.partial") if (folder / name).is_file()]
+    if files:
+        raise ValueError(
+            f"{folder / files[0]} is a file where a run has a folder. Delete it, or give another --output_dir."
+        )
+    if CHECKPOINTS in names:
+        if options.resume is None:
+            raise ValueError(
+                f"{folder} already holds a run. Continue it with --resume auto, delete it, or give another --output_dir."
+            )
+        return True
+    if names.intersection(AFTER_TRAINING):
+        raise ValueError(f"{folder} holds a run without its checkpoints, so it cannot be continued. {OTHER}")
+    return False  # it ended before training, so nothing is lost
 
 
 @contextlib.contextmanager
@@ -33,7 +95,7 @@ def sole_user(run_dir: Path, accelerator: Accelerator) -> Iterator[None]:
     Raises:
         ValueError: On all processes, if another run is writing there.
     """
-    lock = FileLock(run_dir / ".lock")
+    lock = FileLock(run_dir / LOCK_NAME)
     taken = False
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -42,48 +104,39 @@ def sole_user(run_dir: Path, accelerator: Accelerator) -> Iterator[None]:
         except Timeout:
             taken = True
     if any_process(accelerator, taken):
-        raise ValueError(f"another run is writing to {run_dir}; wait for its end, or give another --output_dir.")
+        raise ValueError(f"another run is writing to {run_dir}; wait until it ends, or give another --output_dir.")
     try:
         yield
     finally:
         if accelerator.is_main_process:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+            with contextlib.suppress(OSError):  # it has files: the run began
+                run_dir.rmdir()
 
 
-def holds_run(run_dir: Path, options: TrainOptions, accelerator: Accelerator) -> bool:
-    """Return whether there is a run to resume; refuse to write over it without --resume."""
-    # Without a checkpoint nothing is lost: an earlier try ended before training began.
-    started = (run_dir / "checkpoints").exists()
-    accelerator.wait_for_everyone()
-    if started and options.resume is None:
-        raise ValueError(
-            f"{run_dir} already holds a run. Continue it with --resume auto, give another --output_dir, or delete the folder."
-        )
-    return started
-
-
-def dataset_name(options: TrainOptions) -> str:
-    """Return what the dataset is called in files that others see."""
-    return Path(options.dataset).resolve().name if Path(options.dataset).is_dir() else options.dataset
+@contextlib.contextmanager
+def trial_folder(run: Run) -> Iterator[Path]:
+    """A folder beside the run folder for a dry run, deleted at its end."""
+    folder = run.dir.resolve()
+    folder = folder.with_name(f".{folder.name}.dry_run")
+    try:
+        yield folder
+    finally:
+        run.accelerator.wait_for_everyone()
+        if run.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe_run(
-    options: TrainOptions,
-    accelerator: Accelerator,
-    *,
-    codes: list[str],
-    data_fingerprint: str,
-    splits: pd.DataFrame,
-    origin: Origin,
+    run: Run, *, codes: list[str], data_fingerprint: str, splits: pd.DataFrame, origin: Origin
 ) -> dict[str, Any]:
     """Return the content of train_config.json: all that is needed to do the run again, without dates and paths."""
+    accelerator = run.accelerator
+    options = {name: value for name, value in dataclasses.asdict(run.options).items() if name not in FREE_TO_CHANGE}
     fixed = {
         # No path of this machine: a dataset in a folder is known by its name, files by their hashes.
-        "options": {
-            **{name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_TO_CHANGE},
-            "dataset": dataset_name(options),
-        },
+        "options": {**options, "dataset": dataset_name(run.options)},
         "init_from_sha256": origin.sha256,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
@@ -92,17 +145,12 @@ def describe_run(
         "splits_sha256": splits_hash(splits),
         "package_version": __version__,
     }
+    libraries = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "pillow")
     return {
         "run_id": hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12],
         **fixed,
         "origin": dataclasses.asdict(origin),
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: version(name)
-                for name in ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "pillow")
-            },
-        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
@@ -115,7 +163,7 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
     """
     before = read_json(path)
     if not isinstance(before.get("options"), dict):
-        raise ValueError(f"{path} is damaged: it holds no options. Start anew with another --output_dir.")
+        raise ValueError(f"{path} is damaged: it holds no options. Start again with another --output_dir.")
     differences = []
     for part, now in config.items():
         if part in ("run_id", "origin", "device"):
@@ -134,5 +182,5 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
         raise ValueError(
             f"{path.parent} cannot be resumed with other settings, since the result would change:\n  "
             + "\n  ".join(differences)
-            + "\nGive the same settings, or start anew with another --output_dir."
+            + "\nGive the same settings, or start again with another --output_dir."
         )

@@ -20,7 +20,7 @@ from modeling.data.splits import (
     LeakageError,
     check_no_leakage,
     leakage,
-    leave_one_source_out,
+    leave_sources_out,
     load_splits,
     make_splits,
     read_splits,
@@ -169,26 +169,26 @@ def test_splits_of_other_data_are_refused_with_counts(tmp_path: Path) -> None:
 
 def test_leaving_a_source_out_tests_on_all_of_it_and_trains_on_the_others() -> None:
     splits = make_splits(lesions(), diagnoses=["MEL", "NV"])
-    held_out = leave_one_source_out(splits, "HAM")
+    held_out = leave_sources_out(splits, ["HAM"])
     test = held_out[held_out["split"] == "test"]
     assert set(test["image_id"]) == set(splits["image_id"][splits["source"] == "HAM"])
     rest = held_out[held_out["split"] != "test"]
     expected = splits[(splits["source"] == "BCN") & (splits["split"] != "test")]
     pd.testing.assert_frame_equal(rest.reset_index(drop=True), expected.reset_index(drop=True))
-    with pytest.raises(DataError, match="no image is of source 'MSK'; the splits have BCN"):
-        leave_one_source_out(splits, "MSK")
+    with pytest.raises(DataError, match="no image is of source MSK; the splits have BCN"):
+        leave_sources_out(splits, ["MSK"])
     with pytest.raises(DataError, match="leaves nothing to train on"):
-        leave_one_source_out(splits[splits["source"] == "HAM"], "HAM")
+        leave_sources_out(splits[splits["source"] == "HAM"], ["HAM"])
 
 
 def test_the_file_of_a_run_that_left_a_source_out_is_read_back_for_the_same_source(tmp_path: Path) -> None:
     table = lesions()
-    held_out = leave_one_source_out(make_splits(table, diagnoses=["MEL", "NV"]), "HAM")
+    held_out = leave_sources_out(make_splits(table, diagnoses=["MEL", "NV"]), ["HAM"])
     path = tmp_path / "splits.csv"
     write_splits(held_out, path)
-    again = leave_one_source_out(read_splits(path, table, test_source="HAM"), "HAM")
+    again = leave_sources_out(read_splits(path, table, test_source=["HAM"]), ["HAM"])
     pd.testing.assert_frame_equal(again, held_out, check_dtype=False)
-    for other in (None, "BCN"):
+    for other in ([], ["BCN"]):
         with pytest.raises(DataError, match=r"images of the data have no row.*--test_source"):
             read_splits(path, table, test_source=other)
 

@@ -1,0 +1,61 @@
+"""modeling/training/accelerator.py: devices, precision, threads, and the launcher."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from modeling.training.accelerator import end_with_launcher, make_accelerator, warn_of_missing_processes
+from modeling.training.options import parse_options
+
+
+class Cluster(SimpleNamespace):
+    """In place of an accelerator: 16 processes in all, 4 of them on this machine with 16 cores."""
+
+    device = torch.device("cpu")
+    num_processes = 16
+
+
+@pytest.fixture(autouse=True)
+def cluster(monkeypatch):
+    monkeypatch.setattr("modeling.training.accelerator.Accelerator", Cluster)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+@pytest.mark.parametrize(("emulates", "precision"), [(True, None), (False, "bf16")])
+def test_bf16_is_chosen_where_the_gpu_computes_it_and_not_where_it_is_emulated(monkeypatch, emulates, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulates
+    )
+    assert make_accelerator(parse_options([])).mixed_precision == precision
+
+
+def test_the_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("modeling.runtime.available_cores", lambda: 16)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    make_accelerator(parse_options([]))
+    assert threads == [4]
+
+
+def test_batch_statistics_that_a_cpu_cannot_share_are_refused():
+    with pytest.raises(ValueError, match="--sync_batchnorm needs GPUs"):
+        make_accelerator(parse_options(["--dataset", "demo", "--sync_batchnorm"]))
+
+
+def test_processes_that_accelerate_did_not_start_are_missed(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    warn_of_missing_processes()
+    assert "accelerate launch --multi_gpu --num_processes" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    warn_of_missing_processes()
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_launcher_the_end_of_the_parent_ends_nothing(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a death signal was set"))
+    end_with_launcher()

@@ -1,0 +1,51 @@
+"""modeling/training/loaders.py: sizes, augmentation and workers of each split."""
+
+import pandas as pd
+import pytest
+from accelerate import Accelerator
+
+from modeling.data.isic2019 import load_isic2019
+from modeling.network import build_model
+from modeling.training.loaders import RunData, make_loaders, split_dataset
+from modeling.training.options import parse_options
+from modeling.training.run_folder import Run
+
+
+@pytest.fixture
+def data(isic_folder):
+    chosen = load_isic2019(isic_folder)[0].select(range(12))
+    splits = pd.DataFrame({"image_id": chosen["image_id"][:], "split": ["train"] * 9 + ["val"] * 3})
+    return RunData(chosen, chosen, ["MEL", "NV"], splits, {"data_fingerprint": "x"}, 0)
+
+
+def run_with(tmp_path, *arguments):
+    return Run(tmp_path, parse_options(["--pretrained", "false", *arguments]), Accelerator(cpu=True), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "side_px", "train_px"),
+    [("default", 96, 80), ("default", 36, 32), ("default", 16, 16), ("original", 96, 96)],
+)
+def test_only_augmented_images_are_smaller_than_the_input_of_the_model(data, tmp_path, recipe, side_px, train_px):
+    run = run_with(tmp_path, "--recipe", recipe, "--image_size", str(side_px))
+    model = build_model("test_efficientnet", num_classes=2, size_px=side_px, pretrained=False)
+    for split, side in (("train", train_px), ("val", side_px)):
+        assert split_dataset(run, data, model, split)[0]["pixels"].shape == (side, side, 3)
+
+
+def test_an_incomplete_last_batch_is_left_out_of_training_only(data, tmp_path):
+    model = build_model("test_efficientnet", num_classes=2, size_px=32, pretrained=False)
+    for batch_size, n_batches in (("2", 4), ("9", 1), ("32", 1)):
+        run = run_with(tmp_path, "--image_size", "32", "--num_workers", "0", "--batch_size", batch_size)
+        loaders = make_loaders(run, data, model)
+        assert sorted(loaders) == ["train", "val"]
+        assert len(loaders["train"]) == n_batches
+        assert len(loaders["val"]) == -(-3 // int(batch_size))
+
+
+def test_the_processes_of_one_machine_share_its_cores(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("modeling.runtime.available_cores", lambda: 16)
+    model = build_model("test_efficientnet", num_classes=2, size_px=32, pretrained=False)
+    loaders = make_loaders(run_with(tmp_path, "--image_size", "32"), data, model)
+    assert {loader.num_workers for loader in loaders.values()} == {3}

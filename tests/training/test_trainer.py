@@ -1,0 +1,325 @@
+"""modeling/training/trainer.py: on coloured squares and timm's smallest network, in this process."""
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
+
+from modeling.network import build_model
+from modeling.training.accelerator import make_accelerator
+from modeling.training.errors import Interrupted, TrainingError
+from modeling.training.options import parse_options
+from modeling.training.run_folder import Run
+from modeling.training.trainer import BEST_NAME, Trainer, mixed_seed
+from support.runs import TINY
+
+COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [120, 120, 120]], dtype=torch.uint8)
+
+
+class Squares(Dataset):
+    """Coloured squares of 32 px with a little noise; the colour is the label. Images of `bad` are not finite."""
+
+    def __init__(self, n, *, bad=()):
+        rng = torch.Generator().manual_seed(n)
+        self.labels = [index % 4 for index in range(n)]
+        noise = torch.randint(0, 60, (n, 32, 32, 3), generator=rng, dtype=torch.uint8)
+        self.pixels = COLOURS[self.labels][:, None, None, :].expand(-1, 32, 32, -1) // 2 + noise
+        self.image_ids = [f"square-{index}" for index in range(n)]
+        self.bad, self.epoch = bad, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        pixels = self.pixels[index].float()
+        if index in self.bad:
+            pixels = pixels * float("nan")
+        return {"pixels": pixels, "label": self.labels[index], "index": index}
+
+
+def score(probs, labels):
+    accuracy = float((probs.argmax(axis=1) == labels).mean())
+    return {"balanced_accuracy": accuracy, "accuracy": accuracy}
+
+
+def trainer(folder, *more, n_train=32, bad=(), score=score):
+    options = parse_options(
+        [*TINY, "--dataset", "demo", "--epochs", "3", "--batch_size", "8", "--learning_rate", "0.005", *more]
+    )
+    folder.mkdir(exist_ok=True)
+    run = Run(folder, options, make_accelerator(options))
+    torch.manual_seed(options.seed)
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False, drop_rate=0.2)
+    train = DataLoader(Squares(n_train, bad=bad), options.batch_size, shuffle=True)
+    val = DataLoader(Squares(12), options.batch_size)
+    return Trainer(run, model, {"train": run.accelerator.prepare(train), "val": run.accelerator.prepare(val)}, score)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(trained):
+    return {key: value.clone() for key, value in trained.evaluated_model.state_dict().items()}
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """An uninterrupted training, its folder, and its best weights."""
+    trained = trainer(tmp_path / "whole")
+    trained.train()
+    trained.load_best()
+    return trained, tmp_path / "whole"
+
+
+def test_training_learns_and_logs_each_epoch(tmp_path, capsys):
+    trainer(tmp_path).train()
+    lines = log(tmp_path)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    assert {"val/balanced_accuracy", "val/loss", "learning_rate", "seconds", "images_per_second"} <= set(lines[0])
+    output = capsys.readouterr().out
+    assert "epoch   3/3  train loss" in output
+    assert output.count("an epoch takes about 0:00:0") == 1
+    assert output.index("an epoch takes about") < output.index("epoch   1/3")
+
+
+def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
+    scores = iter([0.5, 0.9, 0.9])
+
+    def given(probs, labels):
+        return {"balanced_accuracy": next(scores), "accuracy": 0.0}
+
+    trained = trainer(tmp_path, score=given)
+    kept = []
+    finish = trained.finish_epoch
+
+    def remember(*arguments):
+        finish(*arguments)
+        kept.append(weights(trained))
+
+    trained.finish_epoch = remember
+    trained.train()
+    trained.load_best()
+    assert trained.progress.best_epoch == 1
+    assert_same(weights(trained), kept[1])
+    assert not torch.equal(kept[1]["conv_stem.weight"], kept[2]["conv_stem.weight"])
+    assert_same(load_file(trained.checkpoints.latest() / BEST_NAME), kept[1])
+
+
+def test_patience_ends_training_and_the_original_recipe_has_none(tmp_path):
+    def falling():
+        values = iter(np.linspace(0.9, 0.1, 9))
+        return lambda probs, labels: dict.fromkeys(("balanced_accuracy", "accuracy"), float(next(values)))
+
+    patient = trainer(tmp_path / "a", "--epochs", "8", "--patience", "2", score=falling())
+    patient.train()
+    assert patient.progress.epoch == 3
+    original = trainer(tmp_path / "b", "--recipe", "original", "--epochs", "4", score=falling())
+    original.train()
+    assert original.progress.epoch == 4
+    assert isinstance(original.optimizer.optimizer, torch.optim.Adam)
+    assert original.ema is None
+    assert {line["learning_rate"] for line in log(tmp_path / "b")} == {0.005}
+
+
+@pytest.mark.parametrize("after_steps", [3, 4, 9])  # within an epoch, at its end, within the last
+def test_stopped_and_resumed_gives_the_same_weights_and_log(whole, tmp_path, after_steps):
+    first = trainer(tmp_path / "stopped")
+    train_batch = first.train_batch
+
+    def train_batch_and_stop(batch):
+        train_batch(batch)
+        if first.progress.step == after_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first.train_batch = train_batch_and_stop
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        first.train()
+    second = trainer(tmp_path / "stopped")
+    assert second.resume()
+    assert second.progress.step == after_steps
+    second.train()
+    second.load_best()
+    assert_same(weights(second), weights(whole[0]))
+    without_timing = [
+        [
+            {key: value for key, value in line.items() if key not in ("seconds", "images_per_second")}
+            for line in log(folder)
+        ]
+        for folder in (tmp_path / "stopped", whole[1])
+    ]
+    assert without_timing[0] == without_timing[1]
+
+
+def test_resuming_without_a_checkpoint_starts(tmp_path):
+    assert not trainer(tmp_path).resume()
+
+
+def test_epochs_after_the_checkpoint_leave_the_log(whole):
+    trained, folder = whole
+    newest = trained.checkpoints.latest()
+    (newest / "progress-0.json").rename(folder / "progress")
+    newest.rename(folder / "gone")  # the checkpoint of the last epoch
+    again = trainer(folder)
+    again.resume()
+    assert [line["epoch"] for line in log(folder)] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["progress-0.json", BEST_NAME, "optimizer.bin"])
+def test_a_damaged_checkpoint_is_named_with_the_way_out(whole, damage):
+    trained, folder = whole
+    (trained.checkpoints.latest() / damage).write_bytes(b"\x00")
+    with pytest.raises(
+        TrainingError, match=r"step-00000012 cannot be read .*Delete it to continue from the one before"
+    ):
+        trainer(folder).resume()
+
+
+def test_the_best_weights_of_a_resumed_run_are_not_mapped_from_a_checkpoint_that_will_be_deleted(whole):
+    again = trainer(whole[1])
+    assert again.resume()
+    assert BEST_NAME not in Path("/proc/self/maps").read_text()
+    assert again.best_weights
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, caplog):
+    trained = trainer(tmp_path, "--max_bad_steps", "9")
+    trained.save()
+    before = {key: value.clone() for key, value in trained.network.named_parameters()}
+    images = next(iter(trained.train_loader))
+    trained.train_batch({**images, "pixels": images["pixels"] * float("nan")})
+    assert (trained.progress.step, trained.progress.bad_steps, trained.progress.images_seen) == (0, 1, 0)
+    assert all(torch.equal(value, before[key]) for key, value in trained.network.named_parameters())
+    assert "is not finite (loss nan); the step is skipped, 1 of at most 9" in caplog.text
+    for buffer in trained.network.buffers():  # the forward pass has spoilt the running statistics
+        buffer.zero_()
+    trained.train_batch(images)
+    assert (trained.progress.step, trained.progress.images_seen) == (1, 8)
+    assert np.isfinite(trained.progress.loss_sum)
+
+
+def test_too_many_bad_steps_end_training_with_advice_and_keep_the_checkpoint(tmp_path):
+    trained = trainer(tmp_path, "--max_bad_steps", "3", bad=range(32))
+    with pytest.raises(TrainingError, match="3 steps had no finite gradient, so training gives up"):
+        trained.train()
+    assert trained.checkpoints.latest().name == "step-00000000"
+
+
+def test_nothing_is_kept_of_a_training_with_too_few_good_steps(tmp_path):
+    trained = trainer(tmp_path)
+    trained.progress.step, trained.progress.bad_steps = 5, 2
+    with pytest.raises(TrainingError, match="2 of 7 steps had no finite gradient"):
+        trained.load_best()
+
+
+def test_the_last_window_of_accumulation_has_the_gradient_of_its_own_batches(tmp_path):
+    """Three batches an epoch: four to a step are no more than three, so both take the same one step an epoch."""
+    results = []
+    for accumulation in ("3", "4"):
+        more = [
+            "--gradient_accumulation_steps",
+            accumulation,
+            "--epochs",
+            "2",
+            "--ema_decay",
+            "0",
+            "--max_grad_norm",
+            "1000",
+        ]
+        trained = trainer(tmp_path / accumulation, *more, n_train=24)
+        trained.train()
+        assert trained.progress.step == 2
+        results.append(weights(trained))
+    assert_same(*results)
+
+
+def test_checkpoints_are_written_after_so_many_steps_and_each_epoch(tmp_path):
+    trained, saved = trainer(tmp_path, "--checkpoint_every", "3steps", "--epochs", "1"), []
+    save = trained.checkpoints.save
+    trained.checkpoints.save = lambda step, write: saved.append(step) or save(step, write)
+    trained.train()
+    assert saved == [0, 3, 4]
+
+
+def test_a_log_that_cannot_be_written_is_reported_and_comes_with_the_next_epoch(tmp_path, caplog):
+    trained = trainer(tmp_path)
+    trained.progress.history, trained.progress.timing = [{"epoch": 1, "loss": 2.0}], [{"seconds": 3.0}]
+    trained._write_log()
+    trained.progress.history.append({"epoch": 2, "loss": 1.0})
+    trained.progress.timing.append({"seconds": 3.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        trained._write_log()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "training goes on and tries again later" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert [line["epoch"] for line in log(tmp_path)] == [1]
+    trained._write_log()
+    assert log(tmp_path) == [{"epoch": 1, "loss": 2.0, "seconds": 3.0}, {"epoch": 2, "loss": 1.0, "seconds": 3.0}]
+
+
+def test_a_quiet_trainer_prints_nothing(tmp_path, capsys):
+    trained = trainer(tmp_path, "--epochs", "1")
+    trained.run = Run(tmp_path, trained.options, trained.accelerator, quiet=True)
+    trained.train()
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_shared_batch_statistics_leave_the_network_what_it_was(tmp_path, monkeypatch):
+    """timm's layers for batch normalisation contain the activation."""
+    options = parse_options(["--dataset", "demo", "--sync_batchnorm"])
+    accelerator = make_accelerator(options)
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
+    monkeypatch.setattr(type(accelerator), "prepare", lambda self, *objects: objects)
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    before = model(pixel_values).detach()
+    made = Trainer(Run(tmp_path, options, accelerator), model, {"train": [0] * 4, "val": [0]}, score)
+    made.stop_request.restore()
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in made.model.modules())
+    torch.testing.assert_close(made.model(pixel_values), before)
+
+
+def test_ctrl_c_pressed_again_after_a_while_stops_at_once(tmp_path):
+    trained = trainer(tmp_path)
+    request = trained.stop_request
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)  # of the same request
+    os.kill(os.getpid(), signal.SIGINT)
+    assert request.signal == "SIGINT"
+    request.restore()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_seeds_of_neighbours_differ():
+    seeds = {mixed_seed(0, epoch, index) for epoch in range(20) for index in range(50)}
+    assert len(seeds) == 1000
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Trainers take over signal handlers; a failed test must not leave them behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
