@@ -94,7 +94,9 @@ def _principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean (D,) of features (N, D) and their directions of greatest variance (K, D), float32."""
     from sklearn.utils.extmath import randomized_svd  # fitting is for training only
 
-    centre, n_directions = features.mean(axis=0), min(N_DIRECTIONS, features.shape[1] - 1)
+    centre = features.mean(axis=0)
+    # With few images, fewer directions: a plane through all of them would leave no distance to measure.
+    n_directions = max(1, min(N_DIRECTIONS, features.shape[1] - 1, (len(features) - 1) // 2))
     # A few directions out of 1,280: a whole decomposition takes a hundred times longer.
     _, _, directions = randomized_svd(
         features - centre, n_components=n_directions, n_oversamples=24, n_iter=10, random_state=0

@@ -87,7 +87,13 @@ def official_files(data_dir: str | Path | None, names: Sequence[str]) -> list[Pa
         # By address alone: the official files do not change, and a run without network finds what it has.
         config = datasets.DownloadConfig(cache_dir=datasets.config.DOWNLOADED_DATASETS_PATH, use_etag=False)
         urls = [f"{URL}{images_name}.zip", *(URL + name for name in csv_names)]
-        images, *tables = (Path(path) for path in datasets.DownloadManager(download_config=config).download(urls))
+        try:
+            images, *tables = (Path(path) for path in datasets.DownloadManager(download_config=config).download(urls))
+        except (FileNotFoundError, ConnectionError) as error:
+            raise DataError(
+                f"ISIC 2019 could not be downloaded from {URL} ({type(error.__cause__ or error).__name__}). Check the "
+                f"network; or download it elsewhere ({HOMEPAGE}) and pass --data_dir DIR, see docs/firewall.md."
+            ) from error
     else:
         folder = Path(os.path.abspath(os.path.expanduser(data_dir)))
         layout = f"a folder {images_name}/ (or {images_name}.zip), {' and '.join(csv_names)}"

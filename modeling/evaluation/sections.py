@@ -72,7 +72,7 @@ def data_section(context: Context) -> dict[str, Any]:
         "splits_sha256": splits_hash(splits),
         "protocol": context.protocol,
         "split_unit": "image" if divided else "lesion",
-        "test_source": ((context.run or {}).get("options") or {}).get("test_source"),
+        "test_source": ", ".join(((context.run or {}).get("options") or {}).get("test_source") or []) or None,
         "leakage": {name: rates.get(name) for name in ("overall", *codes)},
         "flow": {
             "in_dataset": len(table),

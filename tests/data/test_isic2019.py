@@ -449,6 +449,17 @@ def served(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
+def test_without_a_network_the_cause_and_the_way_out_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise FileNotFoundError("https://…/ISIC_2019_Training_Input.zip") from OSError("Name or service not known")
+
+    monkeypatch.setattr(datasets.DownloadManager, "download", unreachable)
+    with pytest.raises(
+        DataError, match=r"could not be downloaded .*Check the network; .*--data_dir DIR, see docs/firewall"
+    ):
+        isic2019.load_isic2019()
+
+
 def test_without_a_folder_the_official_files_are_downloaded_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isic2019.URL == "https://isic-challenge-data.s3.amazonaws.com/2019/"
     zip_images(copy)
