@@ -10,7 +10,8 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 from sklearn.utils.class_weight import compute_sample_weight
 
-from modeling.abstention import N_DIRECTIONS, AbstentionRule
+from modeling import abstention
+from modeling.abstention import AbstentionRule
 from modeling.calibration import (
     CALIBRATIONS,
     Calibration,
@@ -203,6 +204,12 @@ def test_a_target_without_images_on_one_side_has_no_operating_point() -> None:
     assert fit_operating_points(probs[:, 2:], np.zeros(100, int), ("cat", "dog")) == []
 
 
+@pytest.fixture
+def _few_directions(monkeypatch) -> None:
+    """For features of 30 dimensions."""
+    monkeypatch.setattr(abstention, "MAX_DIRECTIONS", 16)
+
+
 def unlike(n: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Known features in a plane of 30 dimensions, and others far off it."""
     rng = np.random.default_rng(1)
@@ -212,6 +219,27 @@ def unlike(n: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     return known, strange, known @ weights, strange @ weights
 
 
+@pytest.mark.usefixtures("_few_directions")
+def test_photographs_of_another_processing_chain_are_refused_at_the_nominal_rate() -> None:
+    """If the rule saw val images passed through such chains."""
+    known, strange, logits, strange_logits = unlike(1200)
+    rng = np.random.default_rng(2)
+    traces = rng.normal(size=(3, 30))  # of compression, say, off the plane of val
+    chained = known + rng.normal(size=(len(known), 3)) @ traces
+    one, other = np.arange(1200) < 600, np.arange(1200) >= 600
+    on_val = AbstentionRule.fit(logits[one], known[one], np.flatnonzero(one), false_alarm_rate=0.1)
+    rule = AbstentionRule.fit(
+        np.concatenate([logits[one]] * 2),
+        np.concatenate([known[one], chained[one]]),
+        np.concatenate([np.flatnonzero(one)] * 2),
+        false_alarm_rate=0.1,
+    )
+    assert on_val.abstains(logits[other], chained[other]).mean() > 0.5
+    assert rule.abstains(logits[other], chained[other]).mean() <= 0.15
+    assert rule.abstains(strange_logits, strange).mean() > 0.9
+
+
+@pytest.mark.usefixtures("_few_directions")
 def test_abstention_keeps_its_false_alarm_rate_and_sees_what_is_off_the_plane() -> None:
     known, strange, logits, strange_logits = unlike()
     rule = AbstentionRule.fit(logits[:300], known[:300], np.arange(300), false_alarm_rate=0.1)
@@ -219,6 +247,7 @@ def test_abstention_keeps_its_false_alarm_rate_and_sees_what_is_off_the_plane() 
     assert rule.abstains(strange_logits, strange).mean() > 0.9
 
 
+@pytest.mark.usefixtures("_few_directions")
 def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
     known, strange, logits, strange_logits = unlike()
     rule = AbstentionRule.fit(logits, known, np.arange(len(known)))
@@ -229,14 +258,15 @@ def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
     )
     centre = inside.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov((inside - centre).T, bias=True))
-    null_space = vectors[:, np.argsort(values)[: 60 - N_DIRECTIONS]]
-    alpha = 2 * logits.max(axis=1).mean() / np.linalg.norm((inside - centre) @ null_space, axis=1).mean()
+    null_space = vectors[:, np.argsort(values)[: 60 - 16]]
+    alpha = 4 * logits.max(axis=1).mean() / np.linalg.norm((inside - centre) @ null_space, axis=1).mean()
     expected = alpha * np.linalg.norm((outside - centre) @ null_space, axis=1) - logsumexp(strange_logits, axis=1)
     assert rule.score(strange_logits, strange) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.usefixtures("_few_directions")
 def test_images_with_weak_and_with_strong_features_do_not_pass() -> None:
-    """Weak features lie near the centre unless they are scaled to length 1, and strong ones stand out only as they are."""
+    """Weak features are near the centre unless they are scaled to length 1, and strong ones stand out only unscaled."""
     known, strange, logits, strange_logits = unlike()
     rule = AbstentionRule.fit(logits, known + 3, np.arange(len(known)))
     assert rule.abstains(strange_logits, 0.01 * (strange + 3)).mean() > 0.9

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from modeling.evaluation import __main__ as evaluation
 from modeling.evaluation.reference import PUBLISHED as PUBLISHED_SCORES
 from modeling.evaluation.reference import PUBLISHED_CONFUSION, TEST_LEAKAGE, derived_scores
+
+from modeling.evaluation import __main__ as evaluation
 from modeling.publish import __main__ as publish
 from modeling.training.options import parse_options
 from support.hub import HubServer

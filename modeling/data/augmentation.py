@@ -64,14 +64,19 @@ class Augmentation:
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REFLECT_101,  # black corners would be a cue
         )
-        result = self._change_light(result, rng)
+        result = self.reprocess(result, rng)
+        if rng.random() < self.erase_probability:
+            self._erase(result, rng)
+        return result
+
+    def reprocess(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Pass an image of the result's size through another light, lens, scaling and compression."""
+        result = self._change_light(image, rng)
         result = self._change_focus(result, rng)
         if rng.random() < self.noise_probability:
             result = self._add_noise(result, rng)
         if rng.random() < self.jpeg_probability:
             result = compress(result, int(rng.integers(self.jpeg_quality[0], self.jpeg_quality[1] + 1)))
-        if rng.random() < self.erase_probability:
-            self._erase(result, rng)
         return result
 
     def _random_warp(self, side: int, rng: np.random.Generator) -> np.ndarray:

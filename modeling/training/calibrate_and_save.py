@@ -25,7 +25,13 @@ SAME_PROBABILITY = 1e-4
 
 
 def write_model_folder(
-    folder: Path, *, model: TimmModel, val: Outputs, options: TrainOptions, config: dict[str, Any]
+    folder: Path,
+    *,
+    model: TimmModel,
+    val: Outputs,
+    options: TrainOptions,
+    config: dict[str, Any],
+    reprocessed: Outputs | None = None,
 ) -> Calibration:
     """Calibrate the network on val, in place, and write a model folder; return the calibration.
 
@@ -35,16 +41,18 @@ def write_model_folder(
         val: Its outputs for val.
         options: Of the run.
         config: Content of train_config.json.
+        reprocessed: Outputs for the images of val passed through `Augmentation.reprocess`, for the abstention rule.
     """
     codes = config["codes"]
     shutil.rmtree(folder, ignore_errors=True)
     splits = load_splits(folder.parent / SPLITS_NAME)
-    lesion_ids = lesions_of(splits, val.image_ids)
+    lesion_ids = np.asarray(lesions_of(splits, val.image_ids))
     counts = splits.loc[splits["split"].isin(["train", "val"]), "label"].value_counts()
     class_priors = {code: float(counts[code] / counts[codes].sum()) for code in codes}
     calibration = fit_calibration(val.logits, val.labels, lesion_ids, priors=np.array(list(class_priors.values())))
     fold_calibration(model, calibration)
     val = val.calibrated(calibration)
+    versions = [val, reprocessed.calibrated(calibration)] if reprocessed else [val]
     lesion = {
         "package_version": __version__,
         "run_id": config["run_id"],
@@ -58,7 +66,11 @@ def write_model_folder(
         "class_priors": class_priors,
         "calibration": calibration,
         "operating_points": fit_operating_points(softmax(val.logits), val.labels, codes),
-        "abstention": AbstentionRule.fit(val.logits, val.features, lesion_ids),
+        "abstention": AbstentionRule.fit(
+            np.concatenate([version.logits for version in versions]),
+            np.concatenate([version.features for version in versions]),
+            np.concatenate([lesion_ids] * len(versions)),
+        ),
     }
     export_onnx(model, folder / ONNX_NAME, codes=codes, lesion=lesion)
     write_json(folder / RUN_NAME, config)
