@@ -42,11 +42,7 @@ class Photo:
     name: str
 
     def decode(self) -> Image.Image:
-        """Return the upright RGB image.
-
-        Raises:
-            ImageError: With the visitor's file name in place of this machine's path.
-        """
+        """Return the upright RGB image; an ImageError has the visitor's file name in place of this machine's path."""
         if not isinstance(self.source, bytes) and not os.path.isfile(self.source):
             raise ImageError(f"{self.name} {EXPIRED}")
         try:
@@ -72,21 +68,16 @@ class Photo:
 
 
 def with_priors(classifier: LesionClassifier, choice: object) -> LesionClassifier:
-    """Return the classifier at the priors that a visitor chose: "equal", "dataset", or weights (also as JSON text).
-
-    Raises:
-        QuestionError: If there are no such priors.
-    """
-    choice = choice or "equal"
-    try:
-        if isinstance(choice, str) and choice.lstrip().startswith("{"):
+    """Return the classifier at the priors that a visitor chose: "equal", "dataset", or weights (also as JSON text)."""
+    why = "priors must be 'equal', 'dataset' or a weight for each diagnosis code."
+    with contextlib.suppress(TypeError, RecursionError, json.JSONDecodeError):
+        if isinstance(choice, str) and choice.startswith("{"):
             choice = json.loads(choice)
-        if not isinstance(choice, str | dict):
-            raise ValueError("priors must be 'equal', 'dataset' or weights by diagnosis code.")
-        return classifier.with_priors(choice)
-    except (ValueError, TypeError, RecursionError) as error:
-        reason = str(error) if type(error) is ValueError else "priors must be 'equal', 'dataset' or weights by code."
-        raise QuestionError(reason) from error
+        try:
+            return classifier.with_priors(choice or "equal")  # type: ignore[arg-type]  # which checks it
+        except ValueError as error:
+            why = str(error)
+    raise QuestionError(why)
 
 
 def classify_photo(classifier: LesionClassifier, photo: Photo) -> dict[str, Any]:
@@ -95,15 +86,9 @@ def classify_photo(classifier: LesionClassifier, photo: Photo) -> dict[str, Any]
 
 
 def explain_photo(classifier: LesionClassifier, photo: Photo, diagnosis: object) -> tuple[dict[str, Any], Image.Image]:
-    """Return the answer for one photo with the evidence of all diagnoses, and the photo with one heat map over it.
+    """Return the answer for one photo with all evidence, and the photo with the heat map of a diagnosis over it.
 
-    Args:
-        classifier: The loaded model.
-        photo: Uploaded image.
-        diagnosis: Code whose heat map is laid over the photo; if empty, that of what was flagged.
-
-    Raises:
-        QuestionError: If the model has no such diagnosis.
+    Without a diagnosis code the heat map is that of what was flagged.
     """
     asked = str(diagnosis or "").strip().upper()
     code = next((code for code in classifier.codes if code.upper() == asked), None)
@@ -127,13 +112,10 @@ def answer_lesion(
 
     A photo that cannot be read, or that the model abstains on, is named and left out; the others are averaged. If the
     model abstains on all of them, so does the answer.
-
-    Raises:
-        ImageError: If no photo can be read, or there are too many.
-        QuestionError: If there are no such priors.
     """
     if len(photos) > MAX_PHOTOS:
         raise ImageError(f"{len(photos)} photos came; at most {MAX_PHOTOS} of one lesion are averaged. Remove some.")
+    priors = priors or "equal"
     chosen, equal = with_priors(classifier, priors), classifier.with_priors("equal")
     shown: list[dict[str, Any]] = []
     read: list[Prediction] = []

@@ -2,11 +2,10 @@
 
 python space/app.py                                # the released model
 python space/app.py --model runs/demo/model        # a model folder or a Hub repository
-python space/app.py --static                       # the same page, computing in the visitor's browser
+python space/app.py --static                       # the page without a server: the browser computes
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -30,7 +29,7 @@ from uploads import note_fault
 from visitors import Visitors
 
 from modeling.classifier import LesionClassifier
-from modeling.files import ModelFolderError
+from modeling.files import ModelFolderError, read_json
 from modeling.model_folder import released_model
 
 RETRY_EVERY_S = 60
@@ -40,24 +39,20 @@ def build_demo(get: GetClassifier, visitors: Visitors) -> gr.Blocks:
     """Return the endpoints of a model as Blocks; the page itself is `page/`. Open them with `launch`."""
     with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
         add_endpoints(get, visitors)
-    gradio_internals.guard_errors(demo)
+    gradio_internals.guard(demo)
     return demo
 
 
 class Model:
-    """The model of the page, or the reason why it is not there yet."""
+    """The model of the page, or the reason why there is none yet."""
 
     def __init__(self, name: str | Path, revision: str | None) -> None:
         self.name, self.revision = name, revision
         self.classifier: LesionClassifier | None = None
-        self.problem = "The model is being loaded; try again in a minute."
+        self.problem = ""
 
     def get(self) -> LesionClassifier:
-        """Return the model.
-
-        Raises:
-            ModelFolderError: If there is none.
-        """
+        """Return the model; raises a ModelFolderError while there is none."""
         if self.classifier is None:
             raise ModelFolderError(self.problem)
         return self.classifier
@@ -87,30 +82,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--static", action="store_true", help="serve the page that computes in the browser (needs npm)")
     options = parser.parse_args(arguments)
     tempfolder.end_by_sigterm()
-    hosted = {"model_id": os.environ.get("MODEL_ID"), "revision": os.environ.get("MODEL_REVISION")}
-    if (file := Path(__file__).with_name("model.json")).is_file() and not hosted["model_id"]:
-        hosted = {
-            **json.loads(file.read_text(encoding="utf-8")),
-            **({"revision": r} if (r := hosted["revision"]) else {}),
-        }
     try:
         port = port_of(options.port)
-        name = options.model or hosted["model_id"] or released_model()
+        committed = Path(__file__).with_name("model.json")  # of `publish space`; the variables override it
+        given = os.environ.get("MODEL_ID")
+        hosted = {"model_id": given} if given else read_json(committed) if committed.is_file() else {}
+        hosted["revision"] = os.environ.get("MODEL_REVISION", hosted.get("revision"))
+        is_hosted = bool(hosted.get("model_id")) and not options.model
+        revision = options.revision or (hosted["revision"] if is_hosted else None) or None
+        model = Model(options.model or hosted.get("model_id") or released_model(), revision)
         if options.static:
-            static_space.serve(name, port, revision=options.revision)
+            static_space.serve(model.name, port, revision=revision)
             return 0
-        model = Model(name, options.revision or (None if options.model else hosted["revision"]) or None)
         model.open()
-        if options.model or not hosted["model_id"]:
+        if not is_hosted:
             model.get()
-    except (ModelFolderError, ValueError, static_space.BuildError) as error:
+    except (ModelFolderError, static_space.BuildError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     visitors = Visitors()
-    address = launch(build_demo(model.get, visitors), model.get, visitors, port=port)
-    print(f"The page is at {address} (stop it with Ctrl-C).", flush=True)
+    print(f"The page is at {launch(build_demo(model.get, visitors), model.get, visitors, port=port)}", flush=True)
     while True:
-        if not model.settled and model.name == hosted["model_id"]:
+        if not model.settled and model.problem:
             print(f"error: {model.problem}", file=sys.stderr, flush=True)
         time.sleep(RETRY_EVERY_S)
         if not model.settled:

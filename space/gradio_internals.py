@@ -18,7 +18,7 @@ import gradio as gr
 import uvicorn.config
 from answers import Photo, QuestionError
 from gradio.exceptions import InvalidPathError
-from uploads import FAULT, note_fault, received
+from uploads import FAULT, TWO_STEPS, note_fault, received
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 REQUEST_WITHIN_S = 30  # until the head of a request is there
@@ -39,11 +39,7 @@ def photo_field(name: str, description: str, *, several: bool = False) -> gr.Fil
         except QuestionError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    async def take_as_it_is(path: Any) -> str | None:  # without a fetch or a copy; `received` judges it
-        return None if path is None else str(path)
-
     field.preprocess = preprocess  # type: ignore[assignment,method-assign]
-    field.async_move_resource_to_block_cache = take_as_it_is  # type: ignore[assignment,method-assign]
     return described(field, description)
 
 
@@ -62,8 +58,17 @@ def described(field: Any, description: str) -> Any:
     return field
 
 
-def guard_errors(demo: gr.Blocks) -> None:
-    """Hand errors back as sentences, without what was sent or where we are; inputs that are left out are None."""
+def guard(demo: gr.Blocks) -> None:
+    """Fetch and copy nothing for a visitor; hand errors back as sentences, without what was sent or where we are.
+
+    Inputs that are left out are None.
+    """
+
+    async def take_as_it_is(path: Any) -> str | None:  # `received` judges it
+        return None if path is None else str(path)
+
+    for block in demo.blocks.values():
+        block.async_move_resource_to_block_cache = take_as_it_is  # type: ignore[assignment,method-assign]
     process = demo.process_api
 
     async def in_sentences(block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -74,10 +79,8 @@ def guard_errors(demo: gr.Blocks) -> None:
             return await process(block_fn, [*inputs, *missing], *arguments, **options)
         except gr.Error as error:
             sentence = str(error.message)
-        except InvalidPathError:
-            sentence = (
-                "A photo is sent in two steps: POST the file to /gradio_api/upload, then send the path of the reply."
-            )
+        except (InvalidPathError, OSError):  # the latter: a path that is too long
+            sentence = TWO_STEPS
         except ValueError:  # pydantic's, about a file that is none
             sentence = "The request is not of the form that docs/api.md shows."
         except Exception as error:

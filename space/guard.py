@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 from batches import MAX_IMAGES
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,6 +34,7 @@ MAX_MESSAGE_BYTES = 200_000  # of any other request, and of an MCP request besid
 MAX_FOLDER_BYTES = 4 * 10**9
 PHOTO_TEXT, FILE = re.compile(rb'"[\w+/=:;,.\\-]{300,}"'), re.compile(rb'"path"\s*:')
 REQUESTS_PER_MINUTE = 600
+NO_SUCH_PLACE = "There is no such page or endpoint here; docs/api.md lists the endpoints."
 PAUSE_S, REQUEST_S = 30, 600  # between two parts of a request, and for all of it
 HEADERS = {"X-Content-Type-Options": "nosniff"}
 PAGE_HEADERS = {
@@ -60,9 +62,11 @@ class Guard:
         janitor: Janitor,
         visitors: Visitors,
         has_answer: Callable[[str], bool] = lambda request: True,
+        n_functions: int = 1,
         requests_per_minute: int = REQUESTS_PER_MINUTE,
     ) -> None:
-        self.app, self.janitor, self.visitors, self.has_answer = app, janitor, visitors, has_answer
+        self.app, self.janitor, self.visitors = app, janitor, visitors
+        self.has_answer, self.n_functions = has_answer, n_functions  # of gradio's queue
         self.behind_proxy = "SPACE_ID" in os.environ  # set by the Hub, whose proxy is before every Space
         self.per_second, self.burst = requests_per_minute / 60, float(requests_per_minute)
         self.budgets: dict[str, tuple[float, float]] = {}  # address → (requests left, when)
@@ -134,7 +138,7 @@ class Guard:
         """Return what passes on the body of a request that may be answered."""
         path = scope["path"]
         if not ROUTES.fullmatch(path):
-            raise RefusedError(404, "There is no such page or endpoint here; docs/api.md lists the endpoints.")
+            raise RefusedError(404, NO_SUCH_PLACE)
         if scope["method"] != "POST":
             return receive
         if not self.within_rate(scope["client"][0]):
@@ -173,7 +177,9 @@ class Guard:
             message = await read()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        check_json(bytes(body), is_mcp=is_mcp)
+        number = checked_json(bytes(body), is_mcp=is_mcp).get("fn_index", 0)
+        if not isinstance(number, int) or not 0 <= number < self.n_functions:
+            raise RefusedError(404, NO_SUCH_PLACE)
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def again() -> Message:
@@ -192,12 +198,12 @@ class Guard:
         return left >= 1
 
 
-def check_json(body: bytes, *, is_mcp: bool) -> None:
-    """Raise a RefusedError unless a body is a JSON object that costs little to take apart."""
+def checked_json(body: bytes, *, is_mcp: bool) -> dict[str, Any]:
+    """Return a body without its photos; raise a RefusedError unless it is a JSON object that costs little to take apart."""
     bare = PHOTO_TEXT.sub(b'""', body) if is_mcp else body
     if len(bare) > MAX_MESSAGE_BYTES or len(FILE.findall(bare)) > MAX_IMAGES:
         raise RefusedError(413, f"Too large: at most {MAX_IMAGES} files in one request, each in a string of its own.")
     with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(json.loads(bare), dict):
-            return
+        if isinstance(content := json.loads(bare), dict):
+            return content
     raise RefusedError(400, "The request is not a JSON object; docs/api.md shows its form.")

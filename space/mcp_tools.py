@@ -23,50 +23,36 @@ from visitors import MAX_ALL, Visitors
 from modeling import __version__
 from modeling.labels import NOTICE
 
+
+def schema(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    """Return the JSON schema of an object; by default all properties are required."""
+    return {"type": "object", "properties": properties, "required": required or list(properties)}
+
+
 PHOTO = {
     "type": "string",
     "description": f"The photo ({FORMATS}; at most 29 MB, 51 megapixels) as 'data:image/jpeg;base64,…', or the path that "
     "POST /gradio_api/upload returned for its file (at most 100 MB). Web addresses are not fetched.",
 }
+NAMED = schema({"name": {"type": "string"}, "photo": {"type": "string"}}, ["photo"])
 PHOTOS = {
     "type": "array",
-    "items": {
-        "anyOf": [
-            {"type": "string"},
-            {
-                "type": "object",
-                "properties": {"name": {"type": "string"}, "photo": {"type": "string"}},
-                "required": ["photo"],
-            },
-        ]
-    },
+    "items": {"anyOf": [{"type": "string"}, NAMED]},
     "description": "Photos as for classify, or zip archives as 'data:application/zip;base64,…'; each may be given as "
     "{'name': …, 'photo': …}, so that its row has that name. At most 40 MB in one request.",
 }
 DIAGNOSIS = {"type": "string", "description": "Code whose heat map is laid over the photo; empty: what was flagged."}
 PRIORS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object"}], "description": PRIORS}
-NUMBERS, TEXT_OR_NULL = {"type": "object", "additionalProperties": {"type": "number"}}, {"type": ["string", "null"]}
+TEXT, TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
 ANSWER: dict[str, Any] = {
-    "verdict": {"type": "string"},
-    "diagnosis": {"type": "string"},
-    "probability": {"type": "number"},
-    "probabilities": NUMBERS,
-    "flagged": {"type": "array", "items": {"type": "string"}},
+    **{"verdict": TEXT, "diagnosis": TEXT, "probability": {"type": "number"}, "reason": TEXT_OR_NULL},
+    "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+    "flagged": {"type": "array", "items": TEXT},
     "abstained": {"type": "boolean"},
-    "reason": TEXT_OR_NULL,
     "operating_points": {"type": "object", "additionalProperties": {"type": "boolean"}},
 }
-ONE = {"type": "object", "properties": {**ANSWER, "notice": {"type": "string"}}, "required": [*ANSWER, "notice"]}
-ROW = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, **ANSWER, "error": TEXT_OR_NULL},
-    "required": ["name"],
-}
-MANY = {
-    "type": "object",
-    "properties": {"rows": {"type": "array", "items": ROW}, "csv": {"type": "string"}, "notice": {"type": "string"}},
-    "required": ["rows", "csv", "notice"],
-}
+ROWS = {"type": "array", "items": schema({**ANSWER, "name": TEXT, "error": TEXT_OR_NULL}, ["name", "error"])}
+ONE, MANY = schema({**ANSWER, "notice": TEXT}), schema({"rows": ROWS, "csv": TEXT, "notice": TEXT})
 
 
 def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
@@ -89,8 +75,8 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
 
     def batch(arguments: dict[str, Any], turn: Turn, session: str) -> CallToolResult:
         sent = arguments.get("photos")
-        if not isinstance(sent, list):
-            raise QuestionError("'photos' is missing: send a list of photos.")
+        if not isinstance(sent, list) or len(sent) > batches.MAX_IMAGES:
+            raise QuestionError(f"'photos' is missing or too long: send a list of at most {batches.MAX_IMAGES} photos.")
         named = [one if isinstance(one, dict) else {"photo": one} for one in sent]
         files = [photo_of(one.get("photo"), one.get("name") or f"photo-{n}") for n, one in enumerate(named, 1)]
         classifier = answers.with_priors(get(), arguments.get("priors"))
@@ -126,12 +112,13 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
 
 def tool(name: str, description: str, inputs: dict[str, Any], required: list[str], output: dict[str, Any]) -> Tool:
     """Return the description of a tool."""
+    safe = ToolAnnotations(readOnlyHint=True, openWorldHint=False)
     return Tool(
         name=name,
         description=description,
-        inputSchema={"type": "object", "properties": inputs, "required": required},
+        inputSchema=schema(inputs, required),
         outputSchema=output,
-        annotations=ToolAnnotations(readOnlyHint=True, openWorldHint=False),
+        annotations=safe,
     )
 
 

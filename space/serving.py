@@ -32,7 +32,6 @@ from modeling.files import ModelFolderError
 PAGE = Path(__file__).with_name("page")
 MAX_SESSIONS = 16  # the server keeps no state, so a client that is forgotten misses nothing
 SWEEP_EVERY_S = 30
-DEFAULT_PORT = 7860
 mimetypes.add_type("text/javascript", ".js")  # whatever the host's own list says
 
 
@@ -41,38 +40,67 @@ def launch(
     get: GetClassifier,
     visitors: Visitors,
     *,
-    port: int | None = None,
+    port: int,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
 ) -> str:
-    """Serve in a thread, and return the address.
-
-    Args:
-        demo: Blocks of `build_demo`.
-        get: Returns the model.
-        visitors: As given to `build_demo`.
-        port: Of this machine; a free one by default.
-        requests_per_minute: Of one visitor.
-    """
+    """Serve the Blocks of `build_demo` and all that is beside them in a thread, and return the address."""
     janitor = uploads.Janitor(tempfolder.upload_folder())
-    # The protection is for servers of one user's machine against other web pages; this page is public and has no secret.
-    security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    guard = Middleware(
+        Guard,
+        janitor=janitor,
+        visitors=visitors,
+        has_answer=lambda request: has_answer(demo, request),
+        n_functions=len(demo.fns),
+        requests_per_minute=requests_per_minute,
+    )
     manager = StreamableHTTPSessionManager(
         mcp_server(get, visitors),
         json_response=True,
         stateless=True,
-        security_settings=security,
+        # It protects servers of one user's machine from other web pages; this page is public and has no secret.
+        security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
         max_request_body_size=MAX_MCP_BYTES,
     )
-    limits: dict[str, Any] = {"janitor": janitor, "visitors": visitors, "requests_per_minute": requests_per_minute}
+
+    def of_model(find: Callable[[LesionClassifier, str], Path | None]) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            with contextlib.suppress(ModelFolderError):
+                if path := find(get(), request.path_params["name"]):
+                    return FileResponse(path)
+            return JSONResponse({"error": "There is no such file."}, 404)
+
+        return answer
+
+    async def keep_forgetting() -> None:
+        idle: set[str] = set()
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            try:
+                await asyncio.to_thread(janitor.sweep)
+                idle = forget_idle(demo, idle, visitors.waits)
+            except Exception as error:  # the next upload is deleted too
+                uploads.note_fault(error)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Any) -> AsyncIterator[None]:
+        async with manager.run():
+            task = asyncio.create_task(keep_forgetting())
+            yield
+            task.cancel()
+
+    routes = [
+        Route("/", lambda request: FileResponse(PAGE / "server.html")),
+        Route(f"{API}/upload", uploads.upload, methods=["POST"]),
+        Route("/page/figures/{name}", of_model(figure_path)),
+        Route("/page/examples/{name}", of_model(example_path)),
+        Mount("/page", StaticFiles(directory=PAGE)),
+        Mount(f"{API}/mcp", manager.handle_request),
+    ]
     demo.queue(max_size=MAX_ALL)
     _, address, _ = demo.launch(
-        app_kwargs={
-            "middleware": [Middleware(Guard, has_answer=lambda request: has_answer(demo, request), **limits)],
-            "lifespan": lifespan_of(manager, janitor, visitors),
-            "routes": routes(get, manager),
-        },
-        server_port=port or free_port(),
-        max_threads=MAX_ALL,
+        app_kwargs={"middleware": [guard], "lifespan": lifespan, "routes": routes},
+        server_port=port,
+        max_threads=2 * MAX_ALL,  # waiting for a turn takes one
         state_session_capacity=MAX_SESSIONS,
         prevent_thread_lock=True,
         show_error=True,
@@ -88,61 +116,9 @@ def launch(
     return address.rstrip("/")
 
 
-def routes(get: GetClassifier, manager: StreamableHTTPSessionManager) -> list[Route | Mount]:
-    """Return the routes that come before gradio's own."""
-
-    def file_of_model(find: Callable[[LesionClassifier, str], Path | None]) -> Callable[[Request], Response]:
-        def answer(request: Request) -> Response:
-            try:
-                path = find(get(), request.path_params["name"])
-            except ModelFolderError as error:
-                return JSONResponse({"error": str(error)}, 503)
-            return FileResponse(path) if path else JSONResponse({"error": "There is no such file."}, 404)
-
-        return answer
-
-    return [
-        Route("/", lambda request: FileResponse(PAGE / "server.html")),
-        Route(f"{API}/upload", uploads.upload, methods=["POST"]),
-        Route("/page/figures/{name}", file_of_model(figure_path)),
-        Route("/page/examples/{name}", file_of_model(example_path)),
-        Mount("/page", StaticFiles(directory=PAGE)),
-        Mount(f"{API}/mcp", manager.handle_request),
-    ]
-
-
-def lifespan_of(manager: StreamableHTTPSessionManager, janitor: uploads.Janitor, visitors: Visitors) -> Any:
-    """Return what runs beside the server: the MCP tools, and the deletion of uploads and of answers that nobody fetches."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(server: gr.routes.App) -> AsyncIterator[None]:
-        async def keep_forgetting() -> None:
-            idle: set[str] = set()
-            while True:
-                await asyncio.sleep(SWEEP_EVERY_S)
-                try:
-                    await asyncio.to_thread(janitor.sweep)
-                    idle = forget_idle(server.get_blocks(), idle, visitors.waits)
-                except Exception as error:  # the next upload is deleted too
-                    uploads.note_fault(error)
-
-        async with manager.run():
-            task = asyncio.create_task(keep_forgetting())
-            try:
-                yield
-            finally:
-                task.cancel()
-
-    return lifespan
-
-
 def port_of(text: str | None) -> int:
-    """Return the port that an option or GRADIO_SERVER_PORT names, if a server can listen there.
-
-    Raises:
-        ValueError: In words.
-    """
-    given = text or os.environ.get("GRADIO_SERVER_PORT") or str(DEFAULT_PORT)
+    """Return the port that an option, GRADIO_SERVER_PORT or our default names; a ValueError says why it cannot be used."""
+    given = os.environ.get("GRADIO_SERVER_PORT", "7860") if text is None else text
     if not (given.isdecimal() and 0 < int(given) < 2**16):
         raise ValueError(f"a port is a number from 1 to 65535, not {given[:40]!r}.")
     with socket.socket() as probe:
@@ -152,10 +128,3 @@ def port_of(text: str | None) -> int:
         except OSError as error:
             raise ValueError(f"port {given} cannot be used ({error.strerror}); give another with --port.") from error
     return int(given)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -23,7 +23,7 @@ from modeling.images import MAX_FILE_BYTES
 KEEP_UPLOADS_S = 300  # long enough for a full queue
 MAX_FILES = 200
 MAX_NAME_CHARS = 120
-MAX_PATH_CHARS = 4096
+TWO_STEPS = "A photo is sent in two steps: POST the file to /gradio_api/upload, then send the path of the reply."
 FAULT = "This is a server error, not your fault. Try again; if it remains, tell the owner of this page."
 
 
@@ -51,21 +51,13 @@ async def upload(request: Request) -> JSONResponse:
 
 
 def received(path: object, name: object) -> Photo:
-    """Return an uploaded file as a photo with the visitor's own file name.
-
-    Raises:
-        QuestionError: If there is no such upload.
-    """
+    """Return an uploaded file as a photo with the visitor's own file name; raises a QuestionError if there is none."""
     if not isinstance(path, str) or not path:
         raise QuestionError("No photo came; upload an image file and send its path.")
     if path.startswith(("http:", "https:")):
         raise QuestionError("This server fetches nothing for visitors: send the file itself, not its address.")
-    folder = tempfolder.upload_folder().resolve()
-    # Longer than any path: a photo that was sent in place of its path must not reach a message.
-    if len(path) > MAX_PATH_CHARS or not is_inside(path, folder):
-        raise QuestionError(
-            "A photo is sent in two steps: POST the file to /gradio_api/upload, then send the path of the reply."
-        )
+    if not is_inside(path, tempfolder.upload_folder()):
+        raise QuestionError(TWO_STEPS)
     shown = shown_name(name if isinstance(name, str) and name else path)
     if not os.path.isfile(path):
         raise QuestionError(f"{shown} {EXPIRED}")
@@ -75,7 +67,7 @@ def received(path: object, name: object) -> Photo:
 def is_inside(path: str, folder: Path) -> bool:
     """True if a visitor's text is the path of something in a folder, links resolved."""
     try:
-        return Path(path).resolve().is_relative_to(folder)
+        return Path(path).resolve().is_relative_to(folder.resolve())
     except (ValueError, OSError):  # a NUL, or a name that is too long
         return False
 
@@ -90,11 +82,7 @@ def private_file(name: str) -> Path:
     """Return a place for a file of a visitor, in a folder that nobody can guess."""
     folder = tempfolder.upload_folder() / secrets.token_hex(16)
     folder.mkdir()
-    limit = 240  # bytes; a file system's own is 255
-    stem, dot, ending = name.rpartition(".")
-    while len(name.encode()) > limit:
-        stem = stem[:-1] if dot else name[:-1]
-        name = f"{stem}{dot}{ending}" if dot else stem
+    name = name.encode()[-240:].decode(errors="ignore")  # a file system's own limit is 255 bytes
     return folder / (name if name not in (".", "..") else "photo")
 
 

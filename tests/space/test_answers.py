@@ -1,39 +1,49 @@
-"""What the model says of the photos of a lesion, its pictures, and the report of it."""
+"""The JSON that page and programs get about the photos of a lesion."""
 
 import dataclasses
 import json
-import re
 import sys
-import time
+from io import BytesIO
 
 import answers
+import images_out
 import numpy as np
 import pytest
-import render
-import torch
-from modeling.publish.onnx import export_onnx
+from answers import QuestionError
 from PIL import Image
-from report import GAPS, report_html
 
 from modeling.classifier import LesionClassifier
 from modeling.explain import Explanation
 from modeling.images import ImageError
-from modeling.labels import REFERENCE_CODES
-from modeling.network import build_model, save_model_folder
-from modeling.prediction import Prediction
-from support.space import FOR_MELANOMA, Photo, make_model, pixels_of
+from modeling.labels import DIAGNOSES
+from support.space import POINTS, Photo, make_model, pixels_of
+from support.untrained import untrained_folder
+
+PRIORS = {"BCC": 0.1, "BKL": 0.1, "MEL": 0.1, "NV": 0.7}
 
 
 def test_the_page_and_the_predictor_give_one_photo_the_same_answer(classifier, photo):
     expected = classifier.predict(photo.source)
+    for answer in (answers.answer_lesion(classifier, [photo]), answers.classify_photo(classifier, photo)):
+        assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+        assert answer["diagnosis"] == expected.diagnosis == answer["differential"][0]["code"]
+        assert answer["operating_points"] == expected.operating_points
+        assert answer["verdict"] == expected.verdict
+        assert answer["flagged"] == list(expected.flagged)
+        assert answer["provenance"] == expected.provenance
+
+
+def test_an_answer_has_the_keys_of_the_contract_and_is_json(classifier, photo):
     answer = answers.answer_lesion(classifier, [photo])
-    for row in answer["differential"]:
-        assert row["probability"] == pytest.approx(expected.probabilities[row["code"]], abs=1e-6)
-    assert answer["differential"][0]["code"] == expected.diagnosis
-    fields = answers.classify_photo(classifier, photo)
-    assert fields["operating_points"] == expected.operating_points
-    assert answer["operating_points"] == expected.operating_points
-    assert answer["verdict"] == fields["verdict"] == expected.verdict
+    assert " ".join(sorted(answer)) == (
+        "abstained date diagnosis differential flagged license malignant_probability model_id n_used not_known notice "
+        "operating_points photos priors priors_choice probabilities probability provenance reason revision shown "
+        "thresholds verdict"
+    )
+    assert " ".join(sorted(answer["photos"][0])) == (
+        "abstained error evidence name note probabilities reason scale size strength used verdict"
+    )
+    assert json.loads(json.dumps(answer, allow_nan=False)) == answer
 
 
 def test_the_differential_is_sorted_and_names_and_marks_every_diagnosis():
@@ -49,17 +59,16 @@ def test_the_differential_is_sorted_and_names_and_marks_every_diagnosis():
     assert [row["malignant"] for row in rows] == [False, True, True, True]
 
 
-def test_each_threshold_tells_what_it_is_for_and_how_it_did_in_validation(classifier):
-    sure = prediction(classifier, 0.1, 0.1, 0.7, 0.1)
-    sure = dataclasses.replace(sure, operating_points={"MEL@95": True})
-    fields = answers.answer_fields(classifier, sure)
+@pytest.mark.parametrize("priors", ["equal", PRIORS])
+def test_each_threshold_has_its_value_at_equal_priors_and_its_counts_on_val(classifier, priors):
+    chosen = classifier.with_priors(priors)
+    fields = answers.answer_fields(chosen, chosen.prediction(np.array([0.1, 0.1, 0.7, 0.1]), None))
     assert fields["thresholds"] == {
         "MEL@95": {
-            "catches": "melanomas",
+            "catches": "melanoma",
             "target_sensitivity": 0.95,
             "cutoff": 0.1,
-            "value": 0.7,
-            "in_words": {"value": "70 %", "cutoff": "10 %", "target": "95 %"},
+            "value": pytest.approx(0.7),
             "above": True,
             "caught": 38,
             "n_positive": 40,
@@ -69,19 +78,35 @@ def test_each_threshold_tells_what_it_is_for_and_how_it_did_in_validation(classi
     }
 
 
-@pytest.mark.parametrize(
-    ("value", "cutoff", "texts"),
-    [
-        (0.31, 0.1, ("31 %", "10 %")),
-        (0.1234, 0.1229, ("12.34 %", "12.29 %")),
-        (0.99999, 0.9992, ("99.999 %", "99.920 %")),
-    ],
-)
-def test_a_value_and_its_cutoff_are_written_so_that_they_can_be_told_apart(value, cutoff, texts):
-    assert answers.shown_pair(value, cutoff) == texts
+def test_the_priors_of_a_visitor_change_the_probabilities_and_no_threshold(tmp_path, photo):
+    folder = make_model(tmp_path / "model", points=POINTS, class_priors=PRIORS)
+    classifier = LesionClassifier.from_pretrained(folder)
+    equal = answers.answer_lesion(classifier, [photo])
+    assert equal["priors_choice"] == "equal"
+    for choice, name in (("dataset", "dataset"), (PRIORS, "custom"), (json.dumps(PRIORS), "custom")):
+        answer = answers.answer_lesion(classifier, [photo], priors=choice)
+        assert answer["priors_choice"] == name
+        assert answer["priors"] == pytest.approx(PRIORS)
+        weighted = {code: value * PRIORS[code] for code, value in equal["probabilities"].items()}
+        expected = {code: value / sum(weighted.values()) for code, value in weighted.items()}
+        assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
+        assert answer["photos"][0]["probabilities"] == answer["probabilities"]
+        assert answer["diagnosis"] == "NV"
+        assert answer["operating_points"] == equal["operating_points"]
 
 
-def test_the_diagnoses_that_a_model_cannot_give_are_named(classifier, photo):
+@pytest.mark.parametrize("choice", ["seldom", "{", '{"MEL": 1}', {"MEL": "x"}, 3, [], {"MEL": [1]}, "{" * 50_000])
+def test_priors_that_are_none_are_refused_in_a_sentence(classifier, choice):
+    if choice == []:
+        choice = [1]
+    with pytest.raises(QuestionError, match="priors") as error:
+        answers.with_priors(classifier, choice)
+    assert len(str(error.value)) < 300
+
+
+def test_the_diagnoses_that_a_model_cannot_give_are_named_whether_its_labels_are_codes_or_names(
+    classifier, photo, tmp_path
+):
     names = {row["name"]: row["malignant"] for row in answers.classify_photo(classifier, photo)["not_known"]}
     assert names == {
         "actinic keratosis": True,
@@ -89,25 +114,30 @@ def test_the_diagnoses_that_a_model_cannot_give_are_named(classifier, photo):
         "vascular lesion": False,
         "squamous cell carcinoma": True,
     }
+    folder = untrained_folder(tmp_path / "named", codes=("Melanoma", "melanocytic nevus", "other"))
+    fields = answers.classify_photo(LesionClassifier.from_pretrained(folder), photo)
+    missing = {diagnosis.name for diagnosis in DIAGNOSES} - {"melanoma", "melanocytic nevus"}
+    assert {row["name"] for row in fields["not_known"]} == missing
 
 
-def prediction(classifier, *probabilities: float, reason: str | None = None) -> Prediction:
-    by_code = dict(zip(classifier.codes, probabilities, strict=True))
-    best = max(by_code, key=by_code.__getitem__)
-    return Prediction(best, by_code[best], by_code, reason is not None, reason, {}, {}, "")
+def test_a_model_without_a_malignant_diagnosis_says_nothing_about_malignancy(tmp_path, photo):
+    folder = untrained_folder(tmp_path / "benign", codes=("BKL", "NV"))
+    assert "malignant_probability" not in answers.answer_lesion(LesionClassifier.from_pretrained(folder), [photo])
 
 
 def test_several_photos_of_a_lesion_are_averaged_and_the_thresholds_applied_to_the_mean(classifier):
-    lesion = answers.lesion_prediction(
-        classifier, [prediction(classifier, 0.7, 0.2, 0.05, 0.05), prediction(classifier, 0.1, 0.2, 0.25, 0.45)]
-    )
+    both = [classifier.prediction(np.array(probs), None) for probs in ([0.7, 0.2, 0.05, 0.05], [0.1, 0.2, 0.25, 0.45])]
+    lesion = answers.lesion_prediction(classifier, both)
     assert lesion.probabilities == pytest.approx({"BCC": 0.4, "BKL": 0.2, "MEL": 0.15, "NV": 0.25})
     assert lesion.operating_points == {"MEL@95": True}  # 0.15 on average, though the first photo alone has 0.05
     assert not lesion.abstained
 
 
 def test_a_photo_that_the_model_abstains_on_is_left_out_of_the_average(classifier):
-    good, odd = prediction(classifier, 0.7, 0.1, 0.1, 0.1), prediction(classifier, 0, 0, 1, 0, reason="odd")
+    good, odd = (
+        classifier.prediction(np.array(probs), why)
+        for probs, why in (([0.7, 0.1, 0.1, 0.1], None), ([0, 0, 1, 0], "odd"))
+    )
     lesion = answers.lesion_prediction(classifier, [odd, good])
     assert lesion.probabilities == pytest.approx(good.probabilities)
     assert not lesion.abstained
@@ -115,182 +145,38 @@ def test_a_photo_that_the_model_abstains_on_is_left_out_of_the_average(classifie
     assert (both.abstained, both.reason) == (True, "odd")
 
 
-def test_only_photos_that_were_used_are_explained_and_reported(classifier, lesions, tmp_path, ood_score):
+def test_left_out_photos_are_marked_and_explained_all_the_same(classifier, lesions, tmp_path, ood_score):
     scores = {Photo(str(file), file.name): ood_score(classifier, file) for file in lesions}
     *good, familiar, odd = sorted(scores, key=scores.get)
-    picky = make_model(tmp_path / "model", threshold=(scores[odd] + scores[familiar]) / 2)
-    answer = answers.answer_lesion(LesionClassifier.from_pretrained(picky), [odd, *good])
+    picky = LesionClassifier.from_pretrained(
+        make_model(tmp_path / "model", threshold=(scores[odd] + scores[familiar]) / 2)
+    )
+    answer = answers.answer_lesion(picky, [odd, *good])
     assert [photo["used"] for photo in answer["photos"]] == [False, True, True]
     assert answer["n_used"] == 2
-    left_out = answer["photos"][0]
-    assert "unlike" in left_out["reason"]
-    assert pixels_of(left_out["thumbnail"]).shape
-    assert "maps" not in left_out
-    html = report_html(answer)
-    assert f"{odd.name} was left out." in html
-    assert f"{odd.name} (" not in html
-    assert f"{good[0].name} (" in html
+    assert not answer["abstained"]
+    assert answer["photos"][0]["abstained"]
+    assert answer["photos"][0]["verdict"].startswith("No answer")
+    alone = answers.answer_lesion(picky, [odd])
+    assert (alone["abstained"], alone["n_used"], alone["photos"][0]["used"]) == (True, 1, True)
 
 
 def test_a_photo_that_cannot_be_read_is_named_and_the_others_are_answered(classifier, photo, tmp_path):
     (tmp_path / "x").write_bytes(b"no picture")
-    answer = answers.answer_lesion(classifier, [Photo(str(tmp_path / "x"), "bad.jpg"), photo])
+    bad = Photo(str(tmp_path / "x"), "bad.jpg")
+    answer = answers.answer_lesion(classifier, [bad, photo])
     assert [one["used"] for one in answer["photos"]] == [False, True]
-    assert "bad.jpg" in answer["photos"][0]["reason"]
+    assert "bad.jpg" in answer["photos"][0]["error"]
     assert answer["verdict"] == classifier.predict(photo.source).verdict
     with pytest.raises(ImageError, match=r"bad\.jpg"):
-        answers.answer_lesion(classifier, [Photo(str(tmp_path / "x"), "bad.jpg")])
-
-
-def test_an_answer_with_all_heat_maps_costs_one_forward_pass(classifier, photo, monkeypatch):
-    passes = []
-    real = classifier.forward
-    monkeypatch.setattr(classifier, "forward", lambda pixels: passes.append(len(pixels)) or real(pixels))
-    answers.answer_lesion(classifier, [photo])
-    assert passes == [1]
-
-
-def test_a_whole_answer_costs_at_most_three_bare_forward_passes_of_efficientnet_b0(tmp_path, lesions):
-    model = build_model("efficientnet_b0", num_classes=4, size_px=224, pretrained=False)
-    save_model_folder(model, tmp_path / "model", codes=REFERENCE_CODES, lesion={"synthetic": True})
-    classifier = LesionClassifier.from_pretrained(tmp_path / "model", device="cpu")
-    noise = np.random.default_rng(0).normal(0, 6, (768, 1024, 3))
-    with Image.open(lesions[0]) as example:
-        grainy = np.asarray(example.resize((1024, 768))) + noise  # its JPEG is as heavy as a photograph's
-    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.jpg", quality=92)
-    photo = Photo(str(tmp_path / "photo.jpg"), "photo.jpg")
-    pixel_values = torch.from_numpy(classifier.preprocess(photo.source))[None]
-
-    @torch.inference_mode()
-    def bare() -> None:
-        classifier.engine.network(pixel_values)
-
-    def whole() -> None:
-        answer = answers.answer_lesion(classifier, [photo])
-        json.dumps({**answer, "report_html": report_html(answer)})
-
-    def cost(function) -> float:
-        times = []
-        for _ in range(12):
-            started = time.thread_time()  # what it costs, however busy the machine is
-            function()
-            times.append(time.thread_time() - started)
-        return float(np.median(times[2:]))
-
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert cost(whole) <= 3 * cost(bare)
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def test_pictures_and_maps_keep_the_aspect_and_orientation_of_the_photo(classifier, tmp_path):
-    image = Image.new("RGB", (300, 200), "white")
-    image.paste("red", (0, 0, 150, 200))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side: upright it is 200 x 300, red at the top
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    answer = answers.answer_lesion(classifier, [Photo(str(tmp_path / "turned.jpg"), "turned.jpg")])["photos"][0]
-    assert (answer["width"], answer["height"]) == (200, 300)
-    picture = pixels_of(answer["picture"])
-    assert picture.shape == (300, 200, 3)
-    assert picture[10, 100, 1] < 60 < 200 < picture[290, 100, 1]
-    assert answer["map_size"] == (85, 128)
-    assert pixels_of(answer["maps"]).shape == (5 * 128, 85)
-    seen = answers.render.squashed(
-        Image.open(tmp_path / "turned.jpg").transpose(Image.Transpose.ROTATE_270), classifier
-    )
-    assert (pixels_of(answer["model_input"]) == np.asarray(seen)).all()  # pixel by pixel what the network gets
-
-
-def explanation(evidence: list[list[list[float]]]) -> Explanation:
-    nobody = Prediction("MEL", 1.0, {"MEL": 1.0, "NV": 0.0}, False, None, {}, {}, "")
-    return Explanation(("MEL", "NV"), np.array(evidence, dtype=np.float32), (100, 100), nobody)
-
-
-def test_maps_share_one_scale_and_the_contrast_tells_which_diagnosis_a_spot_speaks_for():
-    sprite, (width, height) = render.grey_maps(explanation([[[4, 0], [0, -4]], [[0, 0], [0, 2]]]), ("MEL", "NV"))
-    assert (width, height) == (128, 128)
-    mel, nv, contrast = pixels_of(sprite).reshape(3, 128, 128)
-    # The centres of the four cells lie at 32 and 96.
-    assert mel[32, 32] >= 250  # the strongest evidence for any diagnosis
-    assert abs(int(nv[96, 96]) - 128) <= 8  # half of it
-    assert mel[96, 96] == 0
-    assert contrast[32, 32] > 200  # for MEL
-    assert contrast[96, 96] <= 5  # for NV
-    assert abs(int(contrast[32, 96]) - 128) <= 8  # neither
-
-
-def test_the_contrast_of_the_page_is_of_the_two_most_probable_diagnoses_and_bright_for_the_first(classifier, photo):
-    answer = answers.answer_lesion(classifier, [photo])
-    first, second = answer["contrast"]
-    assert [first, second] == [row["code"] for row in answer["differential"][:2]]
-    width, height = answer["photos"][0]["map_size"]
-    expected = classifier.explain(photo.source).contrast(first, second, size=(height, width)) * 127 + 128
-    assert np.abs(pixels_of(answer["photos"][0]["maps"])[-height:] - expected).max() <= 1
-
-
-def test_answers_open_on_the_first_answer_where_that_is_not_the_most_probable(tmp_path, photo):
-    model = make_model(tmp_path / "model", favours="NV", decision=FOR_MELANOMA)
-    weighted = LesionClassifier.from_pretrained(model)
-    answer = answers.answer_lesion(weighted, [photo])
-    assert answer["diagnosis"] == "MEL"
-    assert answer["differential"][0]["code"] == "NV"
-    assert answer["contrast"] == ("MEL", "NV")
-    fields, overlay = answers.explain_photo(weighted, photo, "")
-    assert fields["heat_map_of"] == "MEL"
-    expected = render.overlay(photo.decode(), weighted.explain(photo.source), "MEL")
-    assert (np.asarray(overlay) == np.asarray(expected)).all()
-
-
-def test_programs_get_the_overlay_of_the_diagnosis_that_they_ask_for(classifier, photo):
-    fields, _ = answers.explain_photo(classifier, photo, "")
-    assert fields["heat_map_of"] == classifier.predict(photo.source).diagnosis
-    explained = classifier.explain(photo.source)
-    for code in classifier.codes:
-        fields, picture = answers.explain_photo(classifier, photo, code.lower())
-        expected = render.overlay(photo.decode(), explained, code)
-        np.testing.assert_allclose(np.asarray(picture, int), np.asarray(expected, int), atol=1)
-        assert fields["image_size_px"] == {"width": 640, "height": 480}
-        positive = {code: bool((np.array(grid) > 0).any()) for code, grid in fields["evidence"].items()}
-        assert fields["has_evidence"] == positive
-
-
-def test_a_diagnosis_without_evidence_is_known_to_have_none():
-    shown = explanation([[[1, 0], [0, 0]], [[-1, -1], [-1, -2]]])
-    assert answers.strength(shown, "NV") == 0
-    assert answers.strength(shown, "MEL") == 1
-    assert answers.strength(explanation([[[-1.0]], [[-2.0]]]), "MEL") == 0
-    assert [explanation([[[0.0, -1.0]], [[0.0, 1.0]]]).has_evidence(code) for code in ("MEL", "NV")] == [False, True]
-
-
-def test_the_colour_maps_are_those_of_matplotlib_and_rise_evenly_in_lightness():
-    matplotlib = pytest.importorskip("matplotlib")
-    viridis = render.colour_table("viridis")
-    lightness = viridis.astype(float) / 255 @ [0.2126, 0.7152, 0.0722]
-    assert (np.diff(lightness) > -0.004).all()
-    for name in ("viridis", "berlin"):
-        if name in matplotlib.colormaps:
-            expected = np.rint(matplotlib.colormaps[name](np.arange(256))[:, :3] * 255)
-            assert (render.colour_table(name) == expected).all()
-
-
-def test_the_overlay_leaves_the_photo_untouched_where_there_is_no_evidence():
-    picture = Image.new("RGB", (100, 100), (200, 150, 120))
-    mixed = np.asarray(render.overlay(picture, explanation([[[4, 0], [0, -4]], [[0, 0], [0, 2]]]), "MEL"))
-    assert mixed[75, 75].tolist() == [200, 150, 120]
-    # Weak evidence shows less of its colour than strong evidence does: 30 % and 60 %.
-    for strength, share in ((render.FADE_BELOW / 2, 0.3), (1.0, 0.6)):
-        even = render.overlay(picture, explanation([[[4 * strength]], [[4]]]), "MEL")
-        colour = render.colour_table("viridis")[round(255 * strength)]
-        expected = (1 - share) * np.array([200, 150, 120]) + share * colour
-        assert np.abs(np.asarray(even)[50, 50] - expected).max() <= 1
-
-
-def test_too_many_photos_of_one_lesion_are_refused_with_the_limit(classifier, photo):
+        answers.answer_lesion(classifier, [bad])
+    (tmp_path / "x").write_bytes(b"PK\x03\x04 an archive")
+    with pytest.raises(ImageError, match=r"bad\.jpg is an archive; send it as a batch"):
+        answers.answer_lesion(classifier, [bad])
     with pytest.raises(ImageError, match="at most 8"):
         answers.answer_lesion(classifier, [photo] * 9)
+    with pytest.raises(ImageError, match="No photo"):
+        answers.answer_lesion(classifier, [])
 
 
 def test_an_unreadable_photo_is_named_as_the_visitor_named_it(tmp_path):
@@ -299,47 +185,94 @@ def test_an_unreadable_photo_is_named_as_the_visitor_named_it(tmp_path):
         Photo(str(tmp_path / "x"), "my mole.jpg").decode()
     assert "my mole.jpg" in str(error.value)
     assert str(tmp_path) not in str(error.value)
-    (tmp_path / "x").unlink()  # swept while the batch that it belongs to was being classified
+    (tmp_path / "x").unlink()  # deleted while its batch was being classified
     with pytest.raises(ImageError, match=r"my mole\.jpg is no longer here: uploads are deleted after five minutes"):
         Photo(str(tmp_path / "x"), "my mole.jpg").decode()
 
 
-def test_the_report_names_everything_and_holds_no_script_and_no_outside_reference(classifier, photo):
-    odd = dataclasses.replace(photo, name='"><script>alert(1)</script><!--heat-->@@photo@@.jpg')
-    answer = answers.answer_lesion(classifier, [odd])
-    html = report_html(answer)
-    assert "<script" not in html
-    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:|//)""", html)
-    assert "&lt;script&gt;" in html
-    for row in answer["differential"]:
-        assert f"{row['name']} ({row['code']})" in html
-    for text in (classifier.notice, classifier.model_id, classifier.provenance["weights_sha256"], "cc-by-nc-4.0"):
-        assert text in html
-    assert answer["verdict"] in html
-    for gap in GAPS:
-        assert html.count(f"<!--{gap}-->") == 1
+def test_an_answer_with_all_heat_maps_costs_one_forward_pass(classifier, photo, monkeypatch):
+    passes = []
+    real = classifier.engine.forward
+    monkeypatch.setattr(
+        classifier.engine, "forward", lambda pixels, **options: passes.append(len(pixels)) or real(pixels, **options)
+    )
+    answers.answer_lesion(classifier, [photo])
+    assert passes == [1]
 
 
-def test_the_report_of_an_abstention_says_so_before_the_differential(tmp_path, photo):
-    refusing = LesionClassifier.from_pretrained(make_model(tmp_path / "model", abstains=True))
-    answer = answers.answer_lesion(refusing, [photo])
-    html = report_html(answer)
-    assert answer["reason"] in html
-    assert answer["photos"][0]["reason"] == answer["reason"]
-    assert answer["photos"][0]["used"]
-    assert html.index("The model abstains:") < html.index("Probability of each diagnosis")
+def test_the_evidence_is_that_of_the_model_with_its_scale_and_strength(classifier, photo):
+    explanation = classifier.explain(photo.source)
+    shown = answers.answer_lesion(classifier, [photo])["photos"][0]
+    for code, grid in zip(classifier.codes, explanation.evidence, strict=True):
+        np.testing.assert_allclose(shown["evidence"][code], grid, atol=1e-4)
+        assert shown["strength"][code] == pytest.approx(max(grid.max(), 0) / explanation.scale)
+    assert shown["scale"] == pytest.approx(explanation.scale)
+    assert shown["size"] == [480, 640]
+    nothing = dataclasses.replace(explanation, evidence=-np.ones_like(explanation.evidence))
+    assert set(answers.evidence_fields(nothing)["strength"].values()) == {0.0}
 
 
-def test_where_torch_is_not_installed_a_network_that_needs_it_for_heat_maps_is_answered_without(
+def test_sizes_and_previews_are_of_the_upright_photo_and_only_for_what_browsers_do_not_show(classifier, tmp_path):
+    image = Image.new("RGB", (300, 200), "white")
+    image.paste("red", (0, 0, 150, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: upright it is 200 x 300, red at the top
+    for ending in ("jpg", "tiff"):
+        image.save(tmp_path / f"turned.{ending}", exif=exif)
+        (shown,) = answers.answer_lesion(classifier, [Photo(str(tmp_path / f"turned.{ending}"), "turned")])["photos"]
+        assert shown["size"] == [300, 200]
+        assert ("preview" in shown) == (ending == "tiff")
+    picture = pixels_of(shown["preview"])
+    assert picture.shape == (300, 200, 3)
+    assert picture[10, 100, 1] < 60 < 200 < picture[290, 100, 1]
+
+
+def test_the_map_to_open_first_is_that_of_what_was_flagged(tmp_path, photo):
+    classifier = LesionClassifier.from_pretrained(make_model(tmp_path / "model", favours="NV"))
+    answer = answers.answer_lesion(classifier, [photo])
+    assert (answer["diagnosis"], answer["flagged"], answer["shown"]) == ("NV", ["melanoma"], "MEL")
+    fields, overlay = answers.explain_photo(classifier, photo, "")
+    assert fields["shown"] == "MEL"
+    expected = images_out.overlay(photo.decode(), classifier.explain(photo.source), "MEL")
+    assert (np.asarray(overlay) == np.asarray(expected)).all()
+    assert answers.explain_photo(classifier, photo, "bkl")[0]["shown"] == "BKL"
+    with pytest.raises(QuestionError, match=r"no diagnosis 'XYZ'; it has BCC, BKL, MEL, NV"):
+        answers.explain_photo(classifier, photo, "xyz")
+
+
+def test_the_overlay_has_viridis_where_there_is_evidence_and_the_photo_elsewhere(classifier, photo):
+    matplotlib = pytest.importorskip("matplotlib")
+    image = Image.new("RGB", (100, 100), (200, 150, 120))
+    explanation = classifier.explain(photo.source)
+
+    def overlay(*grids: list[list[float]]) -> np.ndarray:
+        codes = ("MEL", "NV")
+        values = {"codes": codes, "evidence": np.array(grids, np.float32), "size": (100, 100)}
+        shown: Explanation = dataclasses.replace(explanation, **values)
+        return np.asarray(images_out.overlay(image, shown, "MEL"))
+
+    assert overlay([[4, 0], [0, -4]], [[0, 0], [0, 2]])[75, 75].tolist() == [200, 150, 120]
+    # Weak evidence shows less of its colour than strong evidence does: 30 % and 60 %.
+    for strength, part in ((images_out.FADE_BELOW / 2, 0.3), (0.7, 0.6), (1.0, 0.6)):
+        colour = 255 * np.array(matplotlib.colormaps["viridis"](strength)[:3])
+        expected = (1 - part) * np.array([200, 150, 120]) + part * colour
+        assert np.abs(overlay([[4 * strength]], [[4]])[50, 50] - expected).max() <= 2
+
+
+def test_a_network_whose_heat_maps_need_torch_is_answered_without_where_that_is_not_installed(
     tmp_path, photo, monkeypatch
 ):
-    model = build_model("mobilenetv3_small_050", num_classes=4, size_px=64, pretrained=False)
-    save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion={})
-    export_onnx(tmp_path)
-    classifier = LesionClassifier.from_pretrained(tmp_path, device="cpu", engine="onnx")
+    folder = untrained_folder(tmp_path / "model", backbone="mobilenetv3_small_050", onnx=True)
+    classifier = LesionClassifier.from_pretrained(folder, device="cpu", engine="onnx")
     monkeypatch.setitem(sys.modules, "modeling.network", None)  # as where torch is not installed
     answer = answers.answer_lesion(classifier, [photo])
     assert answer["diagnosis"] == classifier.predict(photo.source).diagnosis
     (shown,) = answer["photos"]
-    assert (shown["has_maps"], shown["map_note"]) == (False, answers.NO_MAPS)
-    assert set(shown["strength"].values()) == {0.0}
+    assert shown["evidence"] is None
+    assert "need torch" in shown["note"]
+
+
+def test_thumbnails_are_small_jpegs():
+    data = images_out.jpeg(images_out.fit_within(Image.new("RGB", (400, 100)), 96))
+    with Image.open(BytesIO(data)) as image:
+        assert (image.format, image.size) == ("JPEG", (96, 24))

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import re
 import struct
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,22 +16,32 @@ import pytest
 from modeling.classifier import LesionClassifier
 from modeling.images import ImageError
 from modeling.labels import diagnosis_of
-from modeling.network import build_model, save_model_folder
-from stress.space_soak import photos, zip_bomb
+from stress.space_soak import bz2_bombs, photos, zip_bomb
 from support.space import Photo, pixels_of, zipped
+from support.untrained import untrained_folder
 
-COMPARED = ("verdict", "diagnosis", "probability", "probabilities", "operating_points", "abstained")
+COMPARED = ("verdict", "diagnosis", "probability", "probabilities", "operating_points", "abstained", "flagged")
 
 
 def rows_of(classifier, *sent: Photo) -> list[dict]:
-    return [row for _, _, row in batches.classify_rows(classifier, sent, for_page=True)]
+    return [row for _, _, row in batches.classify_rows(classifier, sent, thumbnails=True)]
 
 
 def test_a_batch_reads_files_and_archives_and_gives_each_the_answer_it_gets_alone(classifier, photo, tmp_path):
     pictures = photos(3)
-    archive = zipped(tmp_path / "a.zip", {"sub/one.jpg": pictures[0], "__MACOSX/x": b"x", ".hidden": b"", "d/": b""})
+    archive = zipped(
+        tmp_path / "a.zip",
+        {
+            "sub/one.jpg": pictures[0],
+            "__MACOSX/x": b"x",
+            ".hidden": b"",
+            "a/.b": b"",
+            "d/": b"",
+            "x/labels.csv": b"a,b",
+        },
+    )
     rows = rows_of(classifier, photo, archive)
-    assert [row["image"] for row in rows] == ["lesion.jpg", "one.jpg"]
+    assert [(row["number"], row["name"]) for row in rows] == [(0, "lesion.jpg"), (1, "one.jpg")]
     for row, source in zip(rows, (photo.source, pictures[0]), strict=True):
         alone = answers.classify_photo(classifier, Photo(source, "x"))
         assert {key: row[key] for key in COMPARED} == {key: alone[key] for key in COMPARED}
@@ -47,7 +58,7 @@ def test_a_bad_file_in_a_batch_gets_a_sentence_and_the_others_their_answers(clas
         tmp_path / "a.zip",
         {"../../evil.jpg": photos(1)[0], "text.jpg": b"text", "empty.jpg": b"", "in.zip": inner.getvalue()},
     )
-    rows = {row["image"]: row for row in rows_of(classifier, sent, photo)}
+    rows = {row["name"]: row for row in rows_of(classifier, sent, photo)}
     assert rows["evil.jpg"]["error"] is None
     assert "text.jpg" in rows["text.jpg"]["error"]
     assert "0 bytes" in rows["empty.jpg"]["error"]
@@ -95,40 +106,61 @@ def test_encrypted_damaged_and_endless_archives_are_refused_with_the_reason(clas
         rows_of(classifier, zipped(tmp_path / "empty.zip", {"folder/": b""}))
 
 
-def test_the_csv_has_a_column_for_each_diagnosis_and_no_formula_of_a_visitor(classifier, photo, tmp_path):
+def test_archives_that_are_damaged_truncated_or_oddly_compressed_are_named_as_such(classifier, tmp_path):
+    whole = Path(zipped(tmp_path / "a.zip", {"x.jpg": photos(1)[0]}).source).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "cut.zip"), "cut.zip"))
+    assert row["error"] == "cut.zip is a damaged archive; pack it again."
+    (tmp_path / "self.zip").write_bytes(b"MZ" + bytes(1000) + whole)  # self-extracting
+    (row,) = rows_of(classifier, Photo(str(tmp_path / "self.zip"), "self.zip"))
+    assert (row["name"], row["error"]) == ("x.jpg", None)
+    (tmp_path / "bombs.zip").write_bytes(bz2_bombs(3))
+    started = time.monotonic()
+    rows = rows_of(classifier, Photo(str(tmp_path / "bombs.zip"), "bombs.zip"))
+    assert time.monotonic() - started < 1  # nothing is unpacked
+    assert all("unusual method" in row["error"] for row in rows)
+
+
+def test_what_is_refused_as_too_large_counts_towards_what_may_be_unpacked(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(batches, "MAX_UNPACKED_BYTES", 2_500_000)
+    (tmp_path / "bomb.zip").write_bytes(zip_bomb(3_000_000))
+    rows = rows_of(classifier, *[Photo(str(tmp_path / "bomb.zip"), "bomb.zip")] * 4)
+    assert ["than is allowed" in row["error"] for row in rows] == [True, True, False, False]
+    assert all("is left out: the archives together" in row["error"] for row in rows[2:])
+
+
+def test_the_table_is_sorted_by_suspicion_and_its_csv_has_no_formula_of_a_visitor(classifier, photo, tmp_path):
     (empty := tmp_path / "empty.jpg").touch()
     rows = rows_of(
         classifier,
-        dataclasses.replace(photo, name="=cmd|' /C calc'!A0.jpg"),
         dataclasses.replace(photo, source=str(empty), name="@bad"),
+        dataclasses.replace(photo, name="=cmd|' /C calc'!A0.jpg"),
     )
-    first, second = csv.DictReader(io.StringIO(batches.to_csv(rows, classifier)))
+    table = batches.table(classifier, rows)
+    assert (table["notice"], table["provenance"]) == (classifier.notice, classifier.provenance)
+    first, second = csv.DictReader(io.StringIO(table["csv"]))
     assert {name: first[name] or None for name in classifier.provenance} == classifier.provenance
     assert first["image"].startswith("'=")
     assert second["image"] == "'@bad"
     assert sum(float(first[code]) for code in classifier.codes) == pytest.approx(1, abs=1e-5)
-    assert first["verdict"] == rows[0]["verdict"]
-    assert first["MEL@95"] in ("True", "False")
-    assert first["abstained"] == "False"
-    assert float(first["malignant_probability"]) == rows[0]["malignant_probability"]
+    assert first["verdict"] == rows[1]["verdict"]
+    assert first["flagged"] == "melanoma"
+    assert (first["MEL@95"], first["abstained"]) == ("True", "False")
+    assert float(first["malignant_probability"]) == rows[1]["malignant_probability"]
     assert second["diagnosis"] == ""
     assert re.match("'@bad .*0 bytes", second["error"])
+    made = [
+        {"name": name, "error": None, "flagged": flagged, "malignant_probability": value}
+        for name, flagged, value in (("nevus", [], 0.11), ("bcc", ["malignancy"], 0.97), ("mel", ["melanoma"], 0.98))
+    ]
+    assert [row["name"] for row in batches.table(classifier, made)["rows"]] == ["mel", "bcc", "nevus"]
 
 
-def test_no_label_of_a_strangers_model_is_a_formula_in_the_csv(tmp_path, photo):
-    model = build_model("test_efficientnet", num_classes=2, size_px=64, pretrained=False)
-    save_model_folder(model, tmp_path, codes=("=1+1", "@SUM(A1)"), lesion={})
-    classifier = LesionClassifier.from_pretrained(tmp_path)
-    table = csv.reader(io.StringIO(batches.to_csv(rows_of(classifier, photo), classifier)))
-    assert not [cell for row in table for cell in row if cell.startswith(("=", "@"))]
-
-
-def test_a_row_can_be_opened_again_and_gives_its_own_photo(classifier, photo, tmp_path):
-    pictures = photos(2)
-    archive = zipped(tmp_path / "a.zip", {"one.jpg": pictures[0], "two.jpg": pictures[1]})
-    rows = rows_of(classifier, photo, archive)
-    for row, data in zip(rows[1:], pictures, strict=True):
-        again = batches.photo_of([photo, archive], row["number"])
-        assert (again.name, again.source) == (row["image"], data)
-    with pytest.raises(ImageError, match="no longer here"):
-        batches.photo_of([photo, archive], 3)
+def test_labels_of_an_untrusted_model_are_no_formula_and_say_nothing_about_malignancy(tmp_path, photo):
+    classifier = LesionClassifier.from_pretrained(untrained_folder(tmp_path / "m", codes=("=1+1", "@SUM(A1)")))
+    rows = rows_of(classifier, photo)
+    assert "malignant_probability" not in rows[0]
+    cells = [cell for row in csv.reader(io.StringIO(batches.table(classifier, rows)["csv"])) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "@"))]
+    assert "malignant_probability" not in cells

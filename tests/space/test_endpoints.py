@@ -1,24 +1,23 @@
-"""The model for programs: gradio_client, curl and MCP, and what they get for what cannot be answered."""
+"""The model over HTTP: gradio_client, curl and the page, and what they get for what cannot be answered."""
 
-import base64
 import hashlib
-import io
 import json
 import re
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import gradio_client
-import numpy as np
-import pages
+import httpx
 import pytest
-import uploads
+import tempfolder
 from PIL import Image
 
+from modeling.classifier import LesionClassifier
 from stress.space_soak import AnswerError, SpaceClient, photos
-from support.space import ROOT, zipped
+from support.space import ROOT, served
+
+PHOTO = {"meta": {"_type": "gradio.FileData"}}
 
 
 def test_gradio_client_gets_typed_answers_from_all_three_endpoints(url, classifier, lesions):
@@ -26,176 +25,187 @@ def test_gradio_client_gets_typed_answers_from_all_three_endpoints(url, classifi
     sent = gradio_client.handle_file(str(lesions[0]))
     expected = classifier.predict(lesions[0])
     answer = client.predict(sent, api_name="/classify")
-    assert answer["diagnosis"] == expected.diagnosis
-    assert answer["provenance"] == expected.provenance
-    assert answer["notice"] == classifier.notice
-    assert answer["verdict"] == expected.verdict
-    assert answer["operating_points"] == expected.operating_points
-    evidence, overlay = client.predict(sent, api_name="/explain")  # no diagnosis is named: that of the answer
-    assert evidence["heat_map_of"] == expected.diagnosis
-    evidence, overlay = client.predict(sent, "mel", api_name="/explain")
-    assert evidence["heat_map_of"] == "MEL"
-    assert np.allclose(evidence["evidence"]["MEL"], classifier.explain(lesions[0]).evidence[2], atol=1e-3)
-    with Image.open(overlay) as picture:
-        assert picture.size == (640, 480)
+    assert (answer["diagnosis"], answer["verdict"]) == (expected.diagnosis, expected.verdict)
+    assert (answer["provenance"], answer["notice"]) == (expected.provenance, classifier.notice)
+    weights = {"BCC": 1, "BKL": 1, "MEL": 1, "NV": 97}
+    assert client.predict(sent, weights, api_name="/classify")["priors"]["NV"] == 0.97
+    evidence, overlay = client.predict(sent, "bkl", api_name="/explain")
+    assert evidence["shown"] == "BKL"
+    with Image.open(overlay) as image:
+        assert (image.format, image.size) == ("JPEG", (640, 480))
     table = client.predict([sent, sent], api_name="/batch")
     assert [row["diagnosis"] for row in table["rows"]] == [expected.diagnosis] * 2
+    assert "thumbnail" not in table["rows"][0]
     assert (table["provenance"], table["notice"]) == (expected.provenance, classifier.notice)
-    info = client.view_api(return_format="dict")["named_endpoints"]
+
+
+def test_each_endpoint_and_each_input_is_described(url):
+    info = gradio_client.Client(url, verbose=False).view_api(return_format="dict")["named_endpoints"]
     assert set(info) == {"/classify", "/explain", "/batch"}
-    assert "not a medical device" in info["/classify"]["description"]
+    for name, endpoint in info.items():
+        assert "not a medical device" in endpoint["description"]
+        described = {one["parameter_name"]: one["python_type"]["description"] for one in endpoint["parameters"]}
+        assert "How common" in described.pop("priors")
+        assert described.pop("diagnosis", "").startswith("Code") == (name == "/explain")
+        (about_files,) = described.values()
+        assert "JPEG" in about_files
+        assert "FileData" not in about_files
 
 
 @pytest.mark.parametrize("name", ["my lesion.jpg", "Muttermal größer.jpg", "a;b,c.jpg"])
-def test_the_curl_lines_of_the_page_work_as_they_stand(url, classifier, tmp_path, lesions, name):
+def test_the_curl_lines_of_the_documentation_work_as_they_are(url, classifier, tmp_path, lesions, name):
     if not shutil.which("curl"):
         pytest.skip("needs curl")
     shutil.copy(lesions[0], tmp_path / name)
-    shown = re.search(r"<h3>curl</h3>\s*<pre[^>]*>(.*?)</pre>", pages.programs(classifier), re.DOTALL)
-    script = shown[1].replace("&#39;", "'").replace("&#34;", '"').replace("http://127.0.0.1:7860", url)
-    script = script.replace("my lesion.jpg", name)
+    script = re.search(r"```bash\n(FILE=.*?)```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    script = script.replace("http://127.0.0.1:7860", url).replace("my lesion.jpg", name)
     output = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
     assert "event: complete" in output
     answer = json.loads(output.partition("data: ")[2])[0]
     assert answer["diagnosis"] == classifier.predict(lesions[0]).diagnosis
 
 
-def test_an_assistant_can_call_the_tools_over_mcp(url, classifier, lesions, tmp_path):
-    anyio = pytest.importorskip("anyio")
-    mcp = pytest.importorskip("mcp")
-    from mcp.client.streamable_http import streamablehttp_client
-
-    def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
-        return f"data:{kind};base64," + base64.b64encode(data).decode()
-
-    expected = classifier.predict(lesions[0])
-    uploaded = SpaceClient(url).upload(lesions[0].read_bytes(), "größer als 3.jpg")["path"]
-    archive = zipped(tmp_path / "two.zip", {file.name: file.read_bytes() for file in lesions[:2]})
-    photo = data_uri(lesions[0].read_bytes())
-
-    async def talk():
-        async with (
-            streamablehttp_client(f"{url}/gradio_api/mcp/") as (reads, writes, _),
-            mcp.ClientSession(reads, writes) as session,
-        ):
-            await session.initialize()
-            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
-            return tools, {
-                "classify": await session.call_tool("classify", {"photo": photo}),
-                "uploaded": await session.call_tool("classify", {"photo": uploaded}),
-                "explain": await session.call_tool("explain", {"photo": photo, "diagnosis": "MEL"}),
-                "batch": await session.call_tool(
-                    "batch", {"photos": [photo, data_uri(Path(archive.source).read_bytes(), "application/zip")]}
-                ),
-                "address": await session.call_tool("classify", {"photo": "http://192.0.2.1/x.jpg"}),
-                "passwd": await session.call_tool("classify", {"photo": "/etc/passwd"}),
-                "nonsense": await session.call_tool("classify", {"photo": "data:image/jpeg;base64,@@@"}),
-                "not ASCII": await session.call_tool("classify", {"photo": "data:image/jpeg;base64,größer"}),
-            }
-
-    tools, told = anyio.run(talk)
-    assert set(tools) == {"classify", "explain", "batch"}
-    for tool in tools.values():
-        assert "Research only" in tool.description
-        assert tool.description.endswith("notice.") or tool.name == "explain"
-    shown = tools["classify"].inputSchema["properties"]["photo"]
-    assert "base64" in shown["description"]
-    assert "http" not in shown["description"].split("Web addresses")[0]
-    for name in ("classify", "uploaded", "explain"):
-        assert not told[name].isError, told[name].content
-        answer = json.loads(told[name].content[0].text)
-        assert answer == told[name].structuredContent
-        assert answer["verdict"] == expected.verdict
-        assert answer["operating_points"] == expected.operating_points
-    (picture,) = [part for part in told["explain"].content if part.type == "image"]
-    with Image.open(io.BytesIO(base64.b64decode(picture.data))) as overlay:
-        assert overlay.size == (640, 480)
-    rows = json.loads(told["batch"].content[0].text)["rows"]
-    assert [row["diagnosis"] for row in rows] == [
-        classifier.predict(file).diagnosis for file in (lesions[0], *lesions[:2])
-    ]
-    refused = {"address": "fetches nothing", "passwd": "two steps", "nonsense": "in base64", "not ASCII": "in base64"}
-    for name, sentence in refused.items():
-        assert told[name].isError
-        assert sentence in told[name].content[0].text
+def test_the_page_and_its_files_are_served_and_nothing_of_gradios(url):
+    page = httpx.get(f"{url}/")
+    assert 'src="page/server.js"' in page.text
+    assert "gradio" not in page.text
+    assert httpx.get(f"{url}/page/server.html").text == page.text
+    for path in (
+        "/page/../app.py",
+        "/page/%2e%2e/app.py",
+        "/page/nothing.js",
+        "/page/figures/x.png",
+        "/page/examples/x.jpg",
+    ):
+        assert httpx.get(f"{url}{path}").status_code == 404
 
 
-def test_what_cannot_be_answered_gets_a_sentence_and_the_page_keeps_working(url):
+def test_the_page_gets_answers_and_rows_as_they_come(url, classifier, lesions):
     client = SpaceClient(url)
+    assert client.call("page_about")[0]["model"]["codes"] == list(classifier.codes)
+    sent = [client.upload(file.read_bytes(), file.name) for file in lesions[:2]]
+    answer = client.lesion(*sent)
+    assert [photo["name"] for photo in answer["photos"]] == [file.name for file in lesions[:2]]
+    ticket = client.start("batch", sent, "equal")
+    with client.http.stream("GET", f"/call/batch/{ticket}") as lines:
+        told = [json.loads(line.removeprefix("data: "))[0] for line in lines.iter_lines() if line.startswith("data: [")]
+    assert [(one["done"], one["total"], one["row"]["name"]) for one in told[:2]] == [
+        (1, 2, lesions[0].name), (2, 2, lesions[1].name),
+    ]  # fmt: skip
+    assert all(one["row"]["thumbnail"].startswith("data:image/jpeg;base64,") for one in told[:2])
+    assert {row["name"] for row in told[-1]["rows"]} == {file.name for file in lesions[:2]}
+
+
+def test_what_cannot_be_answered_gets_a_sentence_and_the_server_goes_on(url, capfd):
+    client = SpaceClient(url)
+    sent = client.upload(photos(1)[0])
     with pytest.raises(AnswerError, match=r"photo\.jpg is not an image"):
         client.classify(b"no picture")
-    with pytest.raises(AnswerError, match="No photo came"):
-        client.call("classify", None)
     with pytest.raises(AnswerError, match=r"no diagnosis 'XYZ'; it has BCC, BKL, MEL, NV"):
         client.explain(photos(1)[0], "xyz")
     with pytest.raises(AnswerError) as error:
-        client.explain(photos(1)[0], "x" * 1_000_000)
+        client.explain(photos(1)[0], "x" * 100_000)
     assert len(str(error.value)) < 200
-    with pytest.raises(AnswerError, match="no photo in what you sent"):
-        client.call("batch", [])
+    for endpoint, data, sentence in (
+        ("classify", [], "No photo came"),
+        ("classify", [None], "No photo came"),
+        ("classify", [sent, "equal", 1], "has 2 inputs, not 3"),
+        ("classify", [sent, "seldom"], "priors must be"),
+        ("classify", [["x"]], "not of the form"),
+        ("classify", [{**PHOTO, "path": ["x"]}], "not of the form"),
+        ("classify", [{**PHOTO, "path": "data:image/jpeg;base64," + "A" * 100_000}], "two steps"),
+        ("classify", [{**PHOTO, "path": "x\0y"}], "two steps|not of the form"),
+        ("explain", [], "No photo came"),
+        ("batch", [[]], "no photo in what you sent"),
+        ("batch", [], "no photo in what you sent"),
+        ("page_answer", [[]], "No photo came"),
+        ("page_answer", [[sent] * 9], "at most 8"),
+    ):
+        with pytest.raises(AnswerError, match=sentence) as error:
+            client.call(endpoint, *data)
+        assert len(str(error.value)) < 200
+    assert client.http.post("/call/nothing", json={"data": []}).status_code == 404
+    assert client.http.post("/queue/join", json={"data": [], "fn_index": 99, "session_hash": "x"}).status_code == 404
+    for upload in ({"data": {"files": "text"}}, {"content": b"x"}, {"files": {"other": b"x"}}):
+        answer = client.http.post("/upload", **upload)
+        assert answer.status_code == 400
+        assert "error" in answer.json()
     assert client.classify(photos(1)[0])["abstained"] is False
+    assert "fault" not in capfd.readouterr().err
 
 
 def test_an_address_in_place_of_a_file_is_refused_in_every_field_and_never_fetched(url, reached_outside):
     client = SpaceClient(url)
-    address = {"path": "http://fetched.example/x.jpg", "meta": {"_type": "gradio.FileData"}}
+    address = {**PHOTO, "path": "http://fetched.example/x.jpg"}
     sent = client.upload(photos(1)[0])
-    for endpoint, data in (
-        ("classify", [address]),
-        ("batch", [[address]]),
-        ("explain", [sent, address]),
-        ("explain", [address, "MEL"]),
-    ):
+    for endpoint, data in (("classify", [address]), ("batch", [[address]]), ("page_answer", [[sent, address]])):
         with pytest.raises(AnswerError, match="fetches nothing"):
             client.call(endpoint, *data)
-    with pytest.raises(AnswerError):
-        client.call("classify", {**address, "is_stream": True})
+    for data in ([{**address, "is_stream": True}], [sent, address], [{**address, "url": "http://fetched.example/y"}]):
+        with pytest.raises(AnswerError):
+            client.call("classify", *data)
     assert "fetched.example" not in reached_outside
 
 
 def test_files_of_the_server_are_neither_read_nor_served_and_no_path_of_it_is_told(url, folder):
     client = SpaceClient(url)
     for path in ("/etc/passwd", str(ROOT / "space" / "app.py"), str(folder / "config.json"), "../../etc/passwd"):
-        with pytest.raises(AnswerError, match="sent to /upload first") as error:
-            client.call("classify", {"path": path, "meta": {"_type": "gradio.FileData"}})
+        with pytest.raises(AnswerError, match="two steps") as error:
+            client.call("classify", {**PHOTO, "path": path})
         assert str(Path.cwd()) not in str(error.value)
         assert client.http.get(f"/file={path}").status_code in (403, 404)
-    for route in ("/deep_link?session_hash=x", "/proxy=http://example.com", "/file=http://example.com", "/vibe-code"):
-        assert client.http.get(route).status_code == 404
 
 
 def test_an_upload_that_is_gone_is_explained_as_such(url):
     client = SpaceClient(url)
     sent = client.upload(photos(1)[0], "mole.jpg")
     Path(sent["path"]).unlink()
-    with pytest.raises(AnswerError, match=r"deleted after five minutes\. Send it again"):
+    with pytest.raises(
+        AnswerError, match=r"mole\.jpg is no longer here: .* deleted after five minutes\. Send it again"
+    ):
         client.call("classify", sent)
 
 
-def test_the_same_photo_sent_twice_lies_in_two_folders_that_nobody_can_guess(url):
-    folders = {Path(SpaceClient(url).upload(photos(1)[0])["path"]).parent.name for _ in range(3)}
-    assert len(folders) == 3
-    assert all(len(name) == 32 for name in folders)
-    digest = hashlib.sha256(photos(1)[0]).hexdigest()
-    assert digest not in folders
-
-
-def test_the_overlay_lies_in_a_folder_of_its_own(url):
+def test_uploads_and_overlays_are_in_folders_that_nobody_can_guess(url):
     client = SpaceClient(url)
-    sent = client.upload(photos(1)[0])
-    paths = {client.call("explain", sent, "")[1]["path"] for _ in range(2)}
-    assert len({Path(path).parent.name for path in paths}) == 2
+    sent = [client.upload(photos(1)[0]) for _ in range(3)]
+    overlays = [client.call("explain", sent[0])[1] for _ in range(2)]
+    folders = {Path(one["path"]).parent.name for one in (*sent, *overlays)}
+    assert len(folders) == 5
+    assert hashlib.sha256(photos(1)[0]).hexdigest() not in folders
+    assert all(Path(one["path"]).is_relative_to(tempfolder.upload_folder()) for one in sent)
 
 
-def test_too_large_messages_are_refused_before_they_are_read(url):
+def test_an_answer_that_was_fetched_or_never_asked_for_is_not_waited_for(url):
     client = SpaceClient(url)
-    headers = {"Content-Type": "application/json", "Content-Length": str(uploads.MAX_MESSAGE_BYTES + 1)}
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        connection.sendall(f"POST /gradio_api/call/classify HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
-        assert b" 413 " in connection.recv(200)
-    endless = (b"x" * 1_000_000 for _ in range(60))  # no length is announced
-    assert client.http.post("/call/classify", content=endless).status_code in (400, 413)
+    ticket = client.start("classify", client.upload(photos(1)[0]))
+    assert "event: complete" in client.http.get(f"/call/classify/{ticket}").text
+    for gone in (ticket, "0" * 32):
+        answer = client.http.get(f"/call/classify/{gone}")
+        assert answer.status_code == 404
+        assert "has been fetched" in answer.json()["error"]
+
+
+def test_fifty_photographs_get_the_answers_of_the_predictor(real_data, folder):
+    files = sorted((real_data / "originals").glob("*.jpg"))[:50]
+    classifier = LesionClassifier.from_pretrained(folder, device="cpu")
+    with served(classifier) as url:
+        client = SpaceClient(url)
+        sent = [client.upload(file.read_bytes(), file.name) for file in files]
+        rows = {row["name"]: row for row in client.call("batch", sent)[0]["rows"]}
+        for file, one in list(zip(files, sent, strict=True))[:5]:
+            answer = client.lesion(one)
+            assert answer["verdict"] == rows[file.name]["verdict"]
+            assert answer["probabilities"] == rows[file.name]["probabilities"]
+    assert len(rows) == 50
+    for file in files:
+        expected = classifier.predict(file)
+        row = rows[file.name]
+        assert row["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+        told = (row["diagnosis"], row["verdict"], row["flagged"], row["abstained"], row["operating_points"])
+        assert told == (
+            expected.diagnosis, expected.verdict, list(expected.flagged), expected.abstained, expected.operating_points,
+        )  # fmt: skip
 
 
 def test_every_file_of_the_hostile_corpus_is_answered_or_refused_with_a_sentence(url, tmp_path):
@@ -206,7 +216,7 @@ def test_every_file_of_the_hostile_corpus_is_answered_or_refused_with_a_sentence
     for start in range(0, len(files), 100):
         part = files[start : start + 100]
         sent = [client.upload(file.path.read_bytes(), f"{start + number}.bin") for number, file in enumerate(part)]
-        rows = client.call("batch", sent)[0]["rows"]
+        rows = sorted(client.call("batch", sent)[0]["rows"], key=lambda row: row["number"])
         for file, row in zip(part, rows, strict=True):
             assert (row["error"] is None) == (file.expected == "reads"), f"{file.path.name}: {row}"
-            assert row["error"] is None or row["image"].split(".")[0] in row["error"]
+            assert row["error"] is None or row["name"].split(".")[0] in row["error"]

@@ -22,6 +22,7 @@ from modeling.data.demo import draw_lesion
 from modeling.labels import REFERENCE_CODES
 from modeling.network import build_model, save_model_folder
 from modeling.operating_points import OperatingPoint
+from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -99,7 +100,7 @@ def served(classifier: LesionClassifier) -> Iterator[str]:
     """Serve a model's page in this process, and give its address."""
     visitors = Visitors()
     demo = app.build_demo(lambda: classifier, visitors)
-    address = serving.launch(demo, lambda: classifier, visitors, requests_per_minute=100_000)
+    address = serving.launch(demo, lambda: classifier, visitors, port=free_port(), requests_per_minute=100_000)
     try:
         yield address
     finally:

@@ -1,0 +1,108 @@
+"""Facts about the model: numbers, figures and examples of its folder, which may be untrusted."""
+
+import dataclasses
+import json
+import shutil
+
+import about
+import pytest
+from PIL import Image
+
+from modeling.classifier import LesionClassifier
+from support.hub import HubServer
+
+
+def test_the_page_is_told_names_limits_and_notice(classifier):
+    told = about.about(classifier)
+    assert told["model"]["names"]["MEL"] == "melanoma"
+    assert told["model"]["codes"] == list(classifier.codes)
+    assert told["model"]["notice"] == classifier.notice
+    assert not told["model"]["from_cache"]
+    assert told["limits"] == {"photos": 8, "files": 200, "file_bytes": 100_000_000}
+    assert (told["metrics"], told["figures"], told["examples"]) == (None, [], [])
+    assert "published without metrics.json" in told["metrics_problem"]
+
+
+def test_a_model_from_an_earlier_download_does_not_wait_for_the_hub_to_show_its_numbers(tmp_path, folder, monkeypatch):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path)
+        hub.add_repo("me/lesions", folder)
+        hub.add_repo("me/lesions", {**hub.repo("me/lesions").files(), "metrics.json": b"{}"})
+        downloaded = LesionClassifier.from_pretrained("me/lesions")
+        downloaded.source = dataclasses.replace(downloaded.source, from_cache=True)
+        hub.log.clear()
+        told = about.about(downloaded)
+    assert told["model"]["from_cache"]
+    assert "metrics.json of me/lesions could not be downloaded" in told["metrics_problem"]
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["null", "[]", '"text"', "{}", "[" * 100_000, '{"schema_version": 3}', '{"schema_version": 3, "figures": {}}'],
+)
+def test_untrusted_numbers_break_nothing(folder, tmp_path, content, capsys):
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "metrics.json").write_text(content)
+    told = about.about(LesionClassifier.from_pretrained(model))
+    assert told["metrics"] is None
+    assert "cannot be shown" in told["metrics_problem"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_figures_are_served_if_metrics_json_lists_them_up_to_a_size_and_no_links_are_followed(
+    folder, tmp_path, monkeypatch
+):
+    model, name = shutil.copytree(folder, tmp_path / "model"), "roc.png"
+    classifier = LesionClassifier.from_pretrained(model)
+    figures = [{"file": name, "title": "ROC", "caption": "A curve.", "alt": "A curve."}]
+    monkeypatch.setattr(about, "numbers", lambda classifier: ({"figures": figures}, None))
+    assert about.about(classifier)["figures"] == [{**figures[0], "src": f"page/figures/{name}"}]
+    path = model / "figures" / name
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+    assert about.figure_path(classifier, name) == path
+    Image.new("RGB", (4, 4)).save(model / "figures" / "other.png")
+    for other in ("other.png", "../config.json", "../../secret.png"):
+        assert about.figure_path(classifier, other) is None
+    monkeypatch.setattr(about, "MAX_FIGURE_BYTES", path.stat().st_size - 1)
+    assert about.figure_path(classifier, name) is None
+    monkeypatch.setattr(about, "MAX_FIGURE_BYTES", 5_000_000)
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    path.unlink()
+    path.symlink_to(tmp_path / "secret.png")
+    assert not served(lambda: about.figure_path(classifier, name))
+
+
+def served(find) -> bool:
+    """True if a file is found; a ValueError is a refusal."""
+    try:
+        return find() is not None
+    except ValueError:
+        return False
+
+
+def test_examples_are_listed_with_what_they_show_and_only_plain_names_of_the_model_are_served(folder, tmp_path, capsys):
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "examples").mkdir()
+    Image.new("RGB", (64, 48)).save(model / "examples" / "1_MEL.jpg")
+    Image.new("RGB", (64, 48)).save(model / "examples" / "2_no_lesion.jpg")
+    listed = [{"file": "1_MEL.jpg", "diagnosis": "MEL"}, {"file": "2_no_lesion.jpg", "diagnosis": None}]
+    content = {"examples": listed, "license": "CC0", "attribution": "me"}
+    (model / "examples" / "examples.json").write_text(json.dumps(content))
+    classifier = LesionClassifier.from_pretrained(model)
+    told = about.about(classifier)
+    assert told["examples"] == [
+        {"name": "1_MEL.jpg", "about": "melanoma", "src": "page/examples/1_MEL.jpg"},
+        {"name": "2_no_lesion.jpg", "about": "not a lesion", "src": "page/examples/2_no_lesion.jpg"},
+    ]
+    assert told["examples_source"] == "me CC0"
+    assert about.example_path(classifier, "1_MEL.jpg") == model / "examples" / "1_MEL.jpg"
+    for name in ("../config.json", "examples.json", "..", "3.jpg", "1_MEL.jpg\n"):
+        assert about.example_path(classifier, name) is None
+    (model / "examples" / "secret.jpg").symlink_to("/etc/passwd")
+    assert not served(lambda: about.example_path(classifier, "secret.jpg"))
+    for damaged in ([{"file": "../config.json", "diagnosis": "MEL"}], [{"file": "1_MEL.jpg"}], [3], {}, "x"):
+        (model / "examples" / "examples.json").write_text(json.dumps({"examples": damaged}))
+        assert about.about(classifier)["examples"] == []
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""Fairness between visitors."""
+
+import threading
+import time
+
+import pytest
+import visitors
+from visitors import BusyError, Visitors
+
+
+def test_visitors_take_turns_whatever_one_of_them_has_waiting():
+    found, order = Visitors(at_once=1), []
+    first_is_in, go = threading.Event(), threading.Event()
+
+    def one(visitor: str, number: int) -> None:
+        with found.turn(visitor):
+            first_is_in.set()
+            go.wait(10)
+            order.append((visitor, number))
+
+    threads = []
+    for visitor, number in [("greedy", number) for number in range(5)] + [("b", 0), ("c", 0), ("b", 1)]:
+        thread = threading.Thread(target=one, args=(visitor, number))
+        thread.start()
+        threads.append(thread)
+        first_is_in.wait(10)
+        time.sleep(0.05)  # so that they come in this order
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    # Of the greedy visitor one is in and one was next when the others came.
+    assert order.index(("b", 0)) <= 2
+    assert order.index(("c", 0)) <= 3
+    assert order.index(("b", 1)) < order.index(("greedy", 4))
+    assert len(order) == 8
+
+
+def test_no_more_than_so_many_photos_are_read_at_once():
+    found, now, most = Visitors(at_once=2), [], []
+
+    def one(visitor: str) -> None:
+        for _ in range(5):
+            with found.turn(visitor):
+                now.append(visitor)
+                most.append(len(now))
+                time.sleep(0.002)
+                now.remove(visitor)
+
+    threads = [threading.Thread(target=one, args=(f"{number}",)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert max(most) == 2
+
+
+def test_requests_of_one_visitor_and_of_all_are_bounded(monkeypatch):
+    monkeypatch.setattr(visitors, "MAX_EACH", 2)
+    monkeypatch.setattr(visitors, "MAX_ALL", 3)
+    found = Visitors()
+    with found.asking("a"), found.asking("a"):
+        with pytest.raises(BusyError), found.asking("a"):
+            pass
+        with found.asking("b"), pytest.raises(BusyError), found.asking("c"):
+            pass
+    with found.asking("a"), found.asking("a"):
+        pass
+
+
+def test_work_stops_soon_after_nobody_waits_for_it(monkeypatch):
+    monkeypatch.setattr(visitors, "GONE_AFTER_S", 0.1)
+    found, done = Visitors(), []
+
+    def work():
+        for number in range(100):
+            done.append(number)
+            time.sleep(0.03)
+            yield number
+
+    with found.listening("session"):
+        steps = found.while_waited(work(), "session")
+        assert [next(steps) for _ in range(6)] == list(range(6))
+    with pytest.raises(BusyError, match="Nobody waits"):
+        list(steps)
+    assert len(done) < 10
+    with pytest.raises(BusyError, match="Nobody waits"):
+        list(found.while_waited(work(), "never listened to"))
