@@ -1,9 +1,9 @@
-"""Which OOD score tells other images from those of test? AUROC of each score, each kind of image and each model.
+"""Out-of-distribution (OOD) scores compared: AUROC of each score against test, for each kind of image and each model.
 
     python benchmarks/abstention.py MODEL... --data_dir DIR
 
-Everything is fitted on val of the model's own splits. `modeling.evaluation.ood.CHOSEN_ON` chooses, the other kinds are
-only reported: generated ones, diagnoses that the model does not know, and the folders given by --photographs.
+Every score is fitted on val of the model's own splits. The kinds are generated images, diagnoses that the model does not
+know, and the folders given by --photographs. All were seen while the score of `modeling.abstention` was designed.
 """
 
 import argparse
@@ -12,21 +12,23 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import logsumexp, softmax
+from side_by_side import write
 from sklearn.metrics import roc_auc_score
 
 from modeling.classifier import LesionClassifier
 from modeling.data.sources import load_images
 from modeling.data.splits import load_splits
-from modeling.evaluation.context import StoredImages, classify_images, metadata_table
-from modeling.evaluation.ood import CHOSEN_ON, FAR_KINDS, far_images
+from modeling.evaluation.context import Context
+from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.images import decode_image
+from modeling.inference import Outputs
 
 N_EACH = 100
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # logits (N, C), features (N, D) → (N,), higher is further away
 
 
 def scores_fitted_on(logits: np.ndarray, features: np.ndarray, labels: np.ndarray) -> dict[str, Score]:
-    """Return every score that is compared, fitted on val."""
+    """Return the scores that are compared, fitted on val."""
     found: dict[str, Score] = {
         "energy": lambda z, f: -logsumexp(z, axis=1),
         "maximum probability": lambda z, f: -softmax(z, axis=1).max(axis=1),
@@ -46,7 +48,7 @@ def scores_fitted_on(logits: np.ndarray, features: np.ndarray, labels: np.ndarra
         distance = off_plane(known, 16, scale)
         found[f"residual 16{name}"] = lambda z, f, distance=distance: distance(f)
         weight = abs(logits.max(axis=1).mean()) / distance(features).mean()
-        for factor in (1, 2, 4):
+        for factor in (1, 2, 3, 4):
             found[f"ViM 16, distance x {factor}{name}"] = lambda z, f, a=factor * weight, distance=distance: (
                 a * distance(f) - logsumexp(z, axis=1)
             )
@@ -96,33 +98,39 @@ def off_plane(known: np.ndarray, n_directions: int, scale: Callable) -> Callable
     return distance
 
 
-def compare(model: str, data_dir: str | None, photographs: list[str]) -> None:
-    """Print the table of one model."""
+def compare(model: str, data_dir: str | None, photographs: list[str]) -> dict[str, object]:
+    """Print the table of one model and return it."""
     classifier = LesionClassifier.from_pretrained(model)
     dataset = load_images(str(classifier.lesion["dataset"]), data_dir=data_dir).dataset
-    table, splits = metadata_table(dataset), load_splits(Path(model) / "splits.csv")
-    images = StoredImages(dataset, table)
-    names = {split: splits["image_id"][splits["split"] == split] for split in ("val", "test")}
-    val, test = (classify_images(classifier, images.load(names[split])) for split in ("val", "test"))
-    kinds = {kind: far_images(kind, N_EACH) for kind in sorted(FAR_KINDS, key=lambda kind: kind not in CHOSEN_ON)}
-    for code in sorted(set(table["label"]) - set(classifier.codes)):
-        kinds[code] = images.load(table["image_id"][table["label"] == code][:N_EACH])
-    for folder in photographs:
-        kinds[Path(folder).name] = [decode_image(path) for path in sorted(Path(folder).iterdir())]
-    outside = {kind: classify_images(classifier, shown) for kind, shown in kinds.items()}
-    labels = np.array([classifier.codes.index(code) for code in table["label"].loc[names["val"]]])
-    print(
-        f"\n{model}, {classifier.architecture}, val {len(labels)}, test {len(names['test'])}; chosen on {', '.join(CHOSEN_ON)}"
-    )
+    context = Context(classifier, dataset, load_splits(Path(model) / "splits.csv"))
+    kinds = {kind: far_images(kind, N_EACH) for kind in FAR_KINDS}
+    kinds |= {
+        Path(folder).name: [decode_image(path) for path in sorted(Path(folder).iterdir())] for folder in photographs
+    }
+    outside = {code: split.outputs for code, split in context.other_diagnoses.items()}
+    for kind, images in kinds.items():
+        ids = np.array([f"{number}" for number in range(len(images))])
+        outside[kind] = context.split_of(images, ids.tolist(), [-1] * len(ids), ids).outputs
+
+    def values_of(score: Score, outputs: Outputs) -> np.ndarray:
+        return score(outputs.logits.astype(np.float64), outputs.features.astype(np.float64))
+
+    val, test = context.val.outputs, context.test.outputs
+    about = f"{classifier.architecture}, run {classifier.lesion.get('run_id')}"
+    print(f"\n{about}, val {len(val.labels)}, test {len(test.labels)}")
     print(f"| score | {' | '.join(outside)} |\n|---|{'---|' * len(outside)}")
-    for name, score in scores_fitted_on(*(part.astype(np.float64) for part in val), labels).items():
-        inside = score(*(part.astype(np.float64) for part in test))
-        aurocs = []
-        for answers in outside.values():
-            other = score(*(part.astype(np.float64) for part in answers))
+    aurocs: dict[str, dict[str, float]] = {}
+    scores = scores_fitted_on(val.logits.astype(np.float64), val.features.astype(np.float64), val.labels)
+    for name, score in scores.items():
+        inside = values_of(score, test)
+        aurocs[name] = {}
+        for kind, outputs in outside.items():
+            other = values_of(score, outputs)
             is_outside = np.arange(len(inside) + len(other)) >= len(inside)
-            aurocs.append(roc_auc_score(is_outside, np.concatenate([inside, other])))
-        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in aurocs)} |", flush=True)
+            aurocs[name][kind] = round(float(roc_auc_score(is_outside, np.concatenate([inside, other]))), 4)
+        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in aurocs[name].values())} |", flush=True)
+    counts = {kind: len(outputs.labels) for kind, outputs in outside.items()}
+    return {"model": about, "n_val": len(val.labels), "n_test": len(test.labels), "n_outside": counts, "auroc": aurocs}
 
 
 if __name__ == "__main__":
@@ -131,5 +139,8 @@ if __name__ == "__main__":
     parser.add_argument("--data_dir", help="Local copy of ISIC 2019.")
     parser.add_argument("--photographs", nargs="*", default=[], help="Folders of images that show no lesion.")
     options = parser.parse_args()
-    for model in options.models:
-        compare(model, options.data_dir, options.photographs)
+    write(
+        "abstention",
+        {"models": [compare(model, options.data_dir, options.photographs) for model in options.models]},
+        {},
+    )

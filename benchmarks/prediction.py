@@ -7,8 +7,8 @@ compiled, …      the same through torch.compile with freezing
 onnxruntime, …   `onnx/model.onnx` on ready tensors: the limit of what this package serves with; also with 8-bit weights
 openvino, …      the same file in OpenVINO, where it is installed
 predict, …       LesionClassifier.predict: one JPEG file, and lists of them; with the torch engine for comparison
-explain          LesionClassifier.explain of one image in memory: answer and heat maps of all 8 diagnoses
-space, …         the Space's whole answer for one upload of 1024x768: verdict, all heat maps, pictures and report, without HTTP
+explain          LesionClassifier.explain of one image in memory: prediction and heat maps of all 8 diagnoses
+space, …         the Space's whole answer for one upload of 1024x768, with all heat maps, as JSON text, without HTTP
 decode, …        Pillow's decoding alone
 """
 
@@ -34,7 +34,6 @@ from side_by_side import Row, in_turn, make_model, ratio, show, write
 
 sys.path.append(str(Path(__file__).parents[1] / "space"))
 import answers
-from report import report_html
 
 from modeling.classifier import LesionClassifier
 from modeling.model_folder import ONNX_NAME
@@ -148,13 +147,8 @@ def engine_runs(folder: Path, pixel_values: np.ndarray, *, compile_too: bool) ->
     }
 
 
-def space_answer(classifier: LesionClassifier, upload: answers.Photo) -> str:
-    fields = answers.answer_lesion(classifier, [upload])
-    return json.dumps({**fields, "report_html": report_html(fields)})
-
-
 def serving_runs(folder: Path, files: dict[int, list[Path]]) -> dict[str, Callable[[], float]]:
-    """What a user calls."""
+    """The calls of a user."""
     ours, by_torch = (LesionClassifier.from_pretrained(folder, device="cpu", engine=name) for name in ("onnx", "torch"))
     small, n = files[SIZE_PX], len(files[SIZE_PX])
     some = small[: max(8, n // 4)]
@@ -166,7 +160,9 @@ def serving_runs(folder: Path, files: dict[int, list[Path]]) -> dict[str, Callab
     }
     upload = answers.Photo(str(Path(small[0]).with_name("upload.jpg")), "upload.jpg")
     Image.open(files[1024][0]).resize((1024, 768)).save(upload.source, quality=90)
-    runs["space, upload of 1024x768"] = timed(lambda: [space_answer(ours, upload) for _ in range(8)], 8)
+    runs["space, upload of 1024x768"] = timed(
+        lambda: [json.dumps(answers.answer_lesion(ours, [upload])) for _ in range(8)], 8
+    )
     runs["decode, upload of 1024x768"] = timed(
         lambda: [np.asarray(Image.open(upload.source).convert("RGB")) for _ in range(8)], 8
     )
@@ -201,7 +197,7 @@ def ratios(values: Measured) -> tuple[dict[str, float], int]:
 
 
 def table_rows(values: Measured, figures: dict[str, float], best: int) -> list[Row]:
-    """Return README's table."""
+    """Return the rows of the table in docs/results.md."""
 
     def ms(name: str) -> str:
         return f"{np.median(values[name]):.1f} ms"

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py
 
 Every measurement starts the command as a user would. On a CPU one process already uses all cores, so two cannot be twice as
-fast: what this shows is the cost of sharing the work. Training takes the demo data, 32 images a step in all, and the rate is
+fast: this shows the cost of sharing the work. Training takes the demo data, 32 images a step in all, and the rate is
 that of the second epoch, val included; prediction classifies JPEGs of 600 x 450, the start of the processes left out.
 """
 
@@ -57,13 +57,13 @@ def training_rate(processes: int) -> float:
 
 
 def prediction_rate(processes: int, model: Path, few: Path, images: Path, n_images: int, n_few: int) -> float:
-    """Classify two folders and return the images a second of what the larger has more."""
+    """Classify two folders and return the images a second of the difference between them."""
     spent = []
     for folder in (few, images):
         output = model.with_name("out.csv")
         threads = max(1, (os.cpu_count() or 1) // processes)
         spent.append(classify(model, folder, output, processes=processes, threads=threads)[0])
-        for ending in ("", ".json", ".rows"):
+        for ending in ("", ".json"):
             output.with_name(f"out.csv{ending}").unlink()
     return (n_images - n_few) / (spent[1] - spent[0])
 

@@ -1,11 +1,11 @@
-"""What the benchmarks share: rounds in turn, medians with their spread, ratios within a round, bars, a JSON file.
+"""Shared by the benchmarks: interleaved rounds, medians with their spread, ratios within a round, bars, a JSON file.
 
-Ratios are taken within each round, in an order drawn anew, so other work on the machine weighs on both sides alike.
+Ratios are taken within each round, in a random order, so that other work on the machine weighs on both sides alike.
 
-Threads that wait must sleep. By default OpenMP's spin as long as they are no more than the cores; where other work holds a
-core, one forward of 30 ms then takes up to 1,700 ms. `predict` escapes, since its decoding threads make OpenMP stop spinning:
-a bare limit measured that way came out at half of `predict`'s throughput. So benchmarks set OMP_WAIT_POLICY before torch
-is loaded, and `in_turn` refuses to start without it.
+Waiting threads must sleep. By default OpenMP's threads spin as long as they are no more than the cores; where other work
+holds a core, one forward pass of 30 ms then takes up to 1,700 ms. `predict` is not affected, since its decoding threads make
+OpenMP stop spinning: a limit measured without this setting came out at half of `predict`'s throughput. So benchmarks set
+OMP_WAIT_POLICY before torch is loaded, and `in_turn` refuses to start without it.
 """
 
 import json
@@ -26,7 +26,7 @@ from modeling.network import build_model, save_model_folder
 from modeling.training.onnx_export import export_onnx
 
 RESULTS = Path(__file__).parent / "results"
-README = RESULTS.with_name("README.md")
+PAGE = RESULTS.parents[1] / "docs" / "results.md"
 Row = tuple[str, str, str, bool | None]  # what, the figure, the bar, whether it is met; None without a bar
 
 
@@ -46,7 +46,7 @@ def launched(processes: int) -> list[str]:
 
 
 def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
-    """Call every function once a round, after one round to warm up unless they do so themselves; keep what they return."""
+    """Call every function once a round, after a warm-up round if asked for, and return their values."""
     if os.environ.get("OMP_WAIT_POLICY") != "PASSIVE":
         raise RuntimeError("set OMP_WAIT_POLICY=PASSIVE before torch is imported; see this file's first lines.")
     values: dict[str, list[float]] = {name: [] for name in runs}
@@ -74,27 +74,31 @@ def show(values: Mapping[str, list[float]], unit: str) -> None:
 
 
 def table(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows, also those that were read from JSON, as the table that README shows."""
+    """Return rows, also those read from JSON, as a Markdown table."""
     lines = ["| | figure | bar | |", "|---|---|---|---|"]
     for what, figure, bar, met in rows:
         lines.append(f"| {what} | {figure} | {bar} | {'' if met is None else 'met' if met else '**missed**'} |")
     return "\n".join(lines)
 
 
-def show_in_readme(name: str, rows: Sequence[Row]) -> None:
-    """Put the table below the line of README that names the file, in place of the one that stands there."""
-    mark = f"<!-- results/{name}.json -->\n"
-    before, after = README.read_text(encoding="utf-8").split(mark)
+def show_on_page(name: str, rows: Sequence[Row]) -> None:
+    """Replace the table below the line of docs/results.md that names the file; without such a line, print it."""
+    mark = f"<!-- benchmarks/results/{name}.json -->\n"
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    if mark not in page:
+        print(table(rows))
+        return
+    before, after = page.split(mark)
     rest = after.split("\n\n", 1)[1]
-    README.write_text(f"{before}{mark}{table(rows)}\n\n{rest}", encoding="utf-8")
+    PAGE.write_text(f"{before}{mark}{table(rows)}\n\n{rest}", encoding="utf-8")
 
 
 def write(
     name: str, content: Mapping[str, object], bars: Mapping[str, bool | None], *, rows: Sequence[Row] = ()
 ) -> None:
-    """Print which bars are met (None: not for this machine), write all to results/NAME.json with date and machine.
+    """Print which bars are met (None: not for this machine); write all to results/NAME.json with date and machine.
 
-    Where there are rows, they are README's table of it.
+    Rows are the table of it in docs/results.md.
     """
     print()
     for bar, met in bars.items():
@@ -107,4 +111,4 @@ def write(
     whole = {"date": date.today().isoformat(), "machine": machine, **content, "bars": bars, "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     if rows:
-        show_in_readme(name, rows)
+        show_on_page(name, rows)
