@@ -25,9 +25,6 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-# ---- Numbers -------------------------------------------------------------------------------------------------------
-
-
 class NotMeasured(Section):
     """In place of a section that was not measured."""
 
@@ -69,9 +66,6 @@ class CalibrationError(Section):
 class Sized(Section):
     n_images: Count
     n_lesions: Count
-
-
-# ---- Model and data ------------------------------------------------------------------------------------------------
 
 
 class Model(Section):
@@ -125,9 +119,6 @@ class Data(Section):
     sources: dict[Name, Count]
 
 
-# ---- Scores --------------------------------------------------------------------------------------------------------
-
-
 class DiagnosisScores(Sized):
     """One diagnosis against all others, at equal priors."""
 
@@ -136,7 +127,6 @@ class DiagnosisScores(Sized):
     specificity: Rate
     f1: Rate
     auroc: Rate
-    average_precision: Rate
 
 
 class Scores(Sized):
@@ -149,10 +139,7 @@ class Scores(Sized):
     macro_auroc: Rate
     accuracy_at_equal_priors: Rate
     accuracy: Rate
-    """at the dataset's mix (`model.class_priors`), like the next three"""
-    weighted_precision: Rate
-    weighted_recall: Rate
-    weighted_f1: Rate
+    """at the dataset's mix (`model.class_priors`)"""
     per_class: dict[Name, DiagnosisScores]
     confusion: list[list[Count]]
     """images by true (row) and predicted (column) diagnosis"""
@@ -208,8 +195,6 @@ class Calibration(Section):
 class PointOnTest(Section):
     n_positive_images: Count
     n_positive_lesions: Count
-    n_negative_images: Count
-    n_negative_lesions: Count
     sensitivity: Rate
     specificity: Rate
     prevalence: Fraction
@@ -235,9 +220,6 @@ class OperatingPoint(Section):
 
 class NoOperatingPoint(NotMeasured):
     name: Name
-
-
-# ---- Abstention, baselines, groups -----------------------------------------------------------------------------------
 
 
 class Answered(Section):
@@ -319,9 +301,6 @@ class SuppressedGroup(Sized):
     suppressed: Text
 
 
-# ---- Robustness, heat maps -------------------------------------------------------------------------------------------
-
-
 class Change(Section):
     flip_rate: Rate
     """fraction of predictions that change"""
@@ -356,9 +335,6 @@ class HeatMaps(Sized):
     model: MapScores
     centred_blob: MapScores
     """a Gaussian in the middle of the image, as concentrated as the map"""
-
-
-# ---- Failures, training, figures, external ---------------------------------------------------------------------------
 
 
 class Failure(Section):

@@ -10,7 +10,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from modeling.evaluation.bootstrap import estimate_rate
 from modeling.evaluation.context import METADATA, Context
-from modeling.evaluation.metrics import balanced_accuracy_gain, score_balanced
+from modeling.evaluation.metrics import score_balanced
 from modeling.evaluation.split import Split
 
 UNKNOWN = "unknown"
@@ -65,5 +65,5 @@ def _score(predicted: np.ndarray, test: Split, sees: str) -> dict[str, Any]:
         "sees": sees,
         "balanced_accuracy": score_balanced(predicted, test),
         "accuracy": estimate_rate(predicted == test.labels, test),
-        "model_minus_baseline": balanced_accuracy_gain(test.predicted, predicted, test),
+        "model_minus_baseline": score_balanced(test.predicted, test, minus=predicted),
     }

@@ -131,30 +131,23 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where(denominator != 0, numerator / denominator, np.nan)
 
 
-def replicated_ranking(
-    scores: np.ndarray, is_positive: np.ndarray, bootstrap: Bootstrap
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return AUROC and average precision of scores (N,), each (1 + R,); NaN where there is no positive or no negative."""
+def replicated_auroc(scores: np.ndarray, is_positive: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
+    """Return the AUROC of scores (N,) in the split and each replicate, (1 + R,); NaN without positives or negatives."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf) != 0)  # where a group of tied scores begins
-    tied = len(starts) < len(scores)
     lesions, positive = bootstrap.lesion_index[order], is_positive[order].astype(np.float32)
-    aurocs, average_precisions = [], []
+    aurocs = []
     for draws in np.array_split(bootstrap.draws, max(1, len(bootstrap.draws) * len(scores) // 2_000_000)):
         weights = draws[:, lesions]  # (r, N), best score first
         true_positives = weights * positive
         false_positives = weights - true_positives
-        if tied:
+        if len(starts) < len(scores):
             true_positives = np.add.reduceat(true_positives, starts, axis=1)
             false_positives = np.add.reduceat(false_positives, starts, axis=1)
         # Sums of whole numbers below 2^24 are exact in float32.
         hits = np.cumsum(true_positives, axis=1)
-        alarms = np.cumsum(false_positives, axis=1)
-        n_positive, n_negative = hits[:, -1].astype(np.float64), alarms[:, -1].astype(np.float64)
         # Each negative ranks below all positives above it, and counts half for those tied with it.
         ranked = np.einsum("rg,rg->r", false_positives, hits - true_positives / 2, dtype=np.float64)
-        aurocs.append(ratio(ranked, n_positive * n_negative))
-        precision = np.divide(hits, hits + alarms, out=np.zeros_like(hits), where=hits > 0)
-        average = ratio(np.einsum("rg,rg->r", true_positives, precision, dtype=np.float64), n_positive)
-        average_precisions.append(np.where(n_negative > 0, average, np.nan))
-    return np.concatenate(aurocs), np.concatenate(average_precisions)
+        n_negative = false_positives.sum(axis=1, dtype=np.float64)
+        aurocs.append(ratio(ranked, hits[:, -1] * n_negative))
+    return np.concatenate(aurocs)

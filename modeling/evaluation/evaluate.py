@@ -11,6 +11,7 @@ from modeling.evaluation import external, sections
 from modeling.evaluation.baselines import baselines_section
 from modeling.evaluation.context import Context
 from modeling.evaluation.figures import draw_figures
+from modeling.evaluation.metrics import score_split
 from modeling.evaluation.robustness import robustness_section
 from modeling.evaluation.saliency import heat_maps_section
 from modeling.evaluation.subgroups import score_groups
@@ -35,7 +36,7 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
         "model": sections.model_section(context),
         "data": sections.data_section(context),
         "intervals": sections.intervals_section(),
-        "val": sections.score_split(context.val) if context.val else sections.NO_VAL,
+        "val": score_split(context.val) if context.val else sections.NO_VAL,
         "test": sections.test_section(context),
         "calibration": sections.calibration_section(context),
         "operating_points": sections.operating_points_section(context),

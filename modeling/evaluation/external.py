@@ -191,7 +191,7 @@ def score_challenge(context: Context) -> dict[str, Any]:
 
 def _challenge_answers(context: Context, split: Split) -> np.ndarray:
     """Return the class that is answered to each image, (N,) of str."""
-    answers = np.array(split.codes, dtype=object)[split.predicted]
+    answers: np.ndarray = np.array(split.codes, dtype=object)[split.predicted]
     answers[~np.isin(answers, CODES)] = UNKNOWN_CLASS  # a diagnosis that the challenge has no class for
     rule = context.classifier.abstention
     if rule is not None and split.outputs is not None:

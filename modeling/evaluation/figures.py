@@ -22,7 +22,7 @@ from modeling.operating_points import operating_targets, target_probability
 
 SIZE_INCHES, DPI = (3.9, 3.6), 200
 GREY = "#777777"  # contrast of 4.2 or more with white and with a dark page
-STYLE = {
+STYLE: Any = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -147,7 +147,9 @@ def _ood(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, 
         orientation="horizontal",
         whis=(5, 95),
         showfliers=False,
-        **{f"{part}props": {"color": GREY} for part in ("box", "whisker", "cap")},
+        boxprops={"color": GREY},
+        whiskerprops={"color": GREY},
+        capprops={"color": GREY},
     )
     axes.set_yticks(range(1, len(scores) + 1), list(scores)[::-1])
     axes.axvline(rule["threshold"], color="#d62728", linestyle="--", label="abstains above")

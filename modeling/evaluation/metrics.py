@@ -23,20 +23,18 @@ from modeling.evaluation.bootstrap import (
     estimate_rate,
     not_estimable,
     ratio,
-    replicated_ranking,
-    with_exact_bound,
+    replicated_auroc,
 )
 from modeling.evaluation.split import Split
 from modeling.operating_points import OperatingPoint
 
-AT_MIX = ("accuracy", "weighted_precision", "weighted_recall", "weighted_f1")
 MAX_BINS = 15
 MIN_IMAGES_PER_BIN = 20
 # Cases per 100 in an unselected population; an illustration, not a measured rate.
 ASSUMED_PREVALENCE = 0.02
 
 
-class LesionMetrics(evaluate.Metric):
+class LesionMetrics(evaluate.Metric):  # type: ignore[misc]  # the library has no types
     """Balanced accuracy, accuracy and macro F1 of an epoch, as an `evaluate` metric that works offline."""
 
     def __init__(self, codes: Sequence[str], **kwargs: Any) -> None:
@@ -78,117 +76,77 @@ def epoch_scorer(codes: Sequence[str]) -> Callable[[np.ndarray, np.ndarray], dic
 
 def score_split(split: Split) -> dict[str, Any]:
     """Return the headline scores, the scores of each diagnosis, and the confusion matrix of a split."""
-    bootstrap, n_classes = split.bootstrap, len(split.codes)
-    plain, at_mix = (
-        replicated_confusion(predicted, split.labels, n_classes, bootstrap)
-        for predicted in (split.predicted, split.predicted_at_mix)
-    )
-    numbers, numbers_at_mix = (_from_confusion(confusion, split.present) for confusion in (plain, at_mix))
-    rankings = [
-        replicated_ranking(split.probs[:, label], split.labels == label, bootstrap) for label in range(n_classes)
+    confusion = replicated_confusion(split.predicted, split)
+    numbers = _from_confusion(confusion, split.present)
+    aurocs = [
+        replicated_auroc(split.probs[:, label], split.labels == label, split.bootstrap) for label in split.present
     ]
-    for place, name in enumerate(("auroc", "average_precision")):
-        numbers[name] = np.stack([ranking[place] for ranking in rankings], axis=1)  # (1 + R, C)
-    aurocs = numbers["auroc"]
-    headline = {
-        "balanced_accuracy": numbers["balanced_accuracy"],
-        "macro_f1": numbers["macro_f1"],
-        # Over the diagnoses that the split has, like balanced accuracy; a replicate that lacks one of them has none.
-        "macro_auroc": aurocs[:, np.isfinite(aurocs[0])].mean(axis=1)
-        if np.isfinite(aurocs[0]).any()
-        else np.full(len(aurocs), np.nan),
-        "accuracy_at_equal_priors": numbers["accuracy"],
-        **{name: numbers_at_mix[name] for name in AT_MIX},
-    }
-    reason = f"all images show {split.codes[split.present[0]]}" if len(split.present) == 1 else "no image"
-    scores = {name: estimate(values, split.n_lesions, reason=reason) for name, values in headline.items()}
-    for name in ("accuracy", "accuracy_at_equal_priors", "weighted_recall"):
-        scores[name] = with_exact_bound(scores[name], split.n_lesions)
+    # A replicate that lacks one of the split's diagnoses has no average.
+    numbers["macro_auroc"] = np.mean(aurocs, axis=0)
+    reason = f"all images show {split.codes[split.present[0]]}"
     return {
         "n_images": len(split),
         "n_lesions": split.n_lesions,
         "diagnoses": [split.codes[label] for label in split.present],
-        **scores,
+        **{
+            name: estimate(numbers[name], split.n_lesions, reason=reason)
+            for name in ("balanced_accuracy", "macro_f1", "macro_auroc")
+        },
+        "accuracy_at_equal_priors": estimate_rate(split.predicted == split.labels, split),
+        "accuracy": estimate_rate(split.predicted_at_mix == split.labels, split),
         "per_class": {code: _score_diagnosis(split, code, numbers) for code in split.codes},
-        "confusion": plain[0].astype(int).tolist(),
+        "confusion": confusion[0].astype(int).tolist(),
     }
 
 
 def _score_diagnosis(split: Split, code: str, numbers: dict[str, np.ndarray]) -> dict[str, Any]:
     label = split.label_of[code]
     shown, predicted = split.labels == label, split.predicted == label
-    no_image = f"no image of {code} in this split"
-    both_sides = no_image if not shown.any() else f"every image shows {code}"
-    # The images that a number rests on, and the reason to give when there are none.
-    basis = {
-        "precision": (predicted, f"no image was predicted {code}"),
-        "recall": (shown, no_image),
-        "specificity": (~shown, f"every image shows {code}"),
-        "f1": (shown, no_image),
-        "auroc": (shown, both_sides),
-        "average_precision": (shown, both_sides),
+    no_image, everywhere = f"no image of {code} in this split", f"every image shows {code}"
+    auroc = replicated_auroc(split.probs[:, label], shown, split.bootstrap)
+    n_lesions = split.bootstrap.count(shown)
+    return {
+        "n_images": int(shown.sum()),
+        "n_lesions": n_lesions,
+        "precision": estimate_rate(shown, split, among=predicted, reason=f"no image was predicted {code}"),
+        "recall": estimate_rate(predicted, split, among=shown, reason=no_image),
+        "specificity": estimate_rate(~predicted, split, among=~shown, reason=everywhere),
+        "f1": estimate(numbers["f1"][:, label], n_lesions, reason=no_image),
+        "auroc": estimate(auroc, n_lesions, reason=everywhere if shown.all() else no_image),
     }
-    scores: dict[str, Any] = {"n_images": int(shown.sum()), "n_lesions": split.bootstrap.count(shown)}
-    for name, (images, reason) in basis.items():
-        n_lesions = split.bootstrap.count(images)
-        score = estimate(numbers[name][:, label], n_lesions, reason=reason)
-        is_rate = name in ("precision", "recall", "specificity")
-        scores[name] = with_exact_bound(score, n_lesions) if is_rate else score
-    return scores
 
 
-def replicated_confusion(predicted: np.ndarray, labels: np.ndarray, n_classes: int, bootstrap: Bootstrap) -> np.ndarray:
+def replicated_confusion(predicted: np.ndarray, split: Split) -> np.ndarray:
     """Return the confusion matrices of the split and every replicate, rows true, float64 (1 + R, C, C)."""
+    n, bootstrap = len(split.codes), split.bootstrap
     cells = np.bincount(
-        bootstrap.lesion_index * n_classes**2 + labels * n_classes + predicted,
-        minlength=bootstrap.n_lesions * n_classes**2,
-    ).reshape(bootstrap.n_lesions, n_classes**2)
-    return (bootstrap.draws.astype(np.float64) @ cells).reshape(-1, n_classes, n_classes)
+        bootstrap.lesion_index * n**2 + split.labels * n + predicted, minlength=bootstrap.n_lesions * n**2
+    ).reshape(bootstrap.n_lesions, n**2)
+    return (bootstrap.draws.astype(np.float64) @ cells).reshape(-1, n, n)
 
 
 def _from_confusion(confusion: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute the scores that follow from confusion matrices (R, C, C): (R,), or (R, C) by diagnosis; NaN where undefined.
+    """Compute F1 (R, C), and balanced accuracy and macro F1 (R,), of confusion matrices (R, C, C); NaN where undefined.
 
-    Averages are over the diagnoses that are `present` in the split; one alone has none.
+    The averages are over the diagnoses that are `present` in the split; one alone has none.
     """
     hits = np.diagonal(confusion, axis1=1, axis2=2)  # (R, C)
-    support, predicted, total = confusion.sum(axis=2), confusion.sum(axis=1), confusion.sum(axis=(1, 2))
-    recall, precision = ratio(hits, support), ratio(hits, predicted)
+    support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
     f1 = np.where(support > 0, ratio(2 * hits, support + predicted), np.nan)
-    weight = support / total[:, None]
-    undefined = np.full(len(total), np.nan)
+    undefined = np.nan if len(present) < 2 else 0
     return {
-        "recall": recall,
-        "precision": precision,
         "f1": f1,
-        "specificity": 1 - ratio(predicted - hits, total[:, None] - support),
-        "accuracy": hits.sum(axis=1) / total,
-        "balanced_accuracy": recall[:, present].mean(axis=1) if len(present) > 1 else undefined,
-        "macro_f1": f1[:, present].mean(axis=1) if len(present) > 1 else undefined,
-        "weighted_precision": (weight * np.nan_to_num(precision)).sum(axis=1),
-        "weighted_recall": (weight * np.nan_to_num(recall)).sum(axis=1),
-        "weighted_f1": (weight * np.nan_to_num(f1)).sum(axis=1),
+        "balanced_accuracy": ratio(hits, support)[:, present].mean(axis=1) + undefined,
+        "macro_f1": f1[:, present].mean(axis=1) + undefined,
     }
 
 
-def score_balanced(predicted: np.ndarray, split: Split) -> Estimate:
-    """Return the balanced accuracy of predictions (N,) over the diagnoses that a split has."""
-    return _estimate_balanced(split, _replicated_balanced(predicted, split))
-
-
-def balanced_accuracy_gain(predicted: np.ndarray, other: np.ndarray, split: Split) -> Estimate:
-    """Return the difference in balanced accuracy between two sets of predictions (N,) for the same images."""
-    return _estimate_balanced(split, _replicated_balanced(predicted, split) - _replicated_balanced(other, split))
-
-
-def _replicated_balanced(predicted: np.ndarray, split: Split) -> np.ndarray:
-    confusion = replicated_confusion(predicted, split.labels, len(split.codes), split.bootstrap)
-    return _from_confusion(confusion, split.present)["balanced_accuracy"]
-
-
-def _estimate_balanced(split: Split, numbers: np.ndarray) -> Estimate:
-    shown = [split.codes[label] for label in split.present]
-    return estimate(numbers, split.n_lesions, reason=f"all images show {shown[0]}" if shown else "no image")
+def score_balanced(predicted: np.ndarray, split: Split, *, minus: np.ndarray | None = None) -> Estimate:
+    """Return the balanced accuracy of predictions (N,) over the diagnoses that a split has, or its gain over others'."""
+    numbers = _from_confusion(replicated_confusion(predicted, split), split.present)["balanced_accuracy"]
+    if minus is not None:
+        numbers = numbers - _from_confusion(replicated_confusion(minus, split), split.present)["balanced_accuracy"]
+    return estimate(numbers, split.n_lesions, reason=f"all images show {split.codes[split.present[0]]}")
 
 
 # ---- Calibration ---------------------------------------------------------------------------------------------------
@@ -300,8 +258,6 @@ def score_operating_point(point: OperatingPoint, split: Split) -> dict[str, Any]
     return {
         "n_positive_images": int(is_positive.sum()),
         "n_positive_lesions": split.bootstrap.count(is_positive),
-        "n_negative_images": int((~is_positive).sum()),
-        "n_negative_lesions": split.bootstrap.count(~is_positive),
         "sensitivity": estimate_rate(reached, split, among=is_positive, reason=f"no image of {named}"),
         "specificity": estimate_rate(~reached, split, among=~is_positive, reason=f"every image shows {named}"),
         "prevalence": ASSUMED_PREVALENCE,

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from modeling.data.artefacts import draw_ink, draw_ruler, draw_vignette
 from modeling.evaluation.bootstrap import estimate_rate
 from modeling.evaluation.context import Context, track
-from modeling.evaluation.metrics import balanced_accuracy_gain, score_balanced
+from modeling.evaluation.metrics import score_balanced
 from modeling.evaluation.split import Split
 from modeling.inference import run_images
 from modeling.prediction import Prediction
@@ -111,5 +111,5 @@ def score_change(changed: np.ndarray, split: Split) -> dict[str, Any]:
     return {
         "flip_rate": estimate_rate(changed != split.predicted, split),
         "balanced_accuracy": score_balanced(changed, split),
-        "balanced_accuracy_gain": balanced_accuracy_gain(changed, split.predicted, split),
+        "balanced_accuracy_gain": score_balanced(changed, split, minus=split.predicted),
     }

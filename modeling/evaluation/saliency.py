@@ -112,4 +112,5 @@ def centred_blob(heat: np.ndarray) -> np.ndarray:
         reached = np.prod([side.sum() ** 2 / (side**2).sum() / side.size for side in sides(width)])
         narrow, wide = (width, wide) if reached < area else (narrow, width)
     y, x = sides(width)
-    return (y[:, None] * x[None, :]).astype(np.float32)
+    blob: np.ndarray = (y[:, None] * x[None, :]).astype(np.float32)
+    return blob

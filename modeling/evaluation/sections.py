@@ -17,7 +17,7 @@ from modeling.evaluation.bootstrap import (
     estimate,
     estimate_rate,
     not_estimable,
-    replicated_ranking,
+    replicated_auroc,
 )
 from modeling.evaluation.context import Context
 from modeling.evaluation.metrics import (
@@ -35,7 +35,6 @@ from modeling.model_folder import WEIGHTS_NAME, fetch
 from modeling.operating_points import TARGET_SENSITIVITIES, operating_targets
 from modeling.schema import plain
 
-NOT_IN_ORIGINAL = ("weight_decay", "warmup_epochs", "max_grad_norm", "patience")  # options that this recipe ignores
 N_FAILURES = 10
 NO_VAL = {"reason": "the splits have no val images"}
 NO_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of batch normalisation
@@ -72,7 +71,7 @@ def data_section(context: Context) -> dict[str, Any]:
         "splits_sha256": splits_hash(splits),
         "protocol": context.protocol,
         "split_unit": "image" if divided else "lesion",
-        "test_source": ", ".join(((context.run or {}).get("options") or {}).get("test_source") or []) or None,
+        "test_source": ", ".join(((context.run or {}).get("options") or {}).get("test_source") or ()) or None,
         "leakage": {name: rates.get(name) for name in ("overall", *codes)},
         "flow": {
             "in_dataset": len(table),
@@ -209,7 +208,7 @@ def _score_detection(rule: AbstentionRule, test: Split, outside: Split) -> dict[
     inside_scores, outside_scores = _scores(rule, test), _scores(rule, outside)
     scores = np.concatenate([inside_scores, outside_scores])
     lesions = [*(f"in {lesion}" for lesion in test.lesion_ids), *(f"out {lesion}" for lesion in outside.lesion_ids)]
-    aurocs, _ = replicated_ranking(scores, np.arange(len(scores)) >= len(test), bootstrap_lesions(lesions))
+    aurocs = replicated_auroc(scores, np.arange(len(scores)) >= len(test), bootstrap_lesions(lesions))
     return {
         "n_images": len(outside),
         "n_lesions": outside.n_lesions,
@@ -237,17 +236,13 @@ def failures_section(context: Context) -> list[dict[str, Any]]:
 
 def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the options that had an effect, the initial weights, and one record for each epoch."""
-    options, origin = dict((run or {}).get("options", {})), (run or {}).get("origin")
+    options = dict((run or {}).get("options", {}))
     original = options.get("recipe") == "original"
-    unused = {
-        *(NOT_IN_ORIGINAL if original else ()),
-        *(("pretrained",) if origin and origin["kind"] == "weights" else ()),
-    }
     selection = "val/accuracy" if original else "val/balanced_accuracy"
     best = max(history, key=lambda record: record[selection], default=None)
     return {
-        "options": {name: value for name, value in options.items() if name not in unused},
-        "origin": origin,
+        "options": {name: value for name, value in options.items() if value is not None},
+        "origin": (run or {}).get("origin"),
         "history": [dict(record) for record in history],
         "best_epoch": best["epoch"] if best else None,
         "selection": selection.removeprefix("val/").replace("_", " "),

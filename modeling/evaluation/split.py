@@ -50,12 +50,14 @@ class Split:
     @cached_property
     def predicted(self) -> np.ndarray:
         """The most probable diagnosis at equal priors, (N,)."""
-        return self.probs.argmax(axis=1)
+        labels: np.ndarray = self.probs.argmax(axis=1)
+        return labels
 
     @cached_property
     def predicted_at_mix(self) -> np.ndarray:
         """The most probable diagnosis at the dataset's mix, (N,)."""
-        return self.probs_at_mix.argmax(axis=1)
+        labels: np.ndarray = self.probs_at_mix.argmax(axis=1)
+        return labels
 
     @property
     def label_of(self) -> dict[str, int]:

@@ -3,127 +3,73 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import datasets
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from modeling.decision import Decision
-from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, roc_auc_score, roc_curve
-from torch.utils.data import DataLoader
+from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from modeling.abstention import AbstentionRule
-from modeling.calibration import Calibration, fit_calibration, softmax
+from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
-from modeling.data.cache import resized_images
-from modeling.data.dataset import LesionDataset
-from modeling.data.demo import draw_lesion
-from modeling.data.isic2019 import FEATURES
-from modeling.data.sources import LoadedImages, fingerprint, rows_of
-from modeling.data.splits import lesions_of, make_splits, write_splits
+from modeling.data.sources import LoadedImages
+from modeling.data.splits import load_splits, write_splits
 from modeling.evaluation import __main__ as command
-from modeling.evaluation import evaluate as evaluation
-from modeling.evaluation import figures
-from modeling.evaluation.__main__ import EvaluationOptions, check_diagnoses, evaluate_folder, main
-from modeling.evaluation.context import Context, classify_images, sample_evenly
-from modeling.evaluation.evaluate import evaluate_model, rounded, summary
-from modeling.evaluation.robustness import change_images
-from modeling.evaluation.sections import data_section, training_section
-from modeling.evaluation.verify import golden_prediction, verify
-from modeling.files import ModelFolderError
-from modeling.inference import Outputs, run_model
-from modeling.labels import REFERENCE_CODES
+from modeling.evaluation import context as context_module
+from modeling.evaluation.__main__ import EvaluationOptions, evaluate_folder, main
+from modeling.evaluation.context import Context, sample_evenly
+from modeling.evaluation.evaluate import evaluate_model, rounded, summary, write_predictions
+from modeling.evaluation.robustness import CHANGES, change_image, robustness_section
+from modeling.evaluation.sections import abstention_section, data_section, training_section
+from modeling.inference import run_images
+from modeling.labels import CODES, REFERENCE_CODES
+from modeling.metrics_file import declared
 from modeling.model_folder import config_sha256
-from modeling.network import build_model, fold_calibration, save_model_folder
-from modeling.operating_points import fit_operating_points
+from support.scored import blot_dataset, hash_images
 
-CODES = REFERENCE_CODES
-
-
-@pytest.fixture(scope="module")
-def small_data() -> datasets.Dataset:
-    """120 drawings of 60 lesions of the four diagnoses, and 8 of two others."""
-    rows: dict[str, list] = {column: [] for column in FEATURES}
-    plan = [(code, lesion) for code in CODES for lesion in range(15)] + [("AK", 0), ("AK", 1), ("SCC", 0), ("SCC", 1)]
-    for code, lesion in plan:
-        for photo in range(2):
-            rng = np.random.default_rng([lesion, photo, *code.encode()])
-            rows["image"].append(draw_lesion(rng, code, width_px=48, height_px=36))
-            rows["image_id"].append(f"T_{len(rows['image_id']):04d}")
-            rows["label"].append(code)
-            rows["lesion_id"].append(f"{code}{lesion}")
-            rows["source"].append("synthetic")
-            rows["age_approx"].append(float(rng.integers(4, 16) * 5))
-            rows["sex"].append(str(rng.choice(["male", "female"])))
-            rows["anatom_site_general"].append(None)
-    return datasets.Dataset.from_dict(rows, features=FEATURES)
-
-
-def outputs_of(model, dataset, splits, split: str, batch_size: int = 16) -> Outputs:
-    ids = splits.loc[splits["split"] == split, "image_id"].tolist()
-    rows = rows_of(dataset, ids)
-    names = dataset.features["label"].names
-    part = LesionDataset(
-        resized_images(rows, fingerprint="", size_px=64, exact=True, cache_gb=0, show_progress=False),
-        [CODES.index(names[label]) for label in rows["label"]],
-    )
-    return run_model(model, DataLoader(part, batch_size=batch_size))
+N_OTHER = len(CODES) - len(REFERENCE_CODES)
 
 
 @pytest.fixture(scope="module")
-def evaluated(small_data, tmp_path_factory) -> dict:
-    """A model folder, evaluated as train.py does it."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("evaluated")
-    model = build_model("test_efficientnet", num_classes=4, size_px=64, pretrained=False).eval()
-    torch.nn.init.normal_(model.get_classifier().weight, std=0.5)  # untrained, it would predict every image the same
-    splits = make_splits(small_data, diagnoses=CODES)
-    val, test = (outputs_of(model, small_data, splits, split) for split in ("val", "test"))
-    lesion_ids = lesions_of(splits, val.image_ids)
-    calibration = fit_calibration(val.logits, val.labels, lesion_ids)
-    fold_calibration(model, calibration)
-    val, test = val.calibrated(calibration), test.calibrated(calibration)
-    lesion = {
-        "dataset": "demo",
-        "synthetic": True,
-        "package_version": "0",
-        "run_id": "x",
-        "calibration": calibration.to_dict(),
-        # Far from the plain argmax, and between answers: what this network says differs little from image to image.
-        "decision": Decision(1.0, 1.02, tuple(map(float, softmax(val.logits).mean(axis=0)))).to_dict(),
-        "operating_points": [point.to_dict() for point in fit_operating_points(softmax(val.logits), val.labels, CODES)],
-        "abstention": AbstentionRule.fit(val.logits, val.features, lesion_ids).to_dict(),
-    }
-    save_model_folder(model, folder / "model", codes=CODES, lesion=lesion)
-    lesion["golden"] = golden_prediction(LesionClassifier.from_pretrained(folder / "model", device="cpu"))
-    save_model_folder(model, folder / "model", codes=CODES, lesion=lesion)
-    write_splits(splits, folder / "model" / "splits.csv")
-    context = Context(
-        classifier=LesionClassifier.from_pretrained(folder / "model", device="cpu"),
-        dataset=small_data,
-        splits=splits,
-        val_outputs=val,
-        test_outputs=test,
-        run={"options": {"epochs": 1, "output_dir": "/a/path", "config": "a.yaml"}},
-        history=[{"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "val/balanced_accuracy": 0.3, "val/accuracy": 0.3}],
-    )
-    metrics = evaluate_model(context, output_dir=folder / "model", predictions_csv=folder / "predictions.csv")
-    return {"folder": folder, "context": context, "metrics": metrics}
+def dataset():
+    return blot_dataset(common=REFERENCE_CODES)
 
 
-def read(folder) -> dict:
+@pytest.fixture(scope="module")
+def metrics(scored_folder) -> dict:
+    return read(scored_folder)
+
+
+@pytest.fixture(scope="module")
+def context(scored_folder, dataset) -> Context:
+    """The context of the scored folder, without its masks."""
+    classifier = LesionClassifier.from_pretrained(scored_folder, device="cpu")
+    return Context(classifier, dataset, load_splits(scored_folder / "splits.csv"), n_skipped=3)
+
+
+@pytest.fixture(scope="module")
+def predictions(scored_folder) -> pd.DataFrame:
+    return pd.read_csv(scored_folder.parent / "predictions.csv")
+
+
+def read(folder: Path) -> dict:
     def refuse(text: str) -> None:
         raise AssertionError(f"{text} is not JSON")
 
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def test_metrics_json_is_strict_json_and_what_was_returned(evaluated) -> None:
-    assert read(evaluated["folder"] / "model") == evaluated["metrics"]
+def seal(config: dict) -> None:
+    """Give a changed configuration its new hash."""
+    config["lesion"]["config_sha256"] = config_sha256(config)
 
 
-def test_every_missing_number_gives_its_reason(evaluated) -> None:
+# ---- What is measured ------------------------------------------------------------------------------------------------
+
+
+def test_every_missing_number_gives_its_reason(metrics) -> None:
     def walk(value, path: str) -> None:
         if isinstance(value, dict):
             if "value" in value and {"low", "high"} <= value.keys() and None in (value["value"], value["low"]):
@@ -134,387 +80,275 @@ def test_every_missing_number_gives_its_reason(evaluated) -> None:
             for index, item in enumerate(value):
                 walk(item, f"{path}/{index}")
 
-    walk(evaluated["metrics"], "")
+    walk(metrics, "")
 
 
-def test_documented_keys_are_those_that_are_written(evaluated) -> None:
-    lines = re.findall(r"^([a-z_]+(?:, [a-z_]+)*) {2,}\S", evaluation.__doc__, flags=re.MULTILINE)
-    documented = {name for line in lines for name in line.split(", ")}
-    assert documented == {*evaluated["metrics"], "external"}  # which only an external evaluation writes
-
-
-def test_repeating_the_evaluation_gives_the_same_bytes(evaluated, tmp_path) -> None:
-    evaluate_model(replace(evaluated["context"]), output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
-    for ours, theirs in (("metrics.json", "model/metrics.json"), ("predictions.csv", "predictions.csv")):
-        assert (tmp_path / ours).read_bytes() == (evaluated["folder"] / theirs).read_bytes()
-    for name in evaluated["metrics"]["figures"]:
-        assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_predictions_csv_gives_the_reported_scores(evaluated) -> None:
-    table = pd.read_csv(evaluated["folder"] / "predictions.csv")
-    assert list(table.columns) == ["image_id", "lesion_id", "split", "label", *CODES, "predicted", "abstained"]
+def test_scores_follow_from_predictions_csv(metrics, predictions) -> None:
+    """By other means, from what is published beside the model."""
+    codes = list(REFERENCE_CODES)
+    mix = np.array([metrics["model"]["class_priors"][code] for code in codes])
     for split in ("val", "test"):
-        rows = table[table["split"] == split]
-        with np.errstate(all="ignore"):
-            score = balanced_accuracy_score(rows["label"], rows["predicted"])
-        decision = evaluated["context"].classifier.lesion["decision"]
-        melanoma = [decision["melanoma_weight"] if code == "MEL" else 1 for code in CODES]
-        weighted = (rows[list(CODES)] / np.array(decision["priors"]) * melanoma).to_numpy()
-        margin = np.diff(np.sort(weighted, axis=1)[:, -2:], axis=1)[:, 0]
-        clear = margin > 1e-5  # predictions.csv has six digits
-        assert clear.mean() > 0.5
-        assert (np.array(CODES)[weighted.argmax(axis=1)] == rows["predicted"])[clear].all()
-        plain = evaluated["metrics"]["decision"][split]["most_probable"]["recall"]
-        for code in CODES:
-            is_code = rows["label"] == code
-            assert plain[code]["value"] == pytest.approx(
-                (rows[list(CODES)].idxmax(axis=1)[is_code] == code).mean(), abs=1e-6
-            )
-        assert evaluated["metrics"][split]["balanced_accuracy"]["value"] == pytest.approx(score, abs=1e-6)
-        assert evaluated["metrics"][split]["n_images"] == len(rows)
-    test_rows = table[table["split"] == "test"]
-    assert evaluated["metrics"]["abstention"]["test"]["abstained"]["value"] == pytest.approx(
-        test_rows["abstained"].mean(), abs=1e-6
+        rows, found = predictions[predictions["split"] == split], metrics[split]
+        probs, labels = rows[codes].to_numpy(), rows["label"].map(codes.index).to_numpy()
+        assert found["n_lesions"] == rows["lesion_id"].nunique() < len(rows) == found["n_images"]
+        assert (np.array(codes)[probs.argmax(axis=1)] == rows["predicted"]).all()
+        balanced = balanced_accuracy_score(rows["label"], rows["predicted"])
+        assert found["balanced_accuracy"]["value"] == pytest.approx(balanced, abs=1e-6)
+        at_mix = probs * mix / (probs * mix).sum(axis=1, keepdims=True)
+        accuracy = accuracy_score(labels, at_mix.argmax(axis=1))
+        assert found["accuracy"]["value"] == pytest.approx(accuracy, abs=1e-6)
+        auroc = roc_auc_score(labels, probs / probs.sum(axis=1, keepdims=True), multi_class="ovr")
+        assert found["macro_auroc"]["value"] == pytest.approx(auroc, abs=1e-4)
+        nll = -np.log(at_mix[np.arange(len(labels)), labels]).mean()
+        assert metrics["calibration"][split]["after"]["nll"]["value"] == pytest.approx(nll, abs=1e-4)
+        fitted = metrics["calibration"]["fitted"]
+        raw = softmax((np.log(probs) - fitted["bias"]) / fitted["scale"])
+        nll = -np.log(raw[np.arange(len(labels)), labels]).mean()
+        assert metrics["calibration"][split]["before"]["nll"]["value"] == pytest.approx(nll, abs=1e-3)
+    # What follows is of test, the last of the two.
+    for point in metrics["operating_points"]:
+        positive = rows["label"].isin(point["codes"])
+        reached = rows[point["codes"]].sum(axis=1) >= point["threshold"]
+        assert point["test"]["sensitivity"]["value"] == pytest.approx(reached[positive].mean(), abs=1e-6)
+        assert point["test"]["specificity"]["value"] == pytest.approx((~reached)[~positive].mean(), abs=1e-6)
+        assert point["test"]["missed"] == sorted(rows["image_id"][positive & ~reached])
+    wrong = rows[rows["predicted"] != rows["label"]]
+    worst = wrong.assign(probability=wrong[codes].max(axis=1)).sort_values(
+        ["probability", "image_id"], ascending=[False, True]
     )
+    assert [case["image_id"] for case in metrics["failures"]] == worst["image_id"].head(10).tolist()
+    abstained = metrics["abstention"]["test"]["abstained"]["value"]
+    assert abstained == pytest.approx(rows["abstained"].mean(), abs=1e-6)
 
 
-def test_predict_gives_the_probabilities_that_were_evaluated(evaluated, small_data) -> None:
-    table = pd.read_csv(evaluated["folder"] / "predictions.csv").head(6)
-    position = {name: place for place, name in enumerate(small_data["image_id"])}
-    images = [small_data[position[name]]["image"] for name in table["image_id"]]
-    predictions = evaluated["context"].classifier.predict(images)
-    for prediction, row in zip(predictions, table.itertuples(), strict=True):
-        assert prediction.abstained == row.abstained
-        assert prediction.diagnosis == row.predicted
-        assert prediction.probability == prediction.probabilities[row.predicted]
-        for code in CODES:
-            assert prediction.probabilities[code] == pytest.approx(getattr(row, code), abs=1e-5)
+def test_predict_gives_the_probabilities_that_were_evaluated(context, predictions, dataset) -> None:
+    position = {name: place for place, name in enumerate(dataset["image_id"])}
+    answers = context.classifier.predict([dataset[position[name]]["image"] for name in predictions["image_id"]])
+    for answer, row in zip(answers, predictions.itertuples(), strict=True):
+        assert answer.abstained == row.abstained
+        assert answer.diagnosis == row.predicted
+        for code in REFERENCE_CODES:
+            assert answer.probabilities[code] == pytest.approx(getattr(row, code), abs=1e-5)
 
 
-def test_left_out_diagnoses_are_named_with_what_they_are_predicted(evaluated) -> None:
-    near = evaluated["metrics"]["abstention"]["near"]
-    assert set(near) == {"AK", "SCC"}
+def test_data_flow_follows_from_the_dataset_and_its_splits(metrics, context) -> None:
+    data, splits = metrics["data"], context.splits
+    assert data["flow"]["skipped"] == 3
+    assert data["flow"]["other_diagnoses"] == dict.fromkeys(sorted(set(CODES) - set(REFERENCE_CODES)), 8)
+    assert data["flow"]["in_dataset"] == len(splits) + 8 * N_OTHER
+    assert data["split_unit"] == data["protocol"] == "lesion"
+    for split, found in data["flow"]["splits"].items():
+        part = splits[splits["split"] == split]
+        assert (found["n_images"], found["n_lesions"]) == (len(part), part["lesion_id"].nunique())
+        assert found["per_class"] == part.groupby("label").size().to_dict()
+
+
+def test_the_model_section_names_engine_and_parameters(metrics, scored_folder) -> None:
+    network = LesionClassifier.from_pretrained(scored_folder, device="cpu", engine="torch").engine.network
+    assert metrics["model"]["engine"] == "onnx"
+    assert metrics["model"]["n_parameters"] == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_other_diagnoses_are_scored_on_their_images(context, metrics, dataset) -> None:
+    classifier, test = context.classifier, context.test
+    near = metrics["abstention"]["near"]
+    assert set(near) == set(CODES) - set(REFERENCE_CODES)
+    rows = [row for row in dataset if CODES[row["label"]] == "SCC"]
+    outside = run_images(
+        classifier, [row["image"] for row in rows], image_ids=[row["image_id"] for row in rows], labels=[-1] * 8
+    )
+    rule = classifier.abstention
+    scores = [rule.score(outputs.logits, outputs.features) for outputs in (test.outputs, outside)]
+    auroc = roc_auc_score(np.repeat([0, 1], [len(test), 8]), np.concatenate(scores))
     assert near["SCC"]["malignant"] is True
-    assert sum(near["SCC"]["predicted"].values()) == near["SCC"]["n_images"] == 4
+    assert near["SCC"]["auroc"]["value"] == pytest.approx(auroc, abs=1e-5)
+    assert near["SCC"]["abstained"]["value"] == pytest.approx((scores[1] > rule.threshold).mean(), abs=1e-6)
+    assert sum(near["SCC"]["predicted"].values()) == near["SCC"]["n_images"] == 8
+    # Four lesions of two photos each; the photos of the one without an id count as two.
+    assert near["SCC"]["n_lesions"] == 5
 
 
-def test_scores_on_left_out_diagnoses_are_those_of_their_images(evaluated, small_data) -> None:
-    classifier, test = evaluated["context"].classifier, evaluated["context"].test_outputs
-    rule, inside = classifier.abstention, (test.logits, test.features)
-    for code, near in evaluated["metrics"]["abstention"]["near"].items():
-        places = np.flatnonzero(np.array(small_data["label"]) == small_data.features["label"].str2int(code))
-        outside = classify_images(classifier, [small_data[int(place)]["image"] for place in places])
-        probs = softmax(outside[0])
-        assert near["predicted"] == {
-            name: int((classifier.decision.choose(probs, CODES) == label).sum()) for label, name in enumerate(CODES)
-        }
-        scores = np.concatenate([rule.score(*inside), rule.score(*outside)])
-        is_outside = np.arange(len(scores)) >= len(test.labels)
-        assert near["auroc"]["value"] == pytest.approx(roc_auc_score(is_outside, scores), abs=1e-6)
-        assert near["abstained"]["value"] == pytest.approx(rule.abstains(*outside).mean(), abs=1e-6)
-        for point in classifier.operating_points:
-            assert near["above"][point.name]["value"] == pytest.approx(point.reached(probs, CODES).mean(), abs=1e-6)
+def test_robustness_is_measured_on_the_predictions_for_changed_images(context, metrics) -> None:
+    found, test, classifier = metrics["robustness"], context.test, context.classifier
+    images = [context.load(image_id) for image_id in test.image_ids]
+    assert found["n_images"] == len(test) <= 200  # the sample of so small a test is all of it
+    for name in ("rotation 90°", "synthetic ink"):
+        changed = [change_image(name, image, number) for number, image in enumerate(images)]
+        answers = [REFERENCE_CODES.index(answer.diagnosis) for answer in classifier.predict(changed)]
+        flips = np.mean(answers != test.predicted)
+        assert found["changes"][name]["flip_rate"]["value"] == pytest.approx(flips, abs=1e-6)
+        gain = balanced_accuracy_score(test.labels, answers) - found["balanced_accuracy"]["value"]
+        assert found["changes"][name]["balanced_accuracy_gain"]["value"] == pytest.approx(gain, abs=1e-5)
+    augmented = [REFERENCE_CODES.index(answer.diagnosis) for answer in classifier.predict(images, tta=True)]
+    flips = np.mean(augmented != test.predicted)
+    assert found["test_time_augmentation"]["flip_rate"]["value"] == pytest.approx(flips, abs=1e-6)
 
 
-def test_changes_and_test_time_augmentation_are_scored_on_the_answers_to_them(evaluated, small_data) -> None:
-    """The sample of so small a test split is all of it, so each number can be had from the predictor."""
-    classifier, metrics = evaluated["context"].classifier, evaluated["metrics"]
-    test = evaluated["context"].test_outputs
-    position = {name: place for place, name in enumerate(small_data["image_id"])}
-    images = [small_data[position[name]]["image"] for name in test.image_ids]
+def test_an_image_is_decoded_once_for_all_its_changes(context, monkeypatch) -> None:
+    loaded: list[str] = []
+    small = replace(context)
+    small.__dict__["test"], small.__dict__["sample"] = context.test, np.arange(3)
+    load = Context.load
 
-    def check(found: dict, predicted: list[int]) -> None:
-        score = balanced_accuracy_score(test.labels, predicted)
-        assert found["balanced_accuracy"]["value"] == pytest.approx(score, abs=1e-6)
-        assert found["balanced_accuracy_gain"]["value"] == pytest.approx(score - plain_score, abs=1e-6)
-        assert found["flip_rate"]["value"] == pytest.approx(np.mean(np.array(predicted) != plain), abs=1e-6)
+    def counted(self: Context, image_id: str) -> Image.Image:
+        loaded.append(image_id)
+        return load(self, image_id)
 
-    plain, augmented = (
-        [CODES.index(answer.diagnosis) for answer in classifier.predict(images, tta=tta)] for tta in (False, True)
-    )
-    plain_score = balanced_accuracy_score(test.labels, plain)
-    assert metrics["robustness"]["balanced_accuracy"]["value"] == pytest.approx(plain_score, abs=1e-6)
-    assert plain != augmented
-    check(metrics["test_time_augmentation"], augmented)
-    for name, found in metrics["robustness"]["changes"].items():
-        probs = softmax(classify_images(classifier, change_images(name, images))[0])
-        check(found, classifier.decision.choose(probs, CODES))
+    monkeypatch.setattr(Context, "load", counted)
+    assert len(robustness_section(small)["changes"]) == len(CHANGES)
+    assert len(loaded) == 2 * 3  # once for the changes, once for test-time augmentation
 
 
-def test_training_is_reported_with_the_epoch_that_was_chosen() -> None:
+def test_all_images_abstained_and_no_val_are_said_and_not_scored(context, monkeypatch) -> None:
+    monkeypatch.setattr(context_module, "N_FAR", 2)
+    classifier = context.classifier.with_priors("equal")
+    classifier.abstention = replace(classifier.abstention, threshold=-1e6)
+    splits = context.splits[context.splits["split"] != "val"]
+    other = replace(context, classifier=classifier, splits=splits)
+    answered = abstention_section(other)["test"]["answered"]
+    assert answered["n_images"] == 0
+    for name in ("accuracy", "balanced_accuracy"):
+        assert answered[name]["reason"] == "the model abstained on every image"
+    assert other.val is None
+
+
+def test_a_diagnosis_without_a_test_image_has_no_leakage_rate(context) -> None:
+    splits = context.splits
+    elsewhere = splits.assign(split=splits["split"].mask(splits["label"] == "BKL", "train"))
+    rates = data_section(replace(context, splits=elsewhere))["leakage"]
+    assert rates == {"overall": 0, "BCC": 0, "BKL": None, "MEL": 0, "NV": 0}
+
+
+def test_training_is_reported_with_the_epoch_that_was_chosen_and_options_that_had_an_effect() -> None:
     scores = [(0.5, 0.6), (0.7, 0.6), (0.4, 0.9)]
     history = [
         {"epoch": epoch, "val/balanced_accuracy": balanced, "val/accuracy": plain}
         for epoch, (balanced, plain) in enumerate(scores, start=1)
     ]
-    found = training_section({"options": {"epochs": 3}}, history)
+    found = training_section({"options": {"epochs": 3, "pretrained": None}}, history)
     assert (found["options"], found["best_epoch"], found["selection"]) == ({"epochs": 3}, 2, "balanced accuracy")
     found = training_section({"options": {"recipe": "original"}}, history)
     assert (found["best_epoch"], found["selection"]) == (3, "accuracy")
 
 
-def test_command_line_gives_the_numbers_of_training(evaluated, small_data, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(small_data, None))
-    output, folder = tmp_path / "out", Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
-    text = (folder / "metrics.json").read_text()
-    (folder / "metrics.json").write_text(text.replace('"protocol": "lesion"', '"protocol": "original"'))
-    assert main([str(folder), "--output", str(output), "--batch_size", "7", "--tta"]) == 0
-    assert "balanced accuracy" in capsys.readouterr().out
-    ours, theirs = read(output), evaluated["metrics"]
-    assert ours["data"]["protocol"] == "original"
-    assert ours["data"]["split_unit"] == "image"
-    assert ours["test_time_augmentation"]["sample"] == "all of test"
-    for key in (
-        *("test", "val", "calibration", "operating_points", "risk_coverage", "robustness", "groups", "baselines"),
-        *("abstention", "failures", "training"),
-    ):
-        assert json.loads(json.dumps(ours[key]), parse_float=lambda text: round(float(text), 4)) == json.loads(
-            json.dumps(theirs[key]), parse_float=lambda text: round(float(text), 4)
-        ), key
-
-
-def test_batch_size_does_not_change_the_outputs(evaluated, small_data) -> None:
-    model, splits = evaluated["context"].classifier.engine.network, evaluated["context"].splits
-    one, many = (outputs_of(model, small_data, splits, "val", batch_size=size) for size in (1, 50))
-    assert one.image_ids == many.image_ids
-    assert one.logits == pytest.approx(many.logits, abs=1e-5)
-
-
-class Shuffled(torch.utils.data.Dataset):
-    """Images whose position is given out by hand."""
-
-    def __init__(self, order: list[int], size: int) -> None:
-        self.order, self.size, self.image_ids = order, size, list("abcde")
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, place: int) -> dict:
-        index = self.order[place]
-        pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        return {"pixels": pixels, "label": index % 4, "index": index}
-
-
-def loader_of(order: list[int], size: int) -> DataLoader:
-    return DataLoader(Shuffled(order, size), batch_size=2, sampler=range(len(order)))
-
-
-def test_outputs_come_in_the_order_of_the_dataset(tiny_model_folder) -> None:
-    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network.train()
-    straight, shuffled = (run_model(model, loader_of(order, 5)) for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]))
-    assert shuffled.image_ids == list("abcde")
-    assert shuffled.labels.tolist() == [0, 1, 2, 3, 0]
-    assert shuffled.logits == pytest.approx(straight.logits, abs=1e-5)
-    assert shuffled.features == pytest.approx(straight.features, abs=1e-4)
-    assert model.training
-
-
-@pytest.mark.parametrize("order", [[0, 1, 1, 2], [0, 1, 2]])
-def test_an_image_that_comes_twice_or_never_is_an_error(tiny_model_folder, order) -> None:
-    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network
-    with pytest.raises(ValueError, match="wanted each of 4 images once"):
-        run_model(model, loader_of(order, 4))
-
-
-def test_broken_weights_are_an_error_and_not_a_score(tiny_model_folder) -> None:
-    model = LesionClassifier.from_pretrained(tiny_model_folder, device="cpu").engine.network
-    with torch.no_grad():
-        model.get_classifier().bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="2 of 2 images have logits that are not finite"):
-        run_model(model, loader_of([0, 1], 2))
-
-
-def test_a_model_with_other_diagnoses_than_the_data_is_refused(evaluated, small_data) -> None:
-    renamed = small_data.cast_column(
-        "label", datasets.ClassLabel(names=["cat", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC"])
-    )
-    with pytest.raises(ValueError, match="MEL is missing"):
-        check_diagnoses(evaluated["context"].classifier, renamed)
-
-
-def test_all_images_abstained_and_no_val_are_said_and_not_scored(evaluated, tmp_path) -> None:
-    classifier = LesionClassifier.from_pretrained(evaluated["folder"] / "model", device="cpu")
-    classifier.abstention = replace(classifier.abstention, threshold=-1e9)
-    splits = evaluated["context"].splits
-    context = replace(
-        evaluated["context"], classifier=classifier, splits=splits[splits["split"] != "val"], val_outputs=None
-    )
-    metrics = evaluate_model(context, output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
-    answered = metrics["abstention"]["test"]["answered"]
-    assert answered["n_images"] == 0
-    for name in ("accuracy", "balanced_accuracy"):
-        assert answered[name]["value"] is None
-        assert answered[name]["reason"] == "the model abstained on every image"
-    assert metrics["val"] == {"reason": "the splits have no val images"}
-
-
-def test_golden_prediction_verifies_the_model_and_finds_changed_weights(evaluated, tmp_path, capsys) -> None:
-    folder = evaluated["folder"] / "model"
-    assert main([str(folder), "--verify"]) == 0
-    said = capsys.readouterr().out
-    assert "verified: weights sha256" in said
-    assert "every entry of config.json, metrics.json, splits.csv, golden prediction" in said
-    assert "Not covered: the numbers of metrics.json" in said
-    without_hash = Path(shutil.copytree(folder, tmp_path / "model"))
-    config = json.loads((without_hash / "config.json").read_text())
-    del config["lesion"]["config_sha256"]
-    (without_hash / "config.json").write_text(json.dumps(config))
-    assert main([str(without_hash), "--verify"]) == 0
-    assert "config.json" not in capsys.readouterr().out
-    classifier = LesionClassifier.from_pretrained(folder, device="cpu")
-    calibration = Calibration("temperature scaling", (5.0,) * 4, (0.0,) * 4, {})
-    fold_calibration(classifier.engine.network, calibration)
-    with pytest.raises(ModelFolderError, match="differs by"):
-        verify(classifier)
-
-
-def swap(items, first: int, second: int) -> None:
-    items[first], items[second] = items[second], items[first]
-
-
-def seal(config) -> None:
-    """Give a changed configuration its new hash, as somebody would who knows of it."""
-    config["lesion"]["config_sha256"] = config_sha256(config)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "words"),
-    [
-        ("config.json", lambda c: swap(c["label_names"], 0, 1), "config.json is not as it was saved"),
-        ("config.json", lambda c: c["label_descriptions"].update(MEL="freckle"), "config.json is not as it was saved"),
-        ("config.json", lambda c: c["pretrained_cfg"].update(mean=[0.5, 0.5, 0.5]), "is not as it was saved"),
-        ("config.json", lambda c: c["pretrained_cfg"].update(interpolation="bilinear"), "is not as it was saved"),
-        (
-            "config.json",
-            lambda c: c["lesion"]["calibration"].update(bias=[9.0] * 4),
-            "config.json is not as it was saved",
-        ),
-        ("config.json", lambda c: c["lesion"]["operating_points"][0].update(threshold=0.9), "is not as it was saved"),
-        ("config.json", lambda c: (swap(c["label_names"], 0, 1), seal(c)), "the stored answer is of|other diagnoses"),
-        ("config.json", lambda c: (c["lesion"]["golden"].pop("mean_rgb"), seal(c)), "cannot be compared"),
-        (
-            "config.json",
-            lambda c: (c["lesion"]["golden"].update(probabilities=[1]), seal(c)),
-            "the stored answer is of",
-        ),
-        (
-            "config.json",
-            lambda c: (c["lesion"].update(splits_sha256="0" * 64), seal(c)),
-            "is not of this model: its splits_sha256",
-        ),
-        ("metrics.json", lambda m: m["model"].update(weights_sha256="0" * 64), "metrics.json is not of this model"),
-        ("metrics.json", lambda m: swap(m["model"]["codes"], 0, 1), "metrics.json has other diagnoses"),
-        ("metrics.json", lambda m: m.pop("model"), "cannot be compared"),
-        ("train_config.json", lambda c: c.update(run_id="other"), "train_config.json is not of this model"),
-    ],
-)
-def test_a_changed_file_does_not_verify(evaluated, tmp_path, name, change, words, capsys) -> None:
-    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
-    run = {"run_id": "x", "data_fingerprint": None, "splits_sha256": None}
-    (folder / "train_config.json").write_text(json.dumps(run))
-    assert main([str(folder), "--verify"]) == 0
-    content = json.loads((folder / name).read_text())
-    change(content)
-    (folder / name).write_text(json.dumps(content))
-    assert main([str(folder), "--verify"]) == 1
-    assert re.search(words, capsys.readouterr().err)
-
-
-@pytest.mark.parametrize(("key", "name"), [("splits_sha256", "splits.csv"), ("data_fingerprint", "metrics.json")])
-def test_data_of_another_model_beside_the_weights_do_not_verify(evaluated, tmp_path, key, name, capsys) -> None:
-    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    config["lesion"][key] = "0" * 64
-    seal(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    assert main([str(folder), "--verify"]) == 1
-    assert f"{name} is not of this model: its {key}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", ["[]", "{"])
-def test_a_damaged_metrics_json_beside_the_model_is_named(evaluated, tmp_path, content, capsys) -> None:
-    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
-    (folder / "metrics.json").write_text(content)
-    assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
-    assert "metrics.json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda m: m.update(training=3), "is damaged: 'training'"),
-        (lambda m: m["training"].update(history=[{"epoch": 1}]), "is damaged: 'training.history.0"),
-        (lambda m: m["groups"].pop("sex"), "is damaged: 'groups.sex'"),
-        (lambda m: m["test"]["confusion"].pop(), "is damaged: test is not about the diagnoses"),
-        (
-            lambda m: m.update(schema_version=1),
-            "is of schema 1 and this version reads 2; remove it and make it anew with",
-        ),
-        (lambda m: m["model"].update(weights_sha256="0" * 64), "is of another model: its weights_sha256"),
-    ],
-)
-def test_a_metrics_json_that_is_not_of_this_model_and_version_is_refused(
-    evaluated, tmp_path, change, words, capsys
-) -> None:
-    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
-    metrics = json.loads((folder / "metrics.json").read_text())
-    change(metrics)
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
-    assert words in capsys.readouterr().err
-
-
-def test_a_model_without_splits_or_dataset_says_what_to_give(evaluated, tmp_path, tiny_model_folder, capsys) -> None:
-    assert main([str(tiny_model_folder), "--output", str(tmp_path / "out")]) == 1
-    assert "has no splits.csv: give --splits" in capsys.readouterr().err
-
-
-def test_the_report_names_model_data_and_package(evaluated) -> None:
-    model = evaluated["metrics"]["model"]
-    assert model["revision"] is None
-    said = summary(evaluated["metrics"])
-    assert "0.0% of the test images show a lesion that is also in train" in said
-    assert f"model of run x, revision local, weights sha256 {model['weights_sha256']}" in said
-    error = evaluated["metrics"]["calibration"]["test"]["after"]["ece"]["value"]
-    assert f"calibration error (ECE): {error:.3f} (" in said
-
-
-def test_a_model_without_a_golden_prediction_cannot_be_verified(tiny_model_folder, capsys) -> None:
-    assert main([str(tiny_model_folder), "--verify"]) == 1
-    assert "golden" in capsys.readouterr().err
-
-
 def test_sample_is_even_over_the_diagnoses_and_the_same_each_time() -> None:
     labels = np.repeat([0, 1, 2, 3], [400, 30, 10, 5])
-    sample = sample_evenly(labels)
-    assert np.array_equal(sample, sample_evenly(labels))
+    sample = sample_evenly(labels, 148)
+    assert np.array_equal(sample, sample_evenly(labels, 148))
     assert len(set(sample)) == len(sample) == 148
     assert np.bincount(labels[sample]).tolist() == [103, 30, 10, 5]
+
+
+# ---- What is written -------------------------------------------------------------------------------------------------
+
+
+def test_repeating_the_evaluation_gives_the_same_bytes(scored_folder, context, metrics, tmp_path) -> None:
+    run = {"options": metrics["training"]["options"], "origin": metrics["training"]["origin"]}
+    again = replace(context, masks_dir=scored_folder.parent / "masks", run=run, history=metrics["training"]["history"])
+    evaluate_model(again, output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
+    assert (tmp_path / "metrics.json").read_bytes() == (scored_folder / "metrics.json").read_bytes()
+    ours, theirs = tmp_path / "predictions.csv", scored_folder.parent / "predictions.csv"
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_figures_are_described_transparent_and_readable_on_a_phone(scored_folder, metrics) -> None:
+    assert [figure["file"] for figure in metrics["figures"]] == [
+        "roc.png", "reliability.png", "confusion.png", "robustness.png", "ood.png"
+    ]  # fmt: skip
+    for figure in metrics["figures"]:
+        with Image.open(scored_folder / "figures" / figure["file"]) as image:
+            assert image.width == 2 * 390
+            assert image.mode == "RGBA"
+            assert image.getpixel((2, 2))[3] == 0
+    titles = {figure["file"]: figure["title"] for figure in metrics["figures"]}
+    auroc = metrics["test"]["per_class"]["MEL"]["auroc"]["value"]
+    assert titles["roc.png"] == f"Melanoma AUROC {auroc:.2f}"
+    assert titles["confusion.png"] == f"Balanced accuracy {metrics['test']['balanced_accuracy']['value']:.2f}"
+    assert all(figure["caption"].endswith(".") and figure["alt"] for figure in metrics["figures"])
+
+
+def test_the_grey_of_figures_is_readable_on_light_and_dark_pages() -> None:
+    from modeling.evaluation.figures import GREY
+
+    def luminance(colour: str) -> float:
+        values = np.array(matplotlib.colors.to_rgb(colour))
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for page in ("#ffffff", "#0b0f19"):
+        light, dark = sorted([luminance(GREY), luminance(page)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.2
+
+
+def test_a_label_that_looks_like_a_formula_is_written_harmlessly(context, tmp_path) -> None:
+    table = context.test.table.assign(label="=cmd|calc")
+    other = SimpleNamespace(classifier=context.classifier, val=None, test=replace(context.test, table=table))
+    write_predictions(tmp_path / "predictions.csv", other)
+    assert ",'=cmd" in (tmp_path / "predictions.csv").read_text().splitlines()[1]
+
+
+def test_written_metrics_are_all_declared(metrics) -> None:
+    assert declared(metrics) == metrics
 
 
 def test_rounding_leaves_plain_values() -> None:
     assert rounded({"a": np.float64(1 / 3), "b": (np.int64(2), -1e-9)}) == {"a": 0.333333, "b": [2, 0.0]}
 
 
-def test_evaluation_of_splits_without_test_is_refused(evaluated, small_data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(small_data, None))
-    splits = evaluated["context"].splits.replace({"split": {"test": "train"}})
+def test_the_summary_says_which_priors_and_which_diagnoses(metrics) -> None:
+    said = summary(metrics)
+    assert "balanced accuracy (equal priors): " in said
+    assert "accuracy (mix of train and val): " in said
+    assert "0.0% of the test images show a lesion that is also in train" in said
+    assert f"weights sha256 {metrics['model']['weights_sha256'][:12]}" in said
+    assert "first answer" not in said
+    partial = {**metrics, "test": {**metrics["test"], "diagnoses": ["BCC", "MEL"]}}
+    assert "balanced accuracy (equal priors, over BCC, MEL): " in summary(partial)
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_gives_the_numbers_of_training(scored_folder, dataset, metrics, tmp_path, monkeypatch, capsys):
+    hashes = hash_images(dataset)
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hashes, 3))
+    masks = scored_folder.parent / "masks"
+    assert main([str(scored_folder), "--output", str(tmp_path), "--masks", str(masks)]) == 0
+    assert "balanced accuracy" in capsys.readouterr().out
+    assert read(tmp_path) == metrics
+
+
+def test_a_model_without_splits_says_what_to_give(tmp_path, tiny_model_folder, capsys) -> None:
+    assert main([str(tiny_model_folder), "--output", str(tmp_path / "out")]) == 1
+    assert "has no splits.csv: give --splits" in capsys.readouterr().err
+
+
+def test_splits_without_test_or_of_other_diagnoses_are_refused(scored_folder, dataset, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hash_images(dataset)))
+    splits = load_splits(scored_folder / "splits.csv").replace({"split": {"test": "train"}})
     write_splits(splits, tmp_path / "splits.csv")
-    options = EvaluationOptions(splits=str(tmp_path / "splits.csv"))
+    options = EvaluationOptions(splits=str(tmp_path / "splits.csv"), output=str(tmp_path / "out"))
     with pytest.raises(ValueError, match="nothing to report"):
-        evaluate_folder(str(evaluated["folder"] / "model"), options)
+        evaluate_folder(str(scored_folder), options)
     write_splits(splits.replace({"label": {"NV": "DF"}}), tmp_path / "splits.csv")
-    with pytest.raises(ValueError, match="has images of DF, but the model answers BCC, BKL, MEL, NV"):
-        evaluate_folder(str(evaluated["folder"] / "model"), options)
+    with pytest.raises(ValueError, match="has images of DF, but the model has the diagnoses BCC, BKL, MEL, NV"):
+        evaluate_folder(str(scored_folder), options)
 
 
-def test_what_is_scored_goes_by_its_own_name_and_the_protocol_that_was_recorded(
-    evaluated, small_data, tmp_path, monkeypatch
+def test_masks_of_other_images_are_refused_before_the_evaluation(scored_folder, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hash_images(dataset)))
+    monkeypatch.setattr(command, "evaluate_model", lambda *_, **__: pytest.fail("the model was evaluated"))
+    Image.new("L", (8, 8)).save(tmp_path / "other_segmentation.png")
+    assert main([str(scored_folder), "--masks", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert "has no mask of a test image" in capsys.readouterr().err
+
+
+def test_what_is_scored_has_its_own_name_and_the_protocol_that_was_recorded(
+    scored_folder, dataset, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(small_data, None))
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hash_images(dataset)))
     monkeypatch.setattr(command, "evaluate_model", lambda context, **_: context)
-    folder = Path(shutil.copytree(evaluated["folder"] / "model", tmp_path / "model"))
+    folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
     (folder / "metrics.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["lesion"]["protocol"] = "original"
@@ -524,33 +358,42 @@ def test_what_is_scored_goes_by_its_own_name_and_the_protocol_that_was_recorded(
     assert own.protocol == "original"
     assert data_section(own)["dataset"] == "demo"
     options = EvaluationOptions(dataset="clinic", splits=str(folder / "splits.csv"), output=str(tmp_path / "out"))
-    data = data_section(evaluate_folder(str(folder), options))
-    assert (data["dataset"], data["fingerprint"]) == ("clinic", fingerprint(small_data))
+    other = evaluate_folder(str(folder), options)
+    assert (other.protocol, data_section(other)["dataset"]) == ("file", "clinic")
 
 
-def test_a_diagnosis_without_a_test_image_has_no_leakage_rate(evaluated) -> None:
-    splits = evaluated["context"].splits
-    elsewhere = splits.assign(split=splits["split"].mask(splits["label"] == "BKL", "train"))
-    rates = data_section(replace(evaluated["context"], splits=elsewhere))["leakage"]
-    assert rates == {"overall": 0, "BCC": 0, "BKL": None, "MEL": 0, "NV": 0}
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(training=3), "is damaged: 'training'"),
+        (lambda m: m.update(schema_version=1), "has schema 1 and this version reads 3; remove it and make it again"),
+        (lambda m: m["model"].update(weights_sha256="0" * 64), "is of another model: its weights_sha256"),
+    ],
+)
+def test_a_metrics_json_that_is_not_of_this_model_and_version_is_refused(
+    scored_folder, tmp_path, change, words, capsys
+) -> None:
+    folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
+    content = read(folder)
+    change(content)
+    (folder / "metrics.json").write_text(json.dumps(content))
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
+    assert words in capsys.readouterr().err
 
 
-def test_figures_show_each_number_in_its_place() -> None:
-    confusion = figures._confusion(np.array([[3, 1], [6, 0]]), ("MEL", "NV")).axes[0]
-    assert {text.get_position(): text.get_text() for text in confusion.texts} == {
-        (0, 0): "3\n75%", (1, 0): "1\n25%", (0, 1): "6\n100%", (1, 1): "0\n0%"
-    }  # fmt: skip
-    labels, probs = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]])
-    for kind, curve in (("roc", roc_curve), ("precision_recall", precision_recall_curve)):
-        line = next(line for line in figures._curves(kind, probs, labels, ("MEL", "NV")).axes[0].lines)
-        first, second, _ = curve(labels == 0, probs[:, 0])
-        across, up = (first, second) if kind == "roc" else (second, first)
-        assert line.get_label() == "MEL"
-        assert np.array_equal(line.get_xydata(), np.stack([across, up], axis=1))
-    rates = {name: {"value": value, "low": None, "high": None} for name, value in (("blur", 0.1), ("noise", 0.4))}
-    bars = figures._robustness({name: {"flip_rate": rate} for name, rate in rates.items()}).axes[0]
-    names = [text.get_text() for text in bars.get_yticklabels()]
-    assert {name: bar.get_width() for name, bar in zip(names, bars.patches, strict=True)} == {"blur": 0.1, "noise": 0.4}
-    boxes = figures._ood({"test": np.array([1.0, 1.0]), "far": np.array([5.0, 5.0])}, 2.0).axes[0]
-    assert [text.get_text() for text in boxes.get_xticklabels()] == ["test", "far"]
-    assert [line.get_ydata()[0] for line in boxes.lines if line.get_color() == "C1"] == [1.0, 5.0]
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("model.safetensors", lambda content: content[:-1] + b"x", r"model\.safetensors is not the file that config"),
+        ("onnx/model.onnx", lambda content: content + b"x", r"model\.onnx is not the file that config"),
+        ("splits.csv", lambda content: content.replace(b"train", b"val"), r"splits\.csv does not belong to this model"),
+    ],
+)
+def test_a_changed_file_does_not_verify(scored_folder, tmp_path, name, change, words, capsys) -> None:
+    folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
+    assert main([str(folder), "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "verified: config.json, model.safetensors, onnx/model.onnx, splits.csv, metrics.json" in said
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    assert main([str(folder), "--verify"]) == 1
+    assert re.search(words, capsys.readouterr().err)

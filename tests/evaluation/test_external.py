@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,8 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageFilter
-from sklearn.linear_model import LogisticRegression
+from PIL import Image
+from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 
 from modeling.classifier import LesionClassifier
@@ -21,37 +22,36 @@ from modeling.data.isic2019 import FEATURES
 from modeling.data.splits import write_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation.__main__ import main
-from modeling.evaluation.bootstrap import bootstrap_lesions, estimate, estimate_rate
+from modeling.evaluation.bootstrap import estimate, estimate_rate
 from modeling.evaluation.external import (
     _challenge_answers,
-    accuracy_at_mix,
     calibration_in_the_large,
+    calibration_slope,
     challenge_score,
     compare_estimates,
-    image_properties,
-    jpeg_quality,
-    logistic_slopes,
-    needed_threshold,
 )
+from modeling.evaluation.split import Split
+from modeling.inference import Outputs
 from modeling.labels import CODES as CODES_8
 from modeling.labels import REFERENCE_CODES
 from modeling.model_folder import SPLITS_NAME
-from modeling.operating_points import OperatingPoint
 from support.scored import make_scored_folder
 
 CODES = ("BKL", "MEL", "NV")
+
+
+def split_of(lesions: np.ndarray) -> Split:
+    """Return a split of these lesions; nothing else of it matters here."""
+    return Split(CODES, np.eye(3)[np.zeros(len(lesions), int)], np.zeros(len(lesions), int), lesions)
 
 
 def test_a_difference_has_the_interval_of_two_independent_bootstraps():
     rng = np.random.default_rng(0)
     hits = [rng.random(400) < rate for rate in (0.8, 0.7)]
     lesions = [np.repeat(np.arange(200), 2) + offset for offset in (0, 1000)]
-    draws = [bootstrap_lesions(ids) for ids in lesions]
-    inside, outside = (
-        estimate_rate(hit, np.ones(400, bool), draw, reason="none") for hit, draw in zip(hits, draws, strict=True)
-    )
+    inside, outside = (estimate_rate(hit, split_of(ids)) for hit, ids in zip(hits, lesions, strict=True))
     found = compare_estimates(inside, outside)
-    # Independently: the difference of replicates that were drawn with different seeds.
+    # Independently: the difference of replicates of different seeds.
     replicates = []
     for hit in hits:
         picked = rng.integers(0, 200, size=(4000, 200))
@@ -72,113 +72,57 @@ def test_the_interval_of_a_difference_covers_the_truth_95_times_in_100():
             # Photos of one lesion are alike: a lesion's own rate varies around the true one.
             own = rng.beta(6 * rate, 6 * (1 - rate), size=n_lesions)
             hits = rng.random((n_lesions, 3)) < own[:, None]
-            draw = bootstrap_lesions(np.repeat(np.arange(n_lesions), 3), n_replicates=400)
-            estimates.append(estimate_rate(hits.ravel(), np.ones(hits.size, bool), draw, reason="none"))
+            estimates.append(estimate_rate(hits.ravel(), split_of(np.repeat(np.arange(n_lesions), 3))))
         difference = compare_estimates(*estimates)
         covered += difference["low"] <= truth <= difference["high"]
     assert 0.92 <= covered / n_trials <= 0.98
 
 
 def test_a_difference_with_what_is_not_estimable_says_so():
-    known = estimate(0.5, np.linspace(0.4, 0.6, 100), 10)
+    known = estimate(np.concatenate([[0.5], np.linspace(0.4, 0.6, 100)]), 10)
     missing = {"value": None, "low": None, "high": None, "reason": "no image"}
     assert compare_estimates(missing, known)["reason"] == "the internal value is not estimable"
     assert compare_estimates(known, {**known, "low": None, "high": None})["low"] is None
 
 
 @pytest.mark.parametrize(("spread", "slope"), [(1, 0.7), (4, 0.1), (8, 0.3)])  # probabilities may be much too extreme
-def test_slopes_agree_with_scikit_learn_and_weights_with_repeated_images(spread, slope):
+def test_the_slope_maximises_the_likelihood(spread, slope):
     rng = np.random.default_rng(2)
-    x = spread * rng.normal(size=300)
-    y = rng.random(300) < 1 / (1 + np.exp(-(0.3 + slope * x)))
-    weights = rng.integers(0, 4, size=(2, 300))
-    slopes = logistic_slopes(x, y, np.vstack([np.ones(300), weights]))
-    for row, found in zip([np.ones(300, int), *weights], slopes, strict=True):
-        repeated = np.repeat(np.arange(300), row)
-        model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x[repeated, None], y[repeated])
-        assert found == pytest.approx(model.coef_[0, 0], rel=1e-4, abs=1e-5)
+    log_odds = (spread * rng.normal(size=300)).clip(-13, 13)
+    shown = rng.random(300) < 1 / (1 + np.exp(-(0.3 + slope * log_odds)))
+    found = calibration_slope(1 / (1 + np.exp(-log_odds)), shown, split_of(np.arange(300)))
+
+    def loss(parameters):
+        z = parameters[0] + parameters[1] * log_odds
+        return np.logaddexp(0, z).sum() - z[shown].sum()
+
+    expected = minimize(loss, [0.0, 0.5], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-10}).x[1]
+    assert found["value"] == pytest.approx(expected, abs=1e-3)
+    assert found["low"] < found["value"] < found["high"]
 
 
-def test_what_is_told_apart_without_fault_has_no_slope():
-    x = np.concatenate([np.linspace(-9, -6, 50), np.linspace(6, 9, 50)])
-    assert np.isnan(logistic_slopes(x, x > 0, np.ones((1, 100)))).all()
+def test_a_perfectly_separated_or_absent_diagnosis_has_no_slope():
+    probs = np.concatenate([np.linspace(0.01, 0.2, 50), np.linspace(0.8, 0.99, 50)])
+    split = split_of(np.arange(100))
+    assert "perfectly" in calibration_slope(probs, probs > 0.5, split)["reason"]
+    assert "always the same" in calibration_slope(np.full(100, 0.3), probs > 0.5, split)["reason"]
+    assert "no image" in calibration_slope(probs, np.zeros(100, bool), split)["reason"]
 
 
 def test_overconfident_probabilities_have_a_slope_below_one_and_calibrated_ones_about_one():
     rng = np.random.default_rng(3)
-    probs = rng.dirichlet([1, 1, 1], size=3000)
+    probs = rng.dirichlet([1, 1, 1], size=2000)
     labels = np.array([rng.choice(3, p=row) for row in probs])
-    bootstrap = bootstrap_lesions(np.arange(3000), n_replicates=200)
-    calibrated = calibration_in_the_large(probs, labels, CODES, bootstrap)
-    sharpened = probs**2 / (probs**2).sum(axis=1, keepdims=True)
-    extreme = calibration_in_the_large(sharpened, labels, CODES, bootstrap)
+    shifted = np.column_stack([probs[:, 0] + 0.1, probs[:, 1] - 0.1, probs[:, 2]]).clip(0, 1)
+    calibrated, extreme, moved = (
+        calibration_in_the_large(Split(CODES, values, labels, np.arange(2000)))
+        for values in (probs, probs**2 / (probs**2).sum(axis=1, keepdims=True), shifted)
+    )
     for code in CODES:
         assert calibrated[code]["slope"]["low"] < 1 < calibrated[code]["slope"]["high"]
         assert extreme[code]["slope"]["high"] < 0.75
         assert calibrated[code]["excess_probability"]["low"] < 0 < calibrated[code]["excess_probability"]["high"]
-    shifted = np.column_stack([probs[:, 0] + 0.1, probs[:, 1] - 0.1, probs[:, 2]])
-    moved = calibration_in_the_large(shifted.clip(0, 1), labels, CODES, bootstrap)
     assert moved["BKL"]["excess_probability"]["low"] > 0.05
-
-
-def test_accuracy_at_another_mix_is_that_of_images_drawn_in_that_mix():
-    labels = np.array([0] * 10 + [1] * 30 + [2] * 60)
-    predicted = labels.copy()
-    predicted[:5], predicted[10:20] = 2, 0  # recalls 0.5, 2/3, 1
-    bootstrap = bootstrap_lesions(np.arange(100))
-    found = accuracy_at_mix(predicted, labels, np.array([50, 25, 25]), bootstrap)
-    assert found["value"] == pytest.approx(0.5 * 0.5 + 0.25 * 2 / 3 + 0.25)
-    assert found["low"] < found["value"] < found["high"]
-    assert accuracy_at_mix(predicted, labels, np.bincount(labels), bootstrap)["value"] == pytest.approx(
-        (predicted == labels).mean()
-    )
-    assert (
-        "no image here"
-        in accuracy_at_mix(predicted[:40], labels[:40], np.array([1, 1, 1]), bootstrap_lesions(range(40)))["reason"]
-    )
-
-
-def test_the_threshold_that_would_be_needed_reaches_the_target_on_these_images():
-    rng = np.random.default_rng(4)
-    probs = rng.dirichlet([1, 1, 1], size=200)
-    labels = rng.integers(0, 3, size=200)
-    point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.5, 0.95, 0.5, 10, 10)
-    threshold = needed_threshold(point, probs, labels, CODES)["threshold"]
-    mel = probs[labels == 1, 1]
-    assert (mel >= threshold).mean() >= 0.95
-    assert ((mel >= threshold).sum() - 1) / len(mel) < 0.95  # one more melanoma missed would be too many
-    assert needed_threshold(point, probs, np.zeros(200, int), CODES)["threshold"] is None
-
-
-def jpeg(image: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("quality", [15, 30, 50, 75, 90, 97])
-def test_jpeg_quality_is_read_from_the_file(quality):
-    noise = Image.fromarray(np.random.default_rng(5).integers(0, 256, size=(64, 64, 3), dtype=np.uint8))
-    assert jpeg_quality(jpeg(noise, quality)) == pytest.approx(quality, abs=2)
-    buffer = io.BytesIO()
-    noise.save(buffer, "PNG")
-    assert jpeg_quality(buffer.getvalue()) is None
-    assert jpeg_quality(b"\0\0\0\x18ftypheic") is None  # Pillow alone cannot open it
-    grey = io.BytesIO()
-    noise.convert("L").save(grey, "JPEG")
-    other_table = grey.getvalue().replace(b"\xff\xdb\0C\0", b"\xff\xdb\0C\1").replace(b"\1\x11\0\xff", b"\1\x11\1\xff")
-    assert jpeg_quality(other_table) is None  # its only table is not the first
-
-
-def test_image_properties_tell_blurred_dark_and_small_images():
-    noise = Image.fromarray(np.random.default_rng(6).integers(100, 256, size=(300, 400, 3), dtype=np.uint8))
-    dark = Image.fromarray(np.asarray(noise.resize((200, 150))) // 4).filter(ImageFilter.GaussianBlur(3))
-    clear, poor = (image_properties([jpeg(image, 80)] * 3, [image] * 3) for image in (noise, dark))
-    assert clear["long_side_px"]["median"] == 400
-    assert poor["long_side_px"]["median"] == 200
-    assert poor["sharpness"]["median"] < clear["sharpness"]["median"] / 4
-    assert poor["brightness"]["median"] == pytest.approx(clear["brightness"]["median"] / 4, rel=0.05)
-    assert clear["jpeg_quality"]["median"] == pytest.approx(80, abs=2)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -247,11 +191,13 @@ def external_metrics(scored, elsewhere, tmp_path_factory) -> tuple[dict, pd.Data
 def test_planted_images_are_left_out_and_all_others_are_test(external_metrics):
     metrics, predictions, printed = external_metrics
     assert sum(metrics["external"]["left_out"].values()) == N_PLANTED
-    assert f"{N_PLANTED} left out" in printed
+    assert f"image content): {N_PLANTED} images" in printed
     assert set(predictions["split"]) == {"test"}
     assert not predictions["image_id"].str.startswith("planted").any()
     assert len(predictions) == sum(number // 2 % 5 < 4 for number in range(N_EXTERNAL))
-    assert metrics["abstention"]["near"]["DF"]["n_images"] == sum(number // 2 % 5 == 4 for number in range(N_EXTERNAL))
+    assert metrics["data"]["flow"]["other_diagnoses"] == {
+        "DF": sum(number // 2 % 5 == 4 for number in range(N_EXTERNAL))
+    }
     assert metrics["data"]["protocol"] == "external"
     assert "reason" in metrics["val"]
 
@@ -281,22 +227,22 @@ def test_internal_stands_beside_external_with_the_difference(external_metrics, s
     assert f"balanced_accuracy: {own['test']['balanced_accuracy']['value']:.3f}" in printed
     # Independently, from predictions.csv.
     probs = predictions[list(REFERENCE_CODES)].to_numpy()
+    probs /= probs.sum(axis=1, keepdims=True)
     auroc = roc_auc_score(predictions["label"], probs, multi_class="ovr", labels=list(REFERENCE_CODES))
     assert rows["macro_auroc"]["external"]["value"] == pytest.approx(auroc, abs=1e-3)  # six digits make ties
-    mel = predictions["label"] == "MEL"
+    at_mix = probs * [own["model"]["class_priors"][code] for code in REFERENCE_CODES]
+    at_mix /= at_mix.sum(axis=1, keepdims=True)
+    mel = REFERENCE_CODES.index("MEL")
     excess = metrics["external"]["calibration"]["MEL"]["excess_probability"]["value"]
-    assert excess == pytest.approx((predictions["MEL"] - mel).mean(), abs=1e-5)
-    mix = metrics["external"]["mix"]["diagnosis"]
-    assert mix["MEL"]["external"] == pytest.approx(mel.mean(), abs=1e-6)
-    assert sum(row["internal"] for row in mix.values()) == pytest.approx(1, abs=1e-5)
-    assert metrics["external"]["image_properties"]["long_side_px"]["external"]["median"] == 96
-    assert "external.png" in metrics["figures"]
+    assert excess == pytest.approx((at_mix[:, mel] - (predictions["label"] == "MEL")).mean(), abs=1e-5)
+    accuracy = (np.array(REFERENCE_CODES)[at_mix.argmax(axis=1)] == predictions["label"]).mean()
+    assert metrics["test"]["accuracy"]["value"] == pytest.approx(accuracy, abs=1e-6)
 
 
 def test_data_that_are_not_the_models_own_need_the_option(scored, elsewhere, tmp_path, capsys):
     assert main([str(scored), "--dataset", str(elsewhere), "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "is not what the model was trained on" in error
+    assert "is not the data that the model was trained on" in error
     assert "--external" in error
 
 
@@ -307,7 +253,7 @@ def test_data_without_any_diagnosis_of_the_model_are_refused_with_what_they_have
     table.to_csv(folder / "metadata.csv", index=False)
     assert main([str(scored), "--dataset", str(folder), "--external", "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert "has none of these, but mole, wart" in error
+    assert "but others has only mole, wart" in error
 
 
 def test_data_that_the_model_has_seen_are_not_external(scored, elsewhere, tmp_path, capsys):
@@ -318,7 +264,40 @@ def test_data_that_the_model_has_seen_are_not_external(scored, elsewhere, tmp_pa
     table = pd.read_csv(folder / "metadata.csv")
     table[table["image_id"].str.startswith("planted")].to_csv(folder / "metadata.csv", index=False)
     assert main([str(scored), "--dataset", str(folder), "--external", "--output", str(tmp_path / "out")]) == 1
-    assert f"all {N_PLANTED} images of seen are among those" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"seen has {N_PLANTED} images of the model's diagnoses, and the model was trained, chosen or tested" in error
+    assert "Leave --external out" in error
+    assert "Rename" not in error
+
+
+def test_known_images_beside_other_diagnoses_are_not_said_to_have_wrong_labels(scored, elsewhere, tmp_path, capsys):
+    """All images of the model's diagnoses are known; what is left has a diagnosis that it does not have."""
+    folder = tmp_path / "seen"
+    shutil.copytree(elsewhere, folder)
+    table = pd.read_csv(folder / "metadata.csv")
+    keep = table["image_id"].str.startswith("planted") | (table["label"] == "DF")
+    for name in table["file_name"][~keep]:
+        (folder / name).unlink()
+    table[keep].to_csv(folder / "metadata.csv", index=False)
+    assert main([str(scored), "--dataset", str(folder), "--external", "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert f"has {N_PLANTED} images of the model's diagnoses" in error
+    assert "Rename" not in error
+
+
+def test_a_foreign_folder_with_the_ids_of_the_model_s_images_is_refused(scored, elsewhere, tmp_path, capsys):
+    """The ids agree, the pixels do not; the splits of the model name ids alone."""
+    folder, foreign = Path(shutil.copytree(scored, tmp_path / "model")), tmp_path / "foreign"
+    foreign.mkdir()
+    rng, lines = np.random.default_rng(9), ["file_name,label,image_id"]
+    for number in range(N_PLANTED):
+        cloudy(rng).save(foreign / f"seen_{number}.jpg")
+        lines.append(f"seen_{number}.jpg,{REFERENCE_CODES[number % 4]},seen_{number}")
+    (foreign / "metadata.csv").write_text("\n".join(lines) + "\n")
+    assert main([str(folder), "--dataset", str(foreign), "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert f"it has 0 of the {N_PLANTED} images" in error
+    assert "--external" in error
 
 
 def test_unusable_images_stop_the_evaluation_or_are_left_out_and_listed(
@@ -337,6 +316,21 @@ def test_unusable_images_stop_the_evaluation_or_are_left_out_and_listed(
     assert "photo_000" in (output / "skipped.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--masks", "/nope"], "--masks /nope is no folder with files <image_id>_segmentation.png"),
+        (["--official_test", "--dataset", "demo"], "--official_test is of isic2019; leave --dataset demo out"),
+        (["--external", "--splits", "x.csv"], "leave --splits out"),
+    ],
+)
+def test_options_that_cannot_work_fail_before_images_are_read(scored, tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.setattr(command, "load_images", lambda *_, **__: pytest.fail("images were read"))
+    assert main([str(scored), "--output", str(tmp_path / "out"), *options]) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_scores_on_other_data_do_not_replace_the_models_own(scored, elsewhere, capsys):
     assert main([str(scored), "--dataset", str(elsewhere), "--external", "--output", str(scored)]) == 1
     assert "would be replaced; name another folder" in capsys.readouterr().err
@@ -352,7 +346,8 @@ def test_a_missing_diagnosis_is_not_estimable_and_nothing_is_dropped(scored, els
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["test"]["per_class"]["BCC"]["recall"]["value"] is None
     assert "not estimable" in metrics["external"]["headline"]["BCC/recall"]["difference"]["reason"]
-    assert "no image here" in metrics["external"]["accuracy_at_internal_mix"]["reason"]
+    assert metrics["test"]["diagnoses"] == ["BKL", "MEL", "NV"]
+    assert metrics["test"]["balanced_accuracy"]["value"] is not None
     assert metrics["test"]["n_images"] == sum(number // 2 % 5 < 4 for number in range(N_EXTERNAL))
 
 
@@ -369,10 +364,16 @@ def test_the_challenge_is_the_mean_recall_of_nine_classes_by_hand():
     assert found["recall"]["UNK"]["value"] == pytest.approx(0.5)
     assert "at most" not in found["note"]
     four = challenge_score(answers, truths, np.arange(36), REFERENCE_CODES)
-    assert "4 of the 8 diagnoses apart, so it can reach 0.556 at most" in four["note"]
-    mole = SimpleNamespace(
-        codes=("NV", "mole"), decide=lambda probs: probs.argmax(axis=1), classifier=SimpleNamespace(abstention=None)
-    )
-    assert _challenge_answers(mole, np.eye(2), np.eye(2)).tolist() == ["NV", "UNK"]
+    assert "has 4 of the 8 diagnoses, so it can reach at most 0.556" in four["note"]
+    mole = Split(("NV", "mole"), np.eye(2), np.array([0, -1]), np.arange(2))
+    no_rule = SimpleNamespace(classifier=SimpleNamespace(abstention=None))
+    assert _challenge_answers(no_rule, mole).tolist() == ["NV", "UNK"]
+    rule = SimpleNamespace(abstains=lambda logits, features: np.array([True, False]))
+    outputs = Outputs(["a", "b"], np.array([0, -1]), np.eye(2), np.eye(2))
+    abstaining = replace(mole, outputs=outputs)
+    assert _challenge_answers(SimpleNamespace(classifier=SimpleNamespace(abstention=rule)), abstaining).tolist() == [
+        "UNK",
+        "UNK",
+    ]
     absent = challenge_score(answers[truths != "DF"], truths[truths != "DF"], np.arange(32), CODES_8)
     assert absent["mean_recall"]["reason"] == "no image of DF"

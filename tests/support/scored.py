@@ -135,6 +135,7 @@ def save_fitted(
     codes: Sequence[str],
     *,
     abstention: bool = True,
+    onnx: bool = True,
     lesion: Mapping[str, Any] | None = None,
 ) -> None:
     """Fit a model to a dataset and write its folder as training does."""
@@ -161,7 +162,9 @@ def save_fitted(
         "abstention": AbstentionRule.fit(val.logits, val.features, lesion_ids) if abstention else None,
         **(lesion or {}),
     }
-    export_onnx(model, folder / ONNX_NAME, codes=codes, lesion=content)
+    if onnx:
+        export_onnx(model, folder / ONNX_NAME, codes=codes, lesion=content)
+    folder.mkdir(parents=True, exist_ok=True)
     write_splits(splits, folder / SPLITS_NAME)
     hashes = hash_images(dataset)
     write_hashes(hashes[hashes["image_id"].isin(splits["image_id"])], folder / HASHES_NAME)
@@ -175,6 +178,7 @@ def make_scored_folder(
     dataset: datasets.Dataset | None = None,
     splits: pd.DataFrame | None = None,
     abstention: bool = True,
+    onnx: bool = True,
     lesion: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -187,7 +191,7 @@ def make_scored_folder(
         context.setdefault("masks_dir", base / "masks")
     if splits is None:
         splits = make_splits(select_diagnoses(dataset, codes), diagnoses=codes)
-    save_fitted(folder, dataset, splits, codes, abstention=abstention, lesion=lesion)
+    save_fitted(folder, dataset, splits, codes, abstention=abstention, onnx=onnx, lesion=lesion)
     run = {"options": {"dataset": "demo", "epochs": 2, "diagnoses": list(codes), **(options or {})}, "origin": origin}
     described = {"n_skipped": 3, "history": [{"epoch": epoch, **RECORD} for epoch in (1, 2)], "run": run, **context}
     scored = Context(LesionClassifier.from_pretrained(folder, device="cpu"), dataset, splits, **described)
