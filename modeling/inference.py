@@ -48,13 +48,7 @@ def run_images(
     image_ids: Sequence[str],
     labels: Sequence[int] | np.ndarray,
 ) -> Outputs:
-    """Run a model folder's engine over images: preprocessing and batches are those of prediction.
-
-    Args:
-        classifier: Its engine is ONNX Runtime on a CPU and torch on a GPU.
-        images: N images, or functions that return one; these are called in the decoding threads.
-        image_ids: N ids.
-        labels: N labels.
+    """Run a model folder's engine over N images, or functions that return one, preprocessed as for prediction.
 
     Raises:
         ImageError: If an image cannot be read, with its id.

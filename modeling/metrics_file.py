@@ -276,16 +276,6 @@ class Baseline(Section):
     """in balanced accuracy"""
 
 
-class Baselines(Section):
-    majority: Baseline
-    metadata_only: Baseline | NotMeasured
-
-
-class GroupPoint(Section):
-    sensitivity: Rate
-    specificity: Rate
-
-
 class Group(Sized):
     """Test images of one group."""
 
@@ -294,7 +284,8 @@ class Group(Sized):
     diagnoses: list[Name]
     """those of which the group has 30 lesions or more"""
     recall: dict[Name, Rate]
-    operating_points: dict[Name, GroupPoint]
+    operating_points: dict[Name, dict[Name, Rate]]
+    """sensitivity and specificity of each"""
 
 
 class SuppressedGroup(Sized):
@@ -368,19 +359,6 @@ class Figure(Section):
     alt: Text
 
 
-class Compared(Section):
-    internal: Quantity
-    external: Quantity
-    difference: Quantity
-
-
-class InTheLarge(Section):
-    excess_probability: Quantity
-    """mean probability minus frequency; 0 if calibrated"""
-    slope: Quantity
-    """of the log odds; 1 if calibrated"""
-
-
 class Challenge(Section):
     """The official test of ISIC 2019, scored as the challenge did."""
 
@@ -397,8 +375,10 @@ class External(Section):
     """how images that the model has seen were found"""
     left_out: dict[Name, Count]
     """how many, by how they were found"""
-    headline: dict[Name, Compared] | NotMeasured
-    calibration: dict[Name, InTheLarge]
+    headline: dict[Name, dict[Name, Quantity]] | NotMeasured
+    """internal, external and difference (external minus internal) of each score"""
+    calibration: dict[Name, dict[Name, Quantity]]
+    """excess_probability, mean probability minus frequency (0 if calibrated); slope of the log odds (1 if calibrated)"""
     challenge: Challenge | NotMeasured
 
 
@@ -415,7 +395,8 @@ class Metrics(Section):
     calibration: Calibration
     operating_points: list[OperatingPoint | NoOperatingPoint]
     abstention: Abstention | NotMeasured
-    baselines: Baselines | NotMeasured
+    baselines: dict[Name, Baseline | NotMeasured] | NotMeasured
+    """majority, metadata_only"""
     groups: dict[Name, dict[Name, Group | SuppressedGroup]]
     """by source, sex, age_years and site"""
     robustness: Robustness | NotMeasured

@@ -1,5 +1,6 @@
 """Score a model folder or Hub repository: `python -m modeling.evaluation MODEL --data_dir DIR`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -213,7 +214,11 @@ def check_same_images(classifier: LesionClassifier, loaded: LoadedImages, rows: 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if all went well, 1 with a message otherwise."""
-    parser = HfArgumentParser(EvaluationOptions, prog="python -m modeling.evaluation")  # type: ignore[arg-type]
+    parser = HfArgumentParser(
+        EvaluationOptions,  # type: ignore[arg-type]
+        prog="python -m modeling.evaluation",
+        formatter_class=argparse.HelpFormatter,  # `option` writes the defaults
+    )
     parser.add_argument("model", help="A model folder, or a Hub repository id.")
     values = vars(parser.parse_args(arguments))
     model = values.pop("model")
