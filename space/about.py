@@ -11,7 +11,7 @@ from uploads import note_fault
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, is_name, read_json
 from modeling.images import MAX_FILE_BYTES, ImageError
-from modeling.labels import diagnosis_of
+from modeling.labels import CODES, diagnosis_of
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import EXAMPLES_NAME, METRICS_NAME, file_beside
 
@@ -32,7 +32,7 @@ def about(classifier: LesionClassifier) -> dict[str, Any]:
             "notice": classifier.notice,
             "license": classifier.lesion.get("license"),
             "codes": list(classifier.codes),
-            "names": {code: diagnosis_of(code).name for code in classifier.codes},
+            "names": {code: diagnosis_of(code).name for code in (*CODES, *classifier.codes)},
             "class_priors": classifier.class_priors,
             "from_cache": classifier.source.from_cache,
         },

@@ -96,7 +96,8 @@ function photoLines(answer) {
   }
   for (const photo of leftOut) {
     const why = unbroken(photo.error ?? photo.reason ?? "");
-    lines.push(el("li", { class: "bad left-out" }, el("strong", {}, `${photo.name} was left out. `), why));
+    const text = why.startsWith(photo.name) ? why : `${photo.name}: ${why}`;
+    lines.push(el("li", { class: "bad left-out" }, el("strong", {}, "Left out: "), text));
   }
   return lines;
 }

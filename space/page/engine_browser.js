@@ -148,7 +148,12 @@ async function aboutModel(model, config, folder) {
       notice: model.notice,
       license: model.license,
       codes: model.codes,
-      names: Object.fromEntries(model.codes.map((code) => [code, model.label(code).name])),
+      names: Object.fromEntries(
+        [...model.labels.map(({ code }) => code), ...model.codes].map((code) => [
+          code,
+          model.label(code).name,
+        ]),
+      ),
       class_priors: model.classPriors,
       from_cache: false,
       url: folder,

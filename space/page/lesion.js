@@ -219,7 +219,7 @@ export function lesionPanel({ engine, about, root, toBatch }) {
     return el(
       "nav",
       { class: "buttons row-bar no-print", "aria-label": "Batch" },
-      button("‹ Back to the batch", back, { class: "second", id: "row-back" }),
+      button("‹ Batch", back, { class: "second", id: "row-back" }),
       button("‹ Previous", () => go(at - 1), { class: "second", id: "row-previous", disabled: at === 0 }),
       button("Next ›", () => go(at + 1), { class: "second", id: "row-next", disabled: at === of - 1 }),
       el("span", { class: "small" }, `${at + 1} of ${of}`),

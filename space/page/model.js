@@ -39,7 +39,7 @@ function whole(metrics, about) {
       keyNumbers(metrics),
       thresholds(metrics),
       byDiagnosis(metrics),
-      noAnswer(metrics),
+      noAnswer(metrics, about.model.names),
     ),
     figures(about.figures ?? []),
   ];
@@ -48,11 +48,12 @@ function whole(metrics, about) {
 function summary({ model, data, test, intervals }) {
   const leak = data.leakage?.overall;
   const names = model.codes.map((code) => model.names[code]);
-  const unit = data.split_unit === "lesion" ? "No lesion is both in training and in the test." : "";
   const leaking =
     leak === null || leak === undefined
       ? "It is unknown how many of these images show a lesion that is also in training."
-      : `${percent(leak)} of these images show a lesion that is also in training. ${leak === 0 ? unit : ""}`;
+      : leak === 0 && data.split_unit === "lesion"
+        ? "No lesion is both in training and in the test."
+        : `${percent(leak)} of these images show a lesion that is also in training.`;
   const dataset = data.synthetic ? "synthetic drawings" : (data.dataset ?? "a dataset without a name");
   const level = percent(intervals?.level ?? 0.95);
   return el(
@@ -110,7 +111,7 @@ function estimate(entry) {
   const range =
     hasInterval && `${percent(bounds.low)} to ${percent(bounds.high)}`.replaceAll("\u00a0%", "", 1);
   const tail = entry.if_calibrated ? " if perfect" : "";
-  return [percent(entry.value), range && el("span", { class: "interval" }, ` (${range}${tail})`)];
+  return [percent(entry.value), " ", range && el("span", { class: "interval" }, `(${range}${tail})`)];
 }
 
 function keyNumbers({ test, calibration, baselines }) {
@@ -155,6 +156,7 @@ function keyNumbers({ test, calibration, baselines }) {
 
 function thresholds({ operating_points: points, model }) {
   const measured = (points ?? []).filter((point) => point.test);
+  measured.sort((a, b) => b.target_sensitivity - a.target_sensitivity);
   if (!measured.length)
     return el("p", { class: "card" }, "This model was published without tested thresholds.");
   const target = ({ codes }) =>
@@ -205,13 +207,13 @@ function byDiagnosis({ test, model }) {
   );
 }
 
-function noAnswer({ abstention, model }) {
+function noAnswer({ abstention }, names) {
   if (!abstention?.test) return null;
   const rows = [
     line("Test photos", "the diagnoses that it knows", estimate(abstention.test.abstained)),
     ...Object.entries(abstention.near ?? {}).map(([code, row]) =>
       line(
-        capital(model.names?.[code] ?? code),
+        capital(names[code] ?? code),
         `a diagnosis that it does not know, ${row.n_images} images`,
         estimate(row.abstained),
       ),
