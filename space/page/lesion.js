@@ -141,7 +141,7 @@ export function lesionPanel({ engine, about, root, toBatch }) {
       ...[row && rowBar(row), head, toolbar()].filter(Boolean),
       el("div", { class: "cards" }, cards),
       take,
-      el("p", { class: "only-print small" }, `${answer.notice} Model ${answer.model_id}. ${answer.date}`),
+      el("p", { class: "only-print small" }, `Model ${answer.model_id}, ${answer.date}`),
     );
     goTo(head.querySelector("#verdict"));
   }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modeling.classifier import LesionClassifier
-from support.space import POINTS, answered, choose, make_model, served, visit
+from support.space import POINTS, answered, choose, make_model, served, served_static, visit
 
 AXE = "axe-core@4.14.1"
 
@@ -34,9 +34,13 @@ def axe() -> str:
 
 
 @pytest.fixture(scope="module")
-def answering(tmp_path_factory):
-    model = make_model(tmp_path_factory.mktemp("answering") / "model", points=POINTS, favours="NV")
-    with served(LesionClassifier.from_pretrained(model)) as url:
+def model(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("answering") / "model", points=POINTS, favours="NV", onnx=True)
+
+
+@pytest.fixture(scope="module", params=["server", "browser"])
+def answering(request, model):
+    with served(LesionClassifier.from_pretrained(model)) if request.param == "server" else served_static(model) as url:
         yield url
 
 
@@ -63,35 +67,64 @@ def findings(page, axe: str) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing_serious(browser, axe, answering, abstaining, lesions, scheme, width):
-    with visit(browser, answering, color_scheme=scheme, width=width) as page:
-        assert findings(page, axe) == [], "empty"
-        choose(page, lesions[0])
-        answered(page)
-        page.locator("#answer details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
-        assert findings(page, axe) == [], "answered"
-        page.get_by_role("tab", name="Batch").click()
-        choose(page, *lesions[:2], field="#batch-files")
+def test_axe_finds_nothing_serious_in_any_view(browser, axe, answering, abstaining, lesions, scheme):
+    with visit(browser, answering, color_scheme=scheme) as page:
+
+        def check(view: str) -> None:
+            for width in (1280, 390):
+                page.set_viewport_size({"width": width, "height": 844})
+                assert findings(page, axe) == [], (view, width)
+
+        check("start")
+        answered(page, lesions[0])
+        page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+        check("answered")
+        page.click("#view-side")
+        check("side by side")
+        page.click("#new-lesion")
+        answered(page, lesions[1])
+        page.click("#compare-lesions")
+        check("comparison")
+        page.click("#tab-batch")
+        choose(page, *lesions[:2], button="#batch-files .choose")
         page.wait_for_selector("#save-csv")
-        assert findings(page, axe) == [], "batch"
-        for tab in ("Model", "API"):
-            page.get_by_role("tab", name=tab).click()
-            assert findings(page, axe) == [], tab
-    with visit(browser, abstaining, color_scheme=scheme, width=width) as page:
-        choose(page, lesions[0])
-        answered(page)
+        check("batch")
+        page.locator(".batch .open").first.click()
+        page.wait_for_selector("#row-back")
+        check("row of a batch")
+        for tab in ("model", "programs"):
+            page.click(f"#tab-{tab}")
+            check(tab)
+    with visit(browser, abstaining, color_scheme=scheme) as page:
+        answered(page, lesions[0])
         assert findings(page, axe) == [], "abstained"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_keyboard_s_focus_can_be_seen(browser, answering, scheme):
+def test_the_keyboard_alone_reaches_an_answer_and_its_focus_can_be_seen(browser, answering, lesions, scheme):
     with visit(browser, answering, color_scheme=scheme) as page:
-        page.get_by_role("tab", name="One lesion").focus()
-        for _ in range(2):
+        page.locator("#tab-lesion").focus()
+        page.keyboard.press("Tab")
+        style = page.evaluate(
+            "(({ outlineStyle, outlineWidth }) => [outlineStyle, outlineWidth])(getComputedStyle(document.activeElement))"
+        )
+        assert style == ["solid", "3px"]
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Enter")  # on "Choose files"
+        chooser.value.set_files(str(lesions[0]))
+        page.wait_for_selector("#verdict")
+        assert page.evaluate("document.activeElement.id") == "verdict"
+        reached = set()
+        for _ in range(25):
             page.keyboard.press("Tab")
-            shown = page.evaluate(
-                """() => { const node = document.activeElement.shadowRoot?.activeElement ?? document.activeElement;
-                    const style = getComputedStyle(node); return [node.textContent, style.outlineStyle, style.outlineWidth]; }"""
-            )
-            assert shown[1:] == ["solid", "3px"], shown
+            reached.add(page.evaluate("document.activeElement.id"))
+        assert {
+            "new-lesion",
+            "add-photo",
+            "which-map",
+            "view-side",
+            "handle",
+            "frame",
+            "zoom-in",
+            "save-report",
+        } <= reached

@@ -1,0 +1,369 @@
+"""The engine in the browser against Python's, in a real Chromium: pixels, numbers, words, and what it never sends."""
+
+import base64
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import static_space
+from answers import Photo, answer_lesion
+from PIL import Image
+
+from modeling.classifier import LesionClassifier
+from modeling.files import ModelFolderError
+from modeling.model_folder import released_model
+from support.corpus import make_corpus
+from support.space import POINTS, answered, drawings, make_model, served_static, text_of, visit
+
+MIX = {"BCC": 0.05, "BKL": 0.10, "MEL": 0.15, "NV": 0.70}
+N_PHOTOS = 40
+# The page's own modules are imported into the page, whose policy allows them.
+OPEN = """async () => {
+  const { open } = await import("/engine_browser.js");
+  window.engine = await open("model/", { origin: await (await fetch("page.json")).json() });
+  const input = document.createElement("input");
+  input.type = "file";
+  input.multiple = true;
+  input.id = "probe";
+  document.body.append(input);
+}"""
+ANSWERS = """async (priors) => {
+  const results = [];
+  for (const file of document.querySelector("#probe").files) {
+    const one = { name: file.name };
+    try {
+      const { logits, size } = await engine.outputs(file);
+      one.logits = Array.from(logits);
+      one.answer = await engine.answer([{ name: file.name, blob: file }], { priors });
+    } catch (error) {
+      one.error = error.message;
+    }
+    results.push(one);
+  }
+  return results;
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """The released model of this clone; a tiny one where there is none."""
+    try:
+        return Path(released_model())
+    except ModelFolderError:
+        folder = tmp_path_factory.mktemp("browser") / "model"
+        return make_model(folder, points=POINTS, class_priors=MIX, onnx=True)
+
+
+@pytest.fixture(scope="module")
+def python(model) -> LesionClassifier:
+    return LesionClassifier.from_pretrained(model, engine="onnx")
+
+
+@pytest.fixture(scope="module")
+def engine(browser, model) -> Iterator[Any]:
+    """A page with an open engine, `window.engine`, and a field for files."""
+    with served_static(model) as url:
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        page.wait_for_selector("#photos")
+        page.evaluate(OPEN)
+        yield page
+        page.close()
+
+
+def browser_answers(page, files: list[Path], priors: str = "equal") -> list[dict[str, Any]]:
+    page.locator("#probe").set_input_files([str(file) for file in files])
+    return page.evaluate(ANSWERS, priors)
+
+
+def difference(ours: Any, theirs: Any, where: str = "") -> list[str]:
+    """Return where two answers differ, key by key; numbers may by the last digits."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        found = [f"{where}.{key} only in one" for key in ours.keys() ^ theirs.keys()]
+        return found + [
+            line for key in ours.keys() & theirs.keys() for line in difference(ours[key], theirs[key], f"{where}.{key}")
+        ]
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        if len(ours) != len(theirs):
+            return [f"{where}: {len(ours)} and {len(theirs)} entries"]
+        return [
+            line for i, pair in enumerate(zip(ours, theirs, strict=True)) for line in difference(*pair, f"{where}[{i}]")
+        ]
+    if isinstance(ours, float) or isinstance(theirs, float):
+        return [] if abs(ours - theirs) <= 1e-3 * max(1.0, abs(ours)) else [f"{where}: {ours} and {theirs}"]
+    return [] if ours == theirs else [f"{where}: {ours!r} and {theirs!r}"]
+
+
+def without_date(answer: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in answer.items() if key != "date"}
+
+
+# ---- Pixels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height", "side"), [(600, 450, 224), (37, 91, 64), (64, 200, 64), (1023, 769, 96)])
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear"])
+def test_resizing_gives_pillow_s_pixels(engine, width, height, side, kind):
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rgba = np.dstack([pixels, np.full((height, width), 255, np.uint8)])
+    resized = engine.evaluate(
+        """async ([base64, width, height, side, kind]) => {
+          const { BandResizer } = await import("/resize.js");
+          const rgba = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+          const resizer = new BandResizer(width, height, side, kind);
+          for (let from = 0; from < height; from += 50) {
+            const rows = Math.min(50, height - from);
+            resizer.add(rgba.subarray(4 * width * from, 4 * width * (from + rows)), from, rows);
+          }
+          return Array.from(resizer.result());
+        }""",
+        [base64.b64encode(rgba.tobytes()).decode(), width, height, side, kind],
+    )
+    by_pillow = Image.fromarray(pixels).resize((side, side), Image.Resampling[kind.upper()])
+    assert np.array_equal(np.array(resized, np.uint8).reshape(side, side, 3), np.asarray(by_pillow))
+
+
+# ---- Answers ---------------------------------------------------------------------------------------------------------
+
+
+def sample_of(real_data: Path, n: int) -> list[Path]:
+    """Photographs of three processing chains, as many of each."""
+    folders = (
+        real_data / "originals",
+        real_data / "isic2019" / "ISIC_2019_Training_Input",
+        real_data / "isic2019_msk" / "ISIC_2019_Training_Input",
+    )
+    files = [sorted(folder.glob("*.jpg")) for folder in folders]
+    return [file for some in files for file in some[:: max(1, len(some) // (n // 3))][: n // 3]]
+
+
+def test_png_photographs_get_the_same_answer_in_every_field(engine, python, real_data, tmp_path):
+    files = []
+    for photo in sample_of(real_data, N_PHOTOS // 2):
+        with Image.open(photo) as image:
+            files.append(tmp_path / f"{photo.stem}.png")
+            image.convert("RGB").save(files[-1], compress_level=1)
+    check_equal(engine, python, files)
+
+
+def test_drawings_get_the_same_answer_in_every_field_at_both_priors(engine, python, tmp_path):
+    files = drawings(tmp_path)
+    check_equal(engine, python, files)
+    if python.class_priors:
+        check_equal(engine, python, files, "dataset")
+
+
+def check_equal(engine, python: LesionClassifier, files: list[Path], priors: str = "equal") -> None:
+    for file, result in zip(files, browser_answers(engine, files, priors), strict=True):
+        outputs = python.forward(python.preprocess(file)[None])
+        assert np.abs(np.array(result["logits"]) - outputs.logits[0]).max() < 1e-3, file.name
+        ours = answer_lesion(python, [Photo(str(file), file.name)], priors=priors)
+        assert difference(without_date(ours), without_date(result["answer"])) == [], file.name
+
+
+def test_jpeg_photographs_get_the_same_answer(engine, python, real_data):
+    files = sample_of(real_data, N_PHOTOS // 2)
+    agree = []
+    for file, result in zip(files, browser_answers(engine, files), strict=True):
+        prediction, answer = python.predict(file), result["answer"]
+        agree.append(
+            (answer["diagnosis"], answer["flagged"], answer["abstained"])
+            == (prediction.diagnosis, list(prediction.flagged), prediction.abstained)
+        )
+        ours, theirs = prediction.probabilities, answer["probabilities"]
+        assert max(abs(ours[code] - theirs[code]) for code in ours) <= 0.01, file.name
+    assert np.mean(agree) >= 0.99
+
+
+def test_heat_maps_are_python_s(engine, python, tmp_path):
+    for file in drawings(tmp_path, ("MEL", "NV")):
+        explanation = python.explain(file)
+        for code in python.codes:
+            page = engine.evaluate(
+                """async ([answer, code]) => {
+                  const { heatOf } = await import("/heatmap.js");
+                  const { width, height, heat } = heatOf(answer.photos[0], code);
+                  return { width, height, heat: Array.from(heat) };
+                }""",
+                [browser_answers(engine, [file])[0]["answer"], code],
+            )
+            ours = explanation.heat_map(code, size=(page["height"], page["width"]))
+            theirs = np.array(page["heat"]).reshape(ours.shape)
+            assert np.abs(ours - theirs).max() < 0.01
+            if ours.std() > 1e-3:
+                assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] >= 0.999
+
+
+def test_a_blob_alone_is_enough(engine, python, lesions):
+    engine.locator("#probe").set_input_files(str(lesions[0]))
+    verdict = engine.evaluate("async () => (await engine.answer(document.querySelector('#probe').files[0])).verdict")
+    assert verdict == python.predict(lesions[0]).verdict
+
+
+def test_every_odd_file_gets_a_sentence_or_an_answer(engine, lesions, tmp_path):
+    corpus = make_corpus(tmp_path)
+    files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+    results = browser_answers(engine, files)
+    assert len(results) >= len(corpus)
+    for result in results:
+        assert "answer" in result or (len(result["error"]) > 20 and result["error"].endswith((".", ")"))), result
+        assert "undefined" not in str(result.get("error"))
+    assert "answer" in browser_answers(engine, [lesions[0]])[0]  # it goes on
+
+
+# ---- What leaves the device, and what works without a network -----------------------------------------------------------
+
+
+def test_answers_reports_and_batches_send_nothing(browser, model, lesions, monkeypatch, tmp_path):
+    requests: list[str] = []
+    get = static_space._Handler.do_GET
+    monkeypatch.setattr(static_space._Handler, "do_GET", lambda self: (requests.append(self.path), get(self))[1])
+    with served_static(model) as url, visit(browser, url) as page:
+        page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        page.wait_for_timeout(500)
+        assert "/model/onnx/model.onnx" in requests
+        at_server, at_page = len(requests), len(page.requests)
+        answered(page, lesions[0])
+        with page.expect_download() as download:
+            page.click("#save-report")
+        download.value.save_as(tmp_path / "report.html")
+        page.click("#tab-batch")
+        with page.expect_file_chooser() as chooser:
+            page.click("#batch-files .choose")
+        chooser.value.set_files([str(file) for file in lesions])
+        page.wait_for_selector("#save-csv")
+        assert requests[at_server:] == []
+        assert [one for one in page.requests[at_page:] if not one.startswith(("data:", "blob:"))] == []
+        assert "sends nothing" in text_of(page, "footer")
+
+
+def test_the_policy_refuses_every_other_host_in_page_and_worker(browser, model):
+    with served_static(model) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#photos")
+        refused = page.evaluate(
+            """async () => {
+              const probe = `self.addEventListener("securitypolicyviolation", (event) => postMessage(event.blockedURI));
+                fetch("http://127.0.0.2:9/").catch(() => {});`;
+              const violations = [];
+              document.addEventListener("securitypolicyviolation", (event) => violations.push(event.blockedURI));
+              await fetch("http://127.0.0.2:9/").catch(() => {});
+              const address = URL.createObjectURL(new Blob([probe], { type: "text/javascript" }));
+              const worker = new Worker(address, { type: "module" }); // as engine_browser.js starts its own
+              violations.push(await new Promise((resolve) => (worker.onmessage = ({ data }) => resolve(data))));
+              return violations;
+            }"""
+        )
+        page.close()
+        assert len(refused) == 2
+        assert all("127.0.0.2" in one for one in refused)
+
+
+def test_after_the_first_visit_the_page_works_without_a_server(browser, model, lesions):
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    with served_static(model) as url:
+        page.goto(url)
+        page.wait_for_selector("#photos")
+        page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+    page.reload()
+    page.wait_for_selector("#photos")
+    assert answered(page, lesions[0])
+    context.close()
+
+
+# ---- Models that cannot be used ----------------------------------------------------------------------------------------
+
+
+def damage(folder: Path) -> None:
+    file = folder / "onnx" / "model.onnx"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+def make_older(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["lesion"]["schema"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (damage, "damaged"),
+        (make_older, "of schema 3, and this page reads 4"),
+        (lambda folder: (folder / "onnx" / "model.onnx").unlink(), "no onnx/model.onnx"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_explained(browser, tmp_path, change, says):
+    folder = make_model(tmp_path / "model", onnx=True)
+    change(folder)
+    with served_static(folder) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#failure", timeout=120_000)
+        assert says in text_of(page, "#failure")
+        assert page.get_by_role("button", name="Try again").is_visible()
+        page.close()
+
+
+# ---- The static Space ----------------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_static_space_are_small_and_name_the_model_and_no_registry():
+    files = static_space.static_files("me/skin-lesion-b0", "0" * 40)
+    assert {"README.md", "index.html", "package.json", "package-lock.json", "build.mjs", "texts.json"} <= files.keys()
+    assert max(map(len, files.values())) < 200_000
+    assert b"app_file: dist/index.html" in files["README.md"]
+    assert json.loads(files["page.json"])["model_url"].endswith(f"/me/skin-lesion-b0/resolve/{'0' * 40}/")
+    lock = json.loads(files["package-lock.json"])
+    assert lock["packages"]["node_modules/onnxruntime-web"]["version"] == "1.30.0"
+    assert not any("resolved" in package for package in lock["packages"].values())
+
+
+def test_the_build_allows_the_model_s_host_alone(tmp_path):
+    origin = {
+        "model_id": "me/m",
+        "revision": None,
+        "model_url": "https://models.example/",
+        "model_hosts": ["https://models.example"],
+    }
+    index = (static_space.build(origin) / "index.html").read_text(encoding="utf-8")
+    assert "connect-src 'self' https://models.example;" in index
+    assert "MODEL_HOST" not in index
+
+
+def test_without_npm_a_sentence_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(static_space.BuildError, match=r"install Node\.js"):
+        static_space.build({"model_id": "m", "revision": None, "model_url": "model/", "model_hosts": []}, tmp_path)
+
+
+def test_the_local_server_hands_out_no_other_file_of_the_model(model):
+    with served_static(model) as url, contextlib.closing(_connection(url)) as connection:
+        for path in (
+            "/model/model.safetensors",
+            "/model/../../etc/passwd",
+            "/model/examples/../config.json",
+            "/model/",
+        ):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 404, path
+
+
+def _connection(url: str):
+    from http.client import HTTPConnection
+
+    return HTTPConnection(url.removeprefix("http://"))
