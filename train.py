@@ -26,7 +26,7 @@ import torch
 
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, read_hashes, write_hashes
-from modeling.data.sources import fingerprint, load_images, select_diagnoses
+from modeling.data.sources import load_images, select_diagnoses
 from modeling.data.splits import (
     check_no_leakage,
     diagnoses_of,
@@ -131,6 +131,7 @@ def prepare_data(run: Run, start: Start) -> RunData:
             data_dir=options.data_dir,
             skip_bad_images=options.skip_bad_images,
             skipped_csv=run.dir / "skipped.csv",
+            size_px=options.image_size,
         )
     chosen = select_diagnoses(loaded.dataset, diagnoses_of(options, loaded.dataset))
     codes: list[str] = chosen.features["label"].names
@@ -150,12 +151,13 @@ def prepare_data(run: Run, start: Start) -> RunData:
     # The first process finds out for all whether the initial weights have seen images of val or test.
     hashes = read_hashes(run.dir / HASHES_NAME)
     origin = check_not_seen(start, splits, hashes) if run.is_main else start.origin
-    config = describe_run(run, codes=codes, data_fingerprint=fingerprint(loaded.dataset), splits=splits, origin=origin)
+    config = describe_run(run, codes=codes, data_fingerprint=loaded.fingerprint, splits=splits, origin=origin)
     if run.resuming:
         check_same_run(run.dir / RUN_NAME, config)
     elif run.is_main:
         write_json(run.dir / RUN_NAME, config)
 
+    accelerator.print(loaded.report)
     accelerator.print(split_table(splits, codes))
     accelerator.print(f"{leakage(splits)['overall']:.1%} of the test images show a lesion that is also in train")
     accelerator.print(
@@ -164,7 +166,8 @@ def prepare_data(run: Run, start: Start) -> RunData:
     )
     if options.dataset == "demo":
         accelerator.print(SYNTHETIC_NOTICE)
-    return RunData(loaded.dataset, chosen, codes, splits, config, loaded.n_skipped)
+    assert loaded.pixels is not None  # since size_px was given
+    return RunData(loaded.dataset, loaded.pixels, chosen, codes, splits, config, loaded.n_skipped)
 
 
 # ---- model ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
 from modeling.data.artefacts import draw_hair, draw_ink, draw_ruler, draw_vignette, to_array, to_image
-from modeling.data.isic2019 import FEATURES
+from modeling.data.columns import FEATURES
 from modeling.labels import CODES, REFERENCE_CODES
 
 SOURCE = "synthetic"

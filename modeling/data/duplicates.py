@@ -1,93 +1,144 @@
-"""Near-duplicates by perceptual hash: photographs saved again, shrunk or copied between archives.
+"""Images that two datasets share: copied, re-encoded or resized photographs, and photographs of one lesion.
 
-hashes = hash_images(dataset)                                   # a table of image_id, lesion_id and hash
-write_hashes(hashes, folder / HASHES_NAME)                      # beside splits.csv in a model folder
-known = read_hashes(folder / HASHES_NAME)
-both = find_known(hash_images(external), known)                 # which images of one are in the other, and why
+write_hashes(loaded.hashes, folder / HASHES_NAME)               # beside splits.csv in a model folder
+found = find_known(external.hashes, read_hashes(folder / HASHES_NAME))  # which images of one are in the other, and why
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-import imagehash
 import numpy as np
 import pandas as pd
-from PIL import Image
-from tqdm.auto import tqdm
 
+from modeling.data.decoding import HASH_SIDE
 from modeling.data.problems import DataError
-from modeling.images import decode_image
 
-# pHash with 16 × 16 = 256 bits: most lesions are a dark blot in the middle, which the usual 64 bits cannot tell apart.
 # Measured on the 10,015 images of HAM10000, 50 million pairs: at most 32 of 256 bits differ in 113 pairs of one lesion
 # and in 1 pair of two lesions (which shows the same spot and hair: its ids are wrong); with 64 bits and 4 differing,
-# 109 and 322. The 80 originals at hand differ from their small, saved-again copies in at most 14 bits.
-HASH_SIDE = 16
-HASH_DIGITS = HASH_SIDE**2 // 4  # of the hexadecimal number that stands for a hash
+# 109 and 322. Of 108 originals and their small, re-encoded copies at most 24 bits differ.
 MAX_HASH_DISTANCE = 32
-HASH_BLOCK_ROWS = 256  # bounds the memory of the pairwise comparison: 256 × 25,000 × 8 bytes ≈ 50 MB
+HASH_DIGITS = HASH_SIDE**2 // 4  # hexadecimal digits of a hash
+BLOCK_PAIRS = 2**24  # compared at once: 200 MB, however many images there are
 
 HASHES_NAME = "image_hashes.csv"  # in a model folder, beside splits.csv
-MAX_HASHES_BYTES = 200_000_000  # 2 million images
-COLUMNS = ("image_id", "lesion_id", "hash")
+MAX_HASHES_BYTES = 400_000_000  # 2 million images
+COLUMNS = ("image_id", "lesion_id", "hash", "sha256")
 DUPLICATE_PREFIX = "dup:"  # of the lesion ids that are made from near-duplicates
-GENERATED_ID = r"(?:\w+)-\d{6}"  # ids that `sources` makes of split and row: those of two datasets mean nothing
+# Ids of the ISIC archive mean the same image or lesion in every dataset; "7" or "MEL/1.jpg" does not.
+ISIC_IMAGE_ID = r"ISIC_\d{7}\w*"
+ISIC_LESION_ID = r"(?:BCN|HAM|MSK\d*|IL)_\d{7}"
 
-SAME_IMAGE_ID, SAME_LESION_ID, NEAR_DUPLICATE = "image id", "lesion id", "near-duplicate"
-
-
-def hash_images(dataset: datasets.Dataset) -> pd.DataFrame:
-    """Return image_id, lesion_id (None where unknown) and hash of each image; `load_images` has them without decoding anew."""
-    stored = dataset.cast_column("image", datasets.Image(decode=False))["image"]
-
-    def hash_of(index: int) -> str:
-        image = stored[index]
-        return perceptual_hash(decode_image(image["bytes"] or image["path"], min_side_px=4 * HASH_SIDE))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashed = pool.map(hash_of, range(len(dataset)))
-        hashes = list(tqdm(hashed, total=len(dataset), desc="looking for near-duplicates", unit="image"))
-    return pd.DataFrame({**{name: dataset[name][:] for name in ("image_id", "lesion_id")}, "hash": hashes})
+SAME_FILE, SAME_IMAGE_ID, SAME_LESION_ID, NEAR_DUPLICATE = "same file", "image id", "lesion id", "near-duplicate"
 
 
-def perceptual_hash(image: Image.Image) -> str:
-    """Return the perceptual hash (pHash) of an image of at least 4 × HASH_SIDE pixels a side, as hexadecimal digits."""
-    bits = imagehash.phash(image, hash_size=HASH_SIDE).hash.reshape(-1)  # (256,) bool
-    return np.packbits(bits).tobytes().hex()
-
-
-def find_known(images: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+def find_known(images: pd.DataFrame, known: pd.DataFrame, *, same_names: bool | None = None) -> pd.DataFrame:
     """Find which images are among the known ones: image_id, known_id and reason, a row for each image that is.
 
-    The reason is the first that holds: "image id" (the same, and not one that was made of split and row), "lesion id"
-    (another photograph of a known lesion; ids that were made from near-duplicates do not count) or "near-duplicate".
+    The reason is the first that holds: "same file", "image id" (of the ISIC archive), "lesion id" (another photograph of a
+    known lesion) or "near-duplicate". Ids made from near-duplicates do not count.
 
     Args:
-        images: image_id, lesion_id and hash, as of `hash_images`; N rows.
+        images: image_id, lesion_id, hash and sha256 (`load_images`); N rows.
         known: The same of the dataset to compare with, such as the training images of a model (`read_hashes`).
+        same_names: Whether equal lesion ids are the same lesion in both. Default: if the two share a file. Ids of the ISIC
+            archive always are.
     """
-    own_ids = images["image_id"].where(~images["image_id"].str.fullmatch(GENERATED_ID))
-    own_lesions = images["lesion_id"].where(~images["lesion_id"].astype("string").str.startswith(DUPLICATE_PREFIX))
-    first_of_lesion = known.dropna(subset="lesion_id").drop_duplicates("lesion_id").set_index("lesion_id")["image_id"]
-    same_id = own_ids.where(own_ids.isin(known["image_id"]))
-    same_lesion = own_lesions.map(first_of_lesion)
-
-    n = len(images)
-    stacked = pd.concat([images["hash"], known["hash"]])
-    left, right = near_duplicates(stacked, among=np.arange(len(stacked)) < n)
-    across = right >= n
-    look_alike = pd.Series(known["image_id"].to_numpy()[right[across] - n], index=left[across])
-    look_alike = look_alike[~look_alike.index.duplicated()].reindex(range(n)).set_axis(images.index)
+    if images.empty or known.empty:
+        return pd.DataFrame(columns=["image_id", "known_id", "reason"])
+    matches = {
+        SAME_FILE: _same(images["sha256"].where(images["sha256"] != ""), known, "sha256"),
+        SAME_IMAGE_ID: _same(images["image_id"].where(_fully(images["image_id"], ISIC_IMAGE_ID)), known, "image_id"),
+    }
+    lesions = images["lesion_id"].where(~images["lesion_id"].astype("string").str.startswith(DUPLICATE_PREFIX))
+    if not (matches[SAME_FILE].notna().any() if same_names is None else same_names):
+        lesions = lesions.where(_fully(lesions, ISIC_LESION_ID))
+    matches[SAME_LESION_ID] = _same(lesions, known, "lesion_id")
+    nearest, distance = _nearest(images["hash"].tolist(), known["hash"].tolist())
+    look_alike = pd.Series(known["image_id"].to_numpy(dtype=object)[nearest], index=images.index, dtype=object)
+    matches[NEAR_DUPLICATE] = look_alike.where(distance <= MAX_HASH_DISTANCE)
 
     found = pd.DataFrame({"image_id": images["image_id"], "known_id": None, "reason": None}, dtype=object)
-    for reason, match in (
-        (NEAR_DUPLICATE, look_alike), (SAME_LESION_ID, same_lesion), (SAME_IMAGE_ID, same_id),
-    ):  # fmt: skip
+    for reason, match in reversed(matches.items()):
         hit = match.notna()
         found.loc[hit, "known_id"], found.loc[hit, "reason"] = match[hit], reason
     return found.dropna(subset="reason").reset_index(drop=True)
+
+
+def check_same_images(images: pd.DataFrame, known: pd.DataFrame) -> None:
+    """Check that images which have the id of a known one show the same.
+
+    Raises:
+        DataError: If some do not, with their number: they are of another dataset with the same names.
+    """
+    both = images.merge(known, on="image_id", suffixes=("", "_known"))
+    differs = (both["sha256"] != both["sha256_known"]).to_numpy()
+    words, known_words = (_words(both.loc[differs, name].tolist()) for name in ("hash", "hash_known"))
+    far = np.bitwise_count(words ^ known_words).sum(axis=1) > MAX_HASH_DISTANCE
+    others = both.loc[differs, "image_id"][far].tolist()
+    if others:
+        raise DataError(
+            f"{len(others)} images are others than those of the same name that the model was made with, such as "
+            f"{', '.join(others[:3])}. Give the model's own data, or --external to score it on these."
+        )
+
+
+def _fully(ids: pd.Series, pattern: str) -> pd.Series:
+    return ids.astype("string").str.fullmatch(pattern).fillna(False).astype(bool)
+
+
+def _same(values: pd.Series, known: pd.DataFrame, column: str) -> pd.Series:
+    """Return the known image id that has each value in this column, None where there is none."""
+    first = known[known[column].notna() & (known[column] != "")].drop_duplicates(column)
+    return values.map(dict(zip(first[column], first["image_id"], strict=True)))
+
+
+def _words(hashes: Sequence[str]) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)  # (N, 4)
+
+
+def _distances(words: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the number of bits that differ between words (B, 4) and others (N, 4), shape (B, N)."""
+    distance = np.zeros((len(words), len(others)), dtype=np.uint16)
+    for part, other in zip(words.T, others.T, strict=True):
+        distance += np.bitwise_count(part[:, None] ^ other[None, :])
+    return distance
+
+
+def _nearest(hashes: Sequence[str], known: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each hash the index of the nearest known one, and the number of bits that differ, both (N,)."""
+    nearest, distance = np.zeros(len(hashes), dtype=np.int64), np.zeros(len(hashes), dtype=np.int64)
+    words, known_words = _words(hashes), _words(known)
+    rows = max(1, BLOCK_PAIRS // len(known))
+    for start in range(0, len(words), rows):
+        block = _distances(words[start : start + rows], known_words)
+        nearest[start : start + rows], distance[start : start + rows] = block.argmin(axis=1), block.min(axis=1)
+    return nearest, distance
+
+
+def join_near_duplicates(hashes: Sequence[str], group: np.ndarray, *, among: np.ndarray) -> np.ndarray:
+    """Join the groups of images whose hashes are at most MAX_HASH_DISTANCE bits apart, in bounded memory.
+
+    Args:
+        hashes: Perceptual hash of each image, N of them.
+        group: Group number of each image, (N,).
+        among: True where an image is compared with all others, (N,); pairs of two other images are not compared.
+
+    Returns:
+        The new group numbers, (N,).
+    """
+    order = np.concatenate([np.flatnonzero(among), np.flatnonzero(~among)])
+    words, joined = _words(hashes)[order], group[order]
+    rows = max(1, BLOCK_PAIRS // max(len(words), 1))
+    for start in range(0, int(among.sum()), rows):
+        end = min(start + rows, int(among.sum()))
+        near = _distances(words[start:end], words[start:]) <= MAX_HASH_DISTANCE  # (B, N - start)
+        for row in np.flatnonzero(near.sum(axis=1) > 1):
+            found = joined[start:][near[row]]
+            if (found != found[0]).any():
+                joined[np.isin(joined, found)] = found[0]
+    result = np.empty_like(joined)
+    result[order] = joined
+    return result
 
 
 def write_hashes(hashes: pd.DataFrame, path: Path) -> None:
@@ -96,7 +147,7 @@ def write_hashes(hashes: pd.DataFrame, path: Path) -> None:
 
 
 def read_hashes(path: Path) -> pd.DataFrame:
-    """Read image_hashes.csv, which a stranger may have written.
+    """Read image_hashes.csv, an untrusted file.
 
     Raises:
         DataError: If it is no such table.
@@ -105,33 +156,13 @@ def read_hashes(path: Path) -> pd.DataFrame:
         if path.stat().st_size > MAX_HASHES_BYTES:
             raise ValueError(f"it is larger than {MAX_HASHES_BYTES // 10**6} MB")
         with path.open(encoding="utf-8") as file:  # a name alone pandas would also download or unpack
-            hashes = pd.read_csv(file, dtype=str, keep_default_na=False, usecols=list(COLUMNS))[list(COLUMNS)]
+            hashes = pd.read_csv(file, dtype=str, keep_default_na=False, usecols=lambda name: name in COLUMNS)
+        if missing := [name for name in COLUMNS[:3] if name not in hashes]:
+            raise ValueError(f"it lacks the columns {', '.join(missing)}")
+        hashes = hashes.reindex(columns=list(COLUMNS), fill_value="")  # runs before version 0.2 wrote no sha256
         if not hashes["hash"].str.fullmatch(f"[0-9a-f]{{{HASH_DIGITS}}}").all():
             raise ValueError(f"a hash is not {HASH_DIGITS} hexadecimal digits")
     except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is no table of {', '.join(COLUMNS)} ({str(error)[:300]}).") from error
     hashes["lesion_id"] = hashes["lesion_id"].astype(object).where(hashes["lesion_id"] != "", None)
     return hashes
-
-
-def near_duplicates(hashes: pd.Series, *, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return index pairs (left, right) of hashes at most MAX_HASH_DISTANCE bits apart, shape (P,) each.
-
-    Args:
-        hashes: As of `hash_images`, N of them.
-        among: True where an image may stand on the left, shape (N,).
-    """
-    words = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)  # (N, 4)
-    asked = np.flatnonzero(among)
-    left, right = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for start in range(0, len(asked), HASH_BLOCK_ROWS):
-        block = asked[start : start + HASH_BLOCK_ROWS]
-        distance = np.zeros((len(block), len(words)), dtype=np.uint16)  # (B, N)
-        for word in words.T:
-            distance += np.bitwise_count(word[block, None] ^ word[None, :])
-        row, column = np.nonzero(distance <= MAX_HASH_DISTANCE)
-        keep = block[row] != column
-        row, column = row[keep], column[keep]
-        left.append(block[row])
-        right.append(column)
-    return np.concatenate(left), np.concatenate(right)

@@ -12,8 +12,8 @@ import pandas as pd
 from transformers import HfArgumentParser
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, read_hashes
-from modeling.data.sources import LoadedImages, fingerprint, load_images
+from modeling.data.duplicates import HASHES_NAME, check_same_images, read_hashes
+from modeling.data.sources import LoadedImages, load_images
 from modeling.data.splits import load_splits, read_splits
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
@@ -82,7 +82,7 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
         dataset=dataset,
         splits=splits,
         dataset_name=name if other_data else None,
-        data_fingerprint=fingerprint(loaded.dataset) if other_data else None,
+        data_fingerprint=loaded.fingerprint if other_data else None,
         n_skipped=loaded.n_skipped,
         protocol="external" if external else "file" if options.splits else protocol,
         run=before["training"] if before else None,
@@ -189,27 +189,31 @@ def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> t
     # A run that leaves a source out has no row for the other sources' test images.
     named = np.isin(loaded.dataset["image_id"], rows["image_id"])
     if options.splits is None:
-        check_same_images(classifier, loaded, rows, name)
-    return loaded, name, read_splits(splits_csv, loaded.dataset.select(np.flatnonzero(named)))
+        check_own_images(classifier, loaded, rows, name)
+    return (
+        loaded,
+        name,
+        read_splits(
+            splits_csv, loaded.dataset.select(np.flatnonzero(named)), hashes=loaded.hashes if options.splits else None
+        ),
+    )
 
 
-def check_same_images(classifier: LesionClassifier, loaded: LoadedImages, rows: pd.DataFrame, name: str) -> None:
+def check_own_images(classifier: LesionClassifier, loaded: LoadedImages, rows: pd.DataFrame, name: str) -> None:
     """Compare the data with the images of the model's splits: by id and, where the model has hashes, by content.
 
     Raises:
         ValueError: If an image is missing or is another one.
     """
-    hashes_csv = file_beside(classifier.source, HASHES_NAME)
-    found = loaded.hashes.set_index("image_id")["hash"].reindex(rows["image_id"])
-    same = found.notna()
-    if hashes_csv is not None:
-        own = read_hashes(hashes_csv).set_index("image_id")["hash"].reindex(rows["image_id"])
-        same = found == own
-    if not same.all():
+    n_found = int(np.isin(rows["image_id"], loaded.dataset["image_id"]).sum())
+    if n_found < len(rows):
         raise ValueError(
-            f"{name} is not the data that the model was trained on: it has {same.sum()} of the {len(rows)} images of the model's "
+            f"{name} is not the data that the model was trained on: it has {n_found} of the {len(rows)} images of the model's "
             f"{SPLITS_NAME}. Add --external to score the model on other data, or give the data that it was trained on."
         )
+    hashes_csv = file_beside(classifier.source, HASHES_NAME)
+    if hashes_csv is not None:
+        check_same_images(loaded.hashes, read_hashes(hashes_csv))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

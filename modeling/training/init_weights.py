@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
+from modeling.data.duplicates import HASHES_NAME, SAME_FILE, SAME_IMAGE_ID, find_known, read_hashes
 from modeling.data.splits import LeakageError, load_splits
 from modeling.files import ModelFolderError, file_sha256, is_name, read_json
 from modeling.model_folder import (
@@ -144,12 +144,16 @@ def check_not_seen(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> 
         missing = SPLITS_NAME if start.splits is None else HASHES_NAME
         return replace(start.origin, overlap=f"could not be checked, since these weights come without {missing}")
     before = load_splits(start.splits)[["image_id", "split"]].merge(read_hashes(start.hashes), on="image_id")
+    same_names = bool(images["sha256"][images["sha256"] != ""].isin(before["sha256"]).any())
     seen = {}
     for split, used in (("val", ["train"]), ("test", ["train", "val"])):
+        new = images[images["image_id"].isin(splits["image_id"][splits["split"] == split])]
         # An image that the earlier run held out too is no leak, though it may look like one of another lesion.
-        held_out = before["image_id"][before["split"] == split]
-        new = images["image_id"].isin(splits["image_id"][splits["split"] == split]) & ~images["image_id"].isin(held_out)
-        seen[split] = find_known(images[new], before[before["split"].isin(used)])["image_id"].tolist()
+        held_out = find_known(new, before[before["split"] == split])
+        held_out = held_out[held_out["reason"].isin([SAME_FILE, SAME_IMAGE_ID])]
+        new = new[~new["image_id"].isin(held_out["image_id"])]
+        found = find_known(new, before[before["split"].isin(used)], same_names=same_names)
+        seen[split] = found["image_id"].tolist()
     if seen["val"] or seen["test"]:
         counts = " and ".join(f"{len(ids)} images of {split}" for split, ids in seen.items() if ids)
         example = sorted({*seen["val"], *seen["test"]})[:3]

@@ -8,7 +8,6 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
-from modeling.data.cache import resized_images
 from modeling.data.dataset import LesionDataset, leave_signals_to_the_trainer
 from modeling.data.sources import rows_of
 from modeling.network import TimmModel
@@ -21,6 +20,7 @@ class RunData:
     """The images of a run and their splits."""
 
     everything: Dataset  # all usable images
+    pixels: Dataset  # of all usable images, at the network's size
     chosen: Dataset  # the images of the diagnoses to distinguish; labels count from 0 in the order of `codes`
     codes: list[str]
     splits: pd.DataFrame  # rows of splits.csv
@@ -57,16 +57,9 @@ def split_dataset(run: Run, data: RunData, model: TimmModel, split: str) -> Lesi
     options = run.options
     augment = split == "train" and options.recipe != "original"
     rows = rows_of(data.chosen, data.splits["image_id"][data.splits["split"] == split])
-    images = resized_images(
-        rows,
-        fingerprint=data.config["data_fingerprint"],
-        size_px=options.image_size,
-        exact=not augment,
-        cache_gb=0 if run.quiet else 30,
-        show_progress=run.is_main,
-    )
+    pixels = rows_of(data.pixels, rows["image_id"])
     # Most networks halve their input five times, so they need 32 px.
     train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
     red, green, blue = (round(255 * value) for value in model.pretrained_cfg["mean"])
     augmentation = Augmentation(train_px, fill=(red, green, blue)) if augment else None
-    return LesionDataset(images, rows["label"], augmentation=augmentation, seed=options.seed)
+    return LesionDataset(pixels, rows["label"], augmentation=augmentation, seed=options.seed)

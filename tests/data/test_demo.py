@@ -13,9 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 from modeling.data import demo
 from modeling.data.artefacts import draw_hair, draw_ink, draw_ruler, draw_vignette
+from modeling.data.columns import FEATURES
+from modeling.data.decoding import hash_images
 from modeling.data.demo import draw_lesion, load_demo
-from modeling.data.isic2019 import FEATURES
-from modeling.data.sources import fingerprint, select_diagnoses
+from modeling.data.sources import LoadedImages, select_diagnoses
 from modeling.data.splits import make_splits
 from modeling.labels import CODES, REFERENCE_CODES
 
@@ -57,7 +58,7 @@ def test_metadata_and_lesion_ids_are_blank_here_and_there(drawn: datasets.Datase
 
 
 def test_photographs_without_lesion_id_are_grouped_as_near_duplicates(drawn: datasets.Dataset) -> None:
-    splits = make_splits(drawn, diagnoses=CODES).set_index("image_id")
+    splits = make_splits(drawn, diagnoses=CODES, hashes=hash_images(drawn)).set_index("image_id")
     unknown = [row["image_id"] for row in drawn.remove_columns("image") if row["lesion_id"] is None]
     groups = splits.loc[unknown, "lesion_id"].value_counts()
     assert groups.index.str.startswith("dup:").all()
@@ -70,7 +71,8 @@ def test_photographs_without_lesion_id_are_grouped_as_near_duplicates(drawn: dat
 def test_the_same_seed_draws_the_same_pixels_and_another_seed_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "LESIONS_PER_DEFAULT_DIAGNOSIS", 2)
     monkeypatch.setattr(demo, "LESIONS_PER_OTHER_DIAGNOSIS", 1)
-    first, again, other = (fingerprint(load_demo(seed=seed)) for seed in (0, 0, 1))
+    data = [load_demo(seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (LoadedImages(one, hash_images(one)).fingerprint for one in data)
     assert first == again != other
 
 
@@ -78,7 +80,7 @@ def test_a_simple_model_tells_the_default_diagnoses_apart_on_lesions_that_it_has
     drawn: datasets.Dataset,
 ) -> None:
     chosen = select_diagnoses(drawn, REFERENCE_CODES)
-    split = make_splits(chosen, diagnoses=REFERENCE_CODES).set_index("image_id")["split"]
+    split = make_splits(chosen, diagnoses=REFERENCE_CODES, hashes=hash_images(chosen)).set_index("image_id")["split"]
     is_test = np.array([split[image_id] == "test" for image_id in chosen["image_id"]])
     labels = np.array(chosen["label"][:])
     features = np.stack([colour_histogram(image) for image in chosen["image"]])

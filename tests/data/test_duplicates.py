@@ -1,17 +1,19 @@
-"""Images of one dataset are found in another: by id, by lesion, and saved again, with what is kept in a model folder."""
+"""Images of one dataset are found in another: by file, id, lesion and look, with what is kept in a model folder."""
 
 import io
 from pathlib import Path
 
 import datasets
+import imagehash
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from modeling.data.columns import FEATURES
+from modeling.data.decoding import hash_images, perceptual_hash
 from modeling.data.demo import draw_lesion
-from modeling.data.duplicates import HASHES_NAME, find_known, hash_images, read_hashes, write_hashes
-from modeling.data.isic2019 import FEATURES
+from modeling.data.duplicates import HASHES_NAME, check_same_images, find_known, read_hashes, write_hashes
 from modeling.data.problems import DataError
 from modeling.images import decode_image
 from modeling.labels import CODES
@@ -55,7 +57,7 @@ def planted_copies(training: list[bytes], others: list[bytes], tmp_path: Path) -
     external = [*others[:15], *training[:10], *again, *others[15:]]
     table = hash_images(dataset_of(external, [f"train-{index:06d}" for index in range(len(external))]))
     found = find_known(table, read_hashes(tmp_path / HASHES_NAME))
-    assert set(found["reason"]) == {"near-duplicate"}
+    assert found["reason"].value_counts().to_dict() == {"same file": 10, "near-duplicate": 10}
     hidden = {f"train-{15 + index:06d}": f"train-{index:06d}" for index in range(20)}
     pairs = dict(zip(found["image_id"], found["known_id"], strict=True))
     assert all(pairs[copy] == original for copy, original in hidden.items() if copy in pairs)
@@ -81,26 +83,58 @@ def test_copies_of_real_photographs_are_found_20_of_20_and_nothing_else(real_dat
 
 
 def table_of(rows: list[tuple[str, str | None, int]]) -> pd.DataFrame:
-    """Rows of image_id, lesion_id and a number whose hash is far from those of other numbers."""
-    hashes = [np.random.default_rng(number).bytes(32).hex() for _, _, number in rows]
-    return pd.DataFrame(
-        {"image_id": [row[0] for row in rows], "lesion_id": [row[1] for row in rows], "hash": hashes}, dtype=object
-    )
+    """Rows of image_id, lesion_id and a number whose hashes are far from those of other numbers."""
+    hashes = [np.random.default_rng(number).bytes(64).hex() for _, _, number in rows]
+    table = pd.DataFrame({"image_id": [row[0] for row in rows], "lesion_id": [row[1] for row in rows]}, dtype=object)
+    return table.assign(hash=[digits[:64] for digits in hashes], sha256=[digits[64:] for digits in hashes])
 
 
 def test_the_reason_is_the_strongest_that_holds() -> None:
-    known = table_of([("ISIC_1", "L1", 1), ("ISIC_2", "L2", 2), ("val-000003", "dup:val-000003", 3), ("x", None, 4)])
-    images = table_of([
-        ("ISIC_1", "L1", 1), ("ISIC_2", "L9", 20), ("new", "L2", 21), ("copy", None, 3), ("val-000003", "dup:val-000003", 30),
-        ("other", None, 31),
+    known = table_of([
+        ("ISIC_0000001", "HAM_0000001", 1), ("ISIC_0000002", "HAM_0000002", 2), ("MEL/3.jpg", "dup:MEL/3.jpg", 3),
+        ("x", None, 4), ("y", "7", 5),
     ])  # fmt: skip
-    found = find_known(images.set_axis(range(10, 16)), known)
+    images = table_of([
+        ("a", "HAM_0000001", 1), ("ISIC_0000002", "L9", 20), ("new", "HAM_0000002", 21), ("copy", None, 3),
+        ("MEL/3.jpg", "dup:MEL/3.jpg", 30), ("other", "7", 31), ("x", None, 32),
+    ])  # fmt: skip
+    images.loc[3, "sha256"] = "another file"
+    found = find_known(images.set_axis(range(10, 17)), known)
     assert found.to_numpy().tolist() == [
-        ["ISIC_1", "ISIC_1", "image id"],
-        ["ISIC_2", "ISIC_2", "image id"],
-        ["new", "ISIC_2", "lesion id"],
-        ["copy", "val-000003", "near-duplicate"],
+        ["a", "ISIC_0000001", "same file"],
+        ["ISIC_0000002", "ISIC_0000002", "image id"],
+        ["new", "ISIC_0000002", "lesion id"],
+        ["copy", "MEL/3.jpg", "near-duplicate"],
+        ["other", "y", "lesion id"],  # the two share a file, so "7" is the same lesion in both
     ]
+
+
+def test_ids_of_two_folders_mean_nothing() -> None:
+    """Row numbers, paths and lesion numbers agree by chance; content that agrees is found whatever its name."""
+    known = table_of([(f"MEL/{number}.jpg", str(number), number) for number in range(5)])
+    others = table_of([(f"MEL/{number}.jpg", str(number), 100 + number) for number in range(5)])
+    assert find_known(others, known).empty
+    same = known.assign(image_id=[f"NV/{number}.jpg" for number in range(5)], lesion_id=None)
+    assert find_known(same, known)["known_id"].tolist() == known["image_id"].tolist()
+
+
+def test_images_that_are_others_under_the_same_names_are_refused() -> None:
+    known = table_of([(f"MEL/{number}.jpg", None, number) for number in range(5)])
+    check_same_images(known[::-1], known)
+    check_same_images(known.assign(sha256="re-encoded"), known)
+    with pytest.raises(
+        DataError, match=r"2 images are others than those of the same name .* such as MEL/0.jpg, MEL/1.jpg"
+    ):
+        check_same_images(table_of([("MEL/0.jpg", None, 9), ("MEL/1.jpg", None, 8), ("MEL/2.jpg", None, 2)]), known)
+
+
+def test_the_hash_of_a_large_image_is_that_of_a_jpeg_decoded_smaller() -> None:
+    """Model folders of earlier versions hold hashes that were made so."""
+    image = draw_lesion(np.random.default_rng(3), "MEL", width_px=1024, height_px=768)
+    data = saved(image)
+    before = imagehash.phash(decode_image(data, min_side_px=64), hash_size=16)
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(perceptual_hash(decode_image(data))), dtype=np.uint8))
+    assert (bits.astype(bool) != before.hash.reshape(-1)).sum() <= 8
 
 
 def test_nothing_is_known_of_nothing() -> None:
@@ -114,7 +148,7 @@ def test_nothing_is_known_of_nothing() -> None:
 )
 def test_what_is_no_table_of_hashes_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / HASHES_NAME).write_text(content)
-    with pytest.raises(DataError, match=f"{HASHES_NAME} is no table of image_id, lesion_id, hash"):
+    with pytest.raises(DataError, match=f"{HASHES_NAME} is no table of image_id, lesion_id, hash, sha256"):
         read_hashes(tmp_path / HASHES_NAME)
 
 

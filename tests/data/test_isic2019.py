@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -20,10 +19,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from modeling.data import isic2019, sources
+from modeling.data import decoding, isic2019
 from modeling.data.isic2019 import IMAGES, LABELS_CSV, METADATA_CSV
 from modeling.data.problems import DataError
-from modeling.data.sources import fingerprint, load_images
+from modeling.data.sources import load_images
 from modeling.labels import CODES
 
 IDS = [f"ISIC_000000{number}" for number in range(9)] + ["ISIC_0000009_downsampled"]
@@ -120,7 +119,9 @@ def test_other_files_of_the_archive_and_the_masks_beside_it_are_no_images(copy: 
     (copy / IMAGES / "._ISIC_0000000.jpg").write_bytes(b"left by a file manager")
     (copy / "lesion_masks").mkdir()
     (copy / "lesion_masks" / "ISIC_0000000.png").write_bytes(b"")
-    assert load_images("isic2019", data_dir=copy).dataset.num_rows == 10
+    loaded = load_images("isic2019", data_dir=copy)
+    assert loaded.dataset.num_rows == 10
+    assert "not images of the dataset: 2 other files ('._ISIC_0000000.jpg', 'LICENSE.txt')" in loaded.report
 
 
 def image_paths(dataset: datasets.Dataset) -> list[str]:
@@ -152,40 +153,44 @@ def test_runs_that_start_together_unpack_the_zip_once(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the second would delete the images that the first is reading by now, and put its own in their place."""
-    archive, copied, copy_file = zip_images(copy), [], isic2019.shutil.copyfileobj
+    archive, calls, extract = zip_images(copy), [], zipfile.ZipFile.extractall
 
-    def slow_copy(source: Any, target: Any) -> None:
-        copied.append(target.name)
-        time.sleep(0.03)
-        copy_file(source, target)
+    def slow(opened: zipfile.ZipFile, folder: Path) -> None:
+        calls.append(folder)
+        time.sleep(0.1)
+        extract(opened, folder)
 
-    monkeypatch.setattr(isic2019.shutil, "copyfileobj", slow_copy)
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", slow)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(isic2019.unpack, [archive] * 2, [tmp_path / "cache"] * 2)
     assert first == second
-    assert len(copied) == len(IDS)
+    assert len(calls) == 1
 
 
-def test_unpacked_files_that_were_removed_from_the_cache_are_unpacked_again(copy: Path, tmp_path: Path) -> None:
-    zip_images(copy)
-    removed = Path(image_paths(load_images("isic2019", data_dir=copy).dataset)[4])
-    removed.unlink()
-    dataset = load_images("isic2019", data_dir=copy).dataset
-    assert dataset.num_rows == 10
-    assert removed.is_file()
-
-
-@pytest.mark.parametrize("name", ["../evil.jpg", "/evil.jpg", f"{IMAGES}/../../evil.jpg", "..\\evil.jpg", "C:evil.jpg"])
-def test_a_zip_that_points_outside_of_itself_is_refused_before_anything_is_written(
-    copy: Path, tmp_path: Path, name: str
+def test_a_killed_extraction_leaves_nothing_that_is_taken_for_the_images(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    archive, extract = zip_images(copy), zipfile.ZipFile.extractall
+
+    def stop(opened: zipfile.ZipFile, folder: Path) -> None:
+        opened.extract(opened.namelist()[1], folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", stop)
+    with pytest.raises(KeyboardInterrupt):
+        isic2019.unpack(archive, tmp_path / "cache")
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", extract)
+    assert len(list(isic2019.unpack(archive, tmp_path / "cache").glob("*.jpg"))) == len(IDS)
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "/evil.jpg", f"{IMAGES}/../../evil.jpg"])
+def test_a_zip_that_points_outside_of_itself_writes_nothing_there(copy: Path, tmp_path: Path, name: str) -> None:
     archive = zip_images(copy)
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(name, b"outside")
-    with pytest.raises(DataError, match=r"1 entries of .* point outside"):
-        load_images("isic2019", data_dir=copy)
-    assert not list(tmp_path.rglob("*evil*"))
-    assert not list((tmp_path / "cache").rglob("*.jpg"))
+    isic2019.unpack(archive, tmp_path / "cache")
+    assert all(path.is_relative_to(tmp_path / "cache") for path in tmp_path.rglob("*evil*"))
+    assert not Path("/evil.jpg").exists()
 
 
 def test_a_zip_cut_short_is_named_with_what_to_do(copy: Path) -> None:
@@ -209,7 +214,7 @@ def test_a_zip_that_is_encrypted_or_packed_by_an_unknown_method_is_named(
             data[found.start() + at] |= flag
             data[found.start() + at + 2] = data[found.start() + at + 2] if method is None else method
     archive.write_bytes(data)
-    with pytest.raises(DataError, match=rf"{IMAGES}\.zip cannot be unpacked.*encrypted, or .*unknown method"):
+    with pytest.raises(DataError, match=rf"{IMAGES}\.zip cannot be unpacked.*encrypted, or .*unknown compression"):
         load_images("isic2019", data_dir=copy)
     assert not list((tmp_path / "cache").rglob("*.jpg"))
 
@@ -222,7 +227,7 @@ def test_a_csv_that_is_a_folder_is_named_as_missing(copy: Path) -> None:
 
 
 def test_an_edited_metadata_file_is_another_dataset(copy: Path) -> None:
-    before = fingerprint(load_images("isic2019", data_dir=copy).dataset)
+    before = load_images("isic2019", data_dir=copy).fingerprint
     for column, value in (
         ("age_approx", "50"),
         ("sex", "female"),
@@ -233,7 +238,7 @@ def test_an_edited_metadata_file_is_another_dataset(copy: Path) -> None:
             copy / METADATA_CSV,
             lambda table, column=column, value=value: table.assign(**{column: [value, *table[column][1:]]}),
         )
-        after = fingerprint(load_images("isic2019", data_dir=copy).dataset)
+        after = load_images("isic2019", data_dir=copy).fingerprint
         assert after != before, column
         before = after
 
@@ -366,6 +371,20 @@ def test_a_file_that_vanishes_or_breaks_after_the_first_load_is_noticed(copy: Pa
         load_images("isic2019", data_dir=copy)
 
 
+def test_an_image_that_is_replaced_by_one_of_the_same_size_and_time_is_read_again(copy: Path) -> None:
+    path = image_of(copy).with_suffix(".bmp")
+    image_of(copy).unlink()
+    fingerprints = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (32, 24), colour).save(path)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        loaded = load_images("isic2019", data_dir=copy, size_px=16)
+        assert loaded.pixels is not None
+        assert loaded.pixels[0]["pixels"][:3] == (b"\xff\0\0" if colour == "red" else b"\0\0\xff")
+        fingerprints.append(loaded.fingerprint)
+    assert fingerprints[0] != fingerprints[1]
+
+
 def test_a_corrected_label_is_noticed(copy: Path) -> None:
     assert load_images("isic2019", data_dir=copy).dataset[0]["label"] == 0
     set_label(copy, IDS[0], "MEL", "0.0")
@@ -380,8 +399,8 @@ def test_images_are_checked_once_and_not_at_every_load(copy: Path, monkeypatch: 
         decoded.append(source)
         return decode(source, **options)
 
-    decode = sources.decode_image
-    monkeypatch.setattr(sources, "decode_image", counting)
+    decode = decoding.decode_image
+    monkeypatch.setattr(decoding, "decode_image", counting)
     load_images("isic2019", data_dir=copy)
     assert len(decoded) == 10
     load_images("isic2019", data_dir=copy)
@@ -409,10 +428,10 @@ def official_test(tmp_path: Path) -> Path:
 
 def test_the_official_test_has_the_columns_of_the_contract_and_a_ninth_label(official_test: Path) -> None:
     loaded = load_images("isic2019", data_dir=official_test, official_test=True)
-    assert loaded.dataset.features["label"].names == [*CODES, "UNK"]
+    assert loaded.dataset.features["label"].names == ["NV", "SCC", "UNK"]
     assert loaded.dataset.remove_columns("image")[:] == {
         "image_id": ["ISIC_0050", "ISIC_0051", "ISIC_0052"],
-        "label": [1, 8, 7],
+        "label": [0, 2, 1],
         "lesion_id": [None] * 3,
         "source": ["unknown"] * 3,
         "age_approx": [45.0, None, 70.0],
@@ -433,7 +452,7 @@ def test_the_official_test_is_downloaded_too(official_test: Path, monkeypatch: p
             archive.write(path, f"{images.name}/{path.name}")
     with served(official_test) as url:
         monkeypatch.setattr(isic2019, "URL", url)
-        assert load_images("isic2019", official_test=True).dataset["label"][:] == [1, 8, 7]
+        assert load_images("isic2019", official_test=True).dataset["label"][:] == [0, 2, 1]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Lesions stay together, shares are kept, near-duplicates are found, and the reference system's split is reproduced exactly."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -11,19 +12,20 @@ from PIL import Image
 from sklearn.metrics import pairwise_distances
 
 from modeling.data import duplicates
+from modeling.data.columns import FEATURES
+from modeling.data.decoding import hash_images
 from modeling.data.demo import draw_lesion
-from modeling.data.duplicates import hash_images, near_duplicates
-from modeling.data.isic2019 import FEATURES, source_of
+from modeling.data.duplicates import join_near_duplicates
+from modeling.data.isic2019 import source_of
 from modeling.data.problems import DataError
-from modeling.data.sources import load_images
-from modeling.data.splits import (
+from modeling.data.sources import LoadedImages, load_images
+from modeling.data.splits import diagnoses_of, leave_sources_out, make_splits, read_splits, splits_of
+from modeling.data.splits_file import (
     LeakageError,
     check_no_leakage,
+    describe_split,
     leakage,
-    leave_sources_out,
     load_splits,
-    make_splits,
-    read_splits,
     splits_hash,
     write_splits,
 )
@@ -176,9 +178,17 @@ def test_leaving_a_source_out_tests_on_all_of_it_and_trains_on_the_others() -> N
     expected = splits[(splits["source"] == "BCN") & (splits["split"] != "test")]
     pd.testing.assert_frame_equal(rest.reset_index(drop=True), expected.reset_index(drop=True))
     with pytest.raises(DataError, match="no image is of source MSK; the splits have BCN"):
-        leave_sources_out(splits, ["MSK"])
-    with pytest.raises(DataError, match="leaves nothing to train on"):
+        leave_sources_out(splits, ["HAM", "MSK"])
+    with pytest.raises(DataError, match="every image is of source HAM; leaving it out leaves nothing to train on"):
         leave_sources_out(splits[splits["source"] == "HAM"], ["HAM"])
+
+
+def test_several_sources_are_left_out_together() -> None:
+    table = lesions()
+    table.loc[table.index % 7 == 0, "source"] = "unknown"
+    held_out = leave_sources_out(make_splits(table, diagnoses=["MEL", "NV"]), ["HAM", "unknown"])
+    assert set(held_out["source"][held_out["split"] == "test"]) == {"HAM", "unknown"}
+    assert set(held_out["source"][held_out["split"] != "test"]) == {"BCN"}
 
 
 def test_the_file_of_a_run_that_left_a_source_out_is_read_back_for_the_same_source(tmp_path: Path) -> None:
@@ -226,7 +236,8 @@ def test_images_without_lesion_id_share_the_split_of_their_near_duplicates() -> 
         rows += [(jpeg(picture), None, CODES[seed % 4]) for picture in (image, image.resize((120, 90)), brighter)]
     known = drawn(100)
     rows += [(jpeg(known), "L100", "NV"), (jpeg(known, 70), None, "NV"), (jpeg(drawn(101)), None, "NV")]
-    splits = make_splits(dataset_of(rows), diagnoses=CODES)
+    data = dataset_of(rows)
+    splits = make_splits(data, diagnoses=CODES, hashes=hash_images(data))
     for seed in range(12):
         group = splits[3 * seed : 3 * seed + 3]
         assert set(group["lesion_id"]) == {f"dup:image_{3 * seed:03d}"}
@@ -234,14 +245,33 @@ def test_images_without_lesion_id_share_the_split_of_their_near_duplicates() -> 
     assert splits["lesion_id"].tolist()[-3:] == ["L100", "L100", "dup:image_038"]
 
 
-def test_near_duplicates_with_two_diagnoses_are_named() -> None:
-    picture = drawn(0)
-    data = dataset_of([(jpeg(picture), None, "NV"), (jpeg(picture, 80), None, "MEL"), (jpeg(drawn(5)), None, "NV")])
-    with pytest.warns(
-        UserWarning, match=r"1 groups .* more than one diagnosis, such as \[\['image_000', 'image_001'\]\]"
-    ):
-        splits = make_splits(data, diagnoses=["MEL", "NV"])
+def test_near_duplicates_with_two_diagnoses_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    image = drawn(0)
+    data = dataset_of([(jpeg(image), None, "NV"), (jpeg(image, 80), None, "MEL"), (jpeg(drawn(5)), None, "NV")])
+    splits = make_splits(data, diagnoses=["MEL", "NV"], hashes=hash_images(data))
+    assert "1 groups of near-duplicates have images of more than one diagnosis, such as image_000" in caplog.text
     assert splits["split"][0] == splits["split"][1]
+
+
+def test_a_lesion_with_two_diagnoses_is_named_as_a_lesion(caplog: pytest.LogCaptureFixture) -> None:
+    table = lesions(40)
+    table.loc[table["image_id"] == "ISIC_0000000", "label"] = "MEL"
+    table.loc[table["image_id"] == "ISIC_0000001", ["label", "lesion_id"]] = ["NV", table["lesion_id"][0]]
+    make_splits(table, diagnoses=["MEL", "NV"])
+    assert f"1 lesions have images of more than one diagnosis, such as {table['lesion_id'][0]}" in caplog.text
+    assert "near-duplicates" not in caplog.text
+
+
+def test_the_lesions_of_a_patient_share_a_split() -> None:
+    table = lesions().assign(patient_id=lambda table: (table["lesion_id"].str[-3:].astype(int) // 3).astype(str))
+    splits = make_splits(table, diagnoses=["MEL", "NV"])
+    assert splits.groupby("patient_id")["split"].nunique().max() == 1
+    assert describe_split(splits, protocol="lesion", patients=table.set_index("image_id")["patient_id"])[
+        "patients_apart"
+    ]
+    by_lesion = make_splits(table.drop(columns="patient_id"), diagnoses=["MEL", "NV"])
+    with pytest.raises(LeakageError, match=r"patients are in more than one split"):
+        check_no_leakage(by_lesion.assign(patient_id=table["patient_id"]))
 
 
 def test_no_image_is_hashed_where_every_lesion_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,23 +279,24 @@ def test_no_image_is_hashed_where_every_lesion_is_known(monkeypatch: pytest.Monk
     assert len(make_splits(unreadable, diagnoses=["NV"])) == 4
 
 
-def test_near_duplicates_agree_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "HASH_BLOCK_ROWS", 7)
+def test_groups_of_near_duplicates_agree_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK_PAIRS", 60 * 7)
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, size=(60, 256), dtype=np.uint8)
-    for index in range(0, 60, 2):  # every second hash is the one before it with 0 to 58 bits flipped
-        flips = rng.choice(256, size=index, replace=False)
-        bits[index + 1] = bits[index]
-        bits[index + 1, flips] ^= 1
+    for index in range(0, 60, 3):  # chains: a hash, and two more with 0 to 57 bits flipped from the one before
+        for copy in (index + 1, index + 2):
+            bits[copy] = bits[copy - 1]
+            bits[copy, rng.choice(256, size=index, replace=False)] ^= 1
     among = rng.random(60) < 0.5
-    hashes = pd.Series([np.packbits(row).tobytes().hex() for row in bits])
-    left, right = near_duplicates(hashes, among=among)
-    distance = pairwise_distances(bits.astype(bool), metric="hamming") * 256
-    expected = {
-        (int(i), int(j)) for i, j in zip(*np.nonzero(distance.round() <= 32), strict=True) if i != j and among[i]
-    }
-    assert set(zip(left.tolist(), right.tolist(), strict=True)) == expected
-    assert len(expected) >= 10
+    hashes = [np.packbits(row).tobytes().hex() for row in bits]
+    start = np.arange(60)
+    start[5] = start[50]  # two images of one lesion
+    found = join_near_duplicates(hashes, start, among=among)
+    near = (pairwise_distances(bits.astype(bool), metric="hamming") * 256).round() <= 32
+    near = (near & (among[:, None] | among[None, :])) | (start[:, None] == start[None, :])
+    expected = np.linalg.matrix_power(near.astype(int), 59).astype(bool)
+    assert ((found[:, None] == found[None, :]) == expected).all()
+    assert expected.sum() > 80
 
 
 def test_the_original_protocol_is_a_seeded_permutation_of_an_image_folder() -> None:
@@ -319,7 +350,7 @@ def test_the_byte_identical_real_images_share_a_split_with_or_without_their_ids(
     unknown = some.remove_columns("lesion_id").add_column(
         "lesion_id", [None] * len(some), feature=FEATURES["lesion_id"]
     )
-    grouped = make_splits(unknown, diagnoses=CODES).set_index("image_id")["lesion_id"]
+    grouped = make_splits(unknown, diagnoses=CODES, hashes=hash_images(unknown)).set_index("image_id")["lesion_id"]
     assert all(grouped[first] == grouped[second] for first, second in pairs)
     assert grouped.nunique() >= len(some) - 20  # and few others are taken for one
 
@@ -329,9 +360,10 @@ def test_hashes_find_the_full_size_originals_of_the_small_copies(real_data: Path
     originals = [path for path in sorted((real_data / "originals").glob("*.jpg")) if (folder / path.name).exists()][:12]
     rows = [(path.read_bytes(), None, "NV") for path in originals]
     rows += [((folder / path.name).read_bytes(), None, "NV") for path in originals]
-    left, right = near_duplicates(hash_images(dataset_of(rows))["hash"], among=np.arange(len(rows)) < len(originals))
-    assert left.tolist() == list(range(len(originals)))
-    assert right.tolist() == [index + len(originals) for index in range(len(originals))]
+    hashes, n = hash_images(dataset_of(rows))["hash"].tolist(), len(originals)
+    group = join_near_duplicates(hashes, np.arange(2 * n), among=np.arange(2 * n) < n)
+    assert (group[:n] == group[n:]).all()
+    assert len(set(group)) == n
 
 
 @pytest.mark.parametrize(
@@ -381,9 +413,9 @@ def given_data() -> tuple[datasets.Dataset, dict[str, str]]:
     return dataset_of(rows), {f"image_{index:03d}": name for index, name in enumerate(names)}
 
 
-def test_a_datasets_own_splits_are_used_as_they_are_and_their_leakage_is_told() -> None:
+def test_a_datasets_own_splits_are_used_as_they_are_and_their_leakage_is_reported() -> None:
     data, given = given_data()
-    splits = make_splits(data, protocol="given", diagnoses=CODES[:2], given=given)
+    splits = make_splits(data, protocol="given", diagnoses=CODES[:2], given=given, hashes=hash_images(data))
     assert dict(zip(splits["image_id"], splits["split"], strict=True)) == {
         name: split.replace("validation", "val") for name, split in given.items()
     }
@@ -400,3 +432,90 @@ def test_splits_that_are_not_train_validation_and_test_are_refused_with_what_the
         make_splits(data, protocol="given", diagnoses=CODES[:2], given=own)
     with pytest.raises(DataError, match="this one has no splits"):
         make_splits(data, protocol="given", diagnoses=CODES[:2])
+
+
+# ---- what a split may be called follows from the check, not from the option ----
+
+
+def twins(n: int = 20) -> tuple[datasets.Dataset, pd.DataFrame]:
+    """n pairs of near-duplicates without lesion ids, and their hashes."""
+    rows: list[tuple[bytes, str | None, str]] = []
+    for seed in range(n):
+        image = drawn(seed, CODES[seed % 2])
+        rows += [(jpeg(image), None, CODES[seed % 2]), (jpeg(image, 70), None, CODES[seed % 2])]
+    data = dataset_of(rows)
+    return data, hash_images(data)
+
+
+@dataclasses.dataclass
+class Options:
+    protocol: str = "lesion"
+    splits: str | None = None
+    seed: int = 42
+    test_source: tuple[str, ...] = ()
+    diagnoses: list[str] = dataclasses.field(default_factory=lambda: list(REFERENCE_CODES))
+
+
+def parted(data: datasets.Dataset, path: Path) -> Path:
+    """Write splits that part every pair of twins, with an invented lesion id for each image."""
+    ids = data["image_id"][:]
+    names = [CODES[label] for label in data["label"]]
+    rows = pd.DataFrame({"image_id": ids, "lesion_id": ids, "label": names, "source": "synthetic"})
+    rows["split"] = ["train" if index % 2 == 0 else "test" if index % 8 < 4 else "val" for index in range(len(ids))]
+    write_splits(rows, path)
+    return path
+
+
+@pytest.mark.parametrize("protocol", ["lesion", "original", "given"])
+def test_a_file_of_splits_is_checked_for_near_duplicates(tmp_path: Path, protocol: str) -> None:
+    data, hashes = twins(8)
+    options = Options(protocol, str(parted(data, tmp_path / "splits.csv")))
+    loaded = LoadedImages(data, hashes)
+    if protocol == "lesion":
+        with pytest.raises(LeakageError, match="8 lesions are in more than one split: dup:image_000"):
+            splits_of(options, data, list(CODES[:2]), loaded)
+        return
+    splits = splits_of(options, data, list(CODES[:2]), loaded)
+    said = describe_split(splits, protocol=protocol, from_file=True)
+    assert (said["protocol"], said["unit"], said["leakage"]["overall"]) == ("file", "given", 1.0)
+    assert (said["n_lesions_in_two_splits"], said["test_without_lesion_id"]) == (8, 1.0)
+
+
+def test_the_random_split_of_images_reports_near_duplicates_as_leakage() -> None:
+    data, hashes = twins()
+    splits = make_splits(data, protocol="original", diagnoses=CODES[:2], hashes=hashes)
+    where = splits.set_index("image_id")["split"]
+    pairs = [(f"image_{2 * k:03d}", f"image_{2 * k + 1:03d}") for k in range(20)]
+    in_test = [
+        one for pair in pairs for one, other in (pair, pair[::-1]) if where[one] == "test" and where[other] == "train"
+    ]
+    assert leakage(splits)["overall"] == pytest.approx(len(in_test) / (where == "test").sum())
+    assert in_test
+    assert describe_split(splits, protocol="original")["unit"] == "image"
+
+
+def test_a_lesion_split_that_is_read_from_a_file_is_called_one(tmp_path: Path) -> None:
+    table = lesions()
+    splits = make_splits(table, diagnoses=["MEL", "NV"])
+    said = describe_split(splits, protocol="original", from_file=True, test_source=["HAM"])
+    assert (said["protocol"], said["unit"], said["test_source"]) == ("file", "lesion", ["HAM"])
+    assert (said["test_without_lesion_id"], said["patients_apart"]) == (0.0, None)
+
+
+def test_train_and_val_need_each_diagnosis_and_test_does_not() -> None:
+    rows = [(jpeg(drawn(seed, CODES[seed % 2])), f"L{seed}", CODES[seed % 2]) for seed in range(6)]
+    data = dataset_of([*rows, (rows[1][0], "M1", CODES[2]), (rows[0][0], "M2", CODES[2])])
+    splits = splits_of(Options(), data, list(CODES[:3]), LoadedImages(data, hash_images(data)))
+    assert set(splits["split"][splits["label"] == CODES[2]]) == {"train", "val"}
+    one = data.select(range(7))
+    with pytest.raises(DataError, match=f"no image of {CODES[2]} in val"):
+        splits_of(Options(), one, list(CODES[:3]), LoadedImages(one, hash_images(one)))
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [(["MEL", "NV"], ["all"]), (["BCC", "BKL", "MEL", "NV", "DF"], list(REFERENCE_CODES))]
+)
+def test_data_of_some_of_the_default_diagnoses_are_used_whole(codes: list[str], expected: list[str]) -> None:
+    data = dataset_of([(b"", None, code) for code in codes])
+    assert diagnoses_of(Options(), data) == expected
+    assert diagnoses_of(Options(diagnoses=["MEL"]), data) == ["MEL"]

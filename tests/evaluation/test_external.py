@@ -17,8 +17,9 @@ from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, hash_images, write_hashes
-from modeling.data.isic2019 import FEATURES
+from modeling.data.columns import FEATURES
+from modeling.data.decoding import hash_images
+from modeling.data.duplicates import HASHES_NAME, write_hashes
 from modeling.data.splits import write_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation.__main__ import main

@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from modeling.abstention import AbstentionRule
 from modeling.calibration import fit_calibration, softmax
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, hash_images, write_hashes
+from modeling.data.decoding import hash_images
+from modeling.data.duplicates import HASHES_NAME, write_hashes
 from modeling.data.sources import select_diagnoses
 from modeling.data.splits import lesions_of, make_splits, splits_hash, write_splits
 from modeling.evaluation.context import Context

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from modeling.data.duplicates import hash_images, write_hashes
+from modeling.data.decoding import hash_images
+from modeling.data.duplicates import write_hashes
 from modeling.data.splits import LeakageError, write_splits
 from modeling.files import ModelFolderError, file_sha256
 from modeling.model_folder import UNKNOWN_ORIGIN
@@ -155,7 +156,7 @@ BEFORE = table([("a", "L1", "train"), ("b", "L2", "val"), ("c", "L3", "test"), (
 def test_weights_that_saw_nothing_of_val_and_test_are_said_to_have_been_compared(folder):
     now = table([("a2", "L1", "train"), ("c2", "L3", "test"), ("e", "L4", "val"), ("b2", "L2", "val")])
     start = start_with(folder, BEFORE, images(["a", "b", "c", "d"]))
-    origin = check_not_seen(start, now, images(["a2", "c2", "e", "b2"]))
+    origin = check_not_seen(start, now, images(["a2", "c", "c2", "e", "b2"]))
     assert origin.overlap == "none, by image, lesion id and near-duplicates"
 
 
@@ -172,7 +173,7 @@ def test_weights_that_saw_nothing_of_val_and_test_are_said_to_have_been_compared
 def test_weights_that_saw_a_lesion_of_val_or_test_are_refused_with_the_way_out(folder, row, words):
     start = start_with(folder, BEFORE, images(["a", "b", "c", "d"]))
     with pytest.raises(LeakageError) as caught:
-        check_not_seen(start, table([("e", "L4", "train"), row]), images(["e", row[0]]))
+        check_not_seen(start, table([("e", "L4", "train"), row]), images(["c", "e", row[0]]))  # c: the same data
     assert words in str(caught.value)
     assert f"--splits {start.splits}, and its --test_source, if it had one" in str(caught.value)
 
@@ -182,6 +183,16 @@ def test_an_image_that_was_held_out_before_too_is_no_leak(folder):
     hashes = images(["a", "b", "c", "d"])
     hashes.loc[hashes["image_id"] == "c", "hash"] = hashes["hash"][hashes["image_id"] == "d"].item()
     assert check_not_seen(start_with(folder, BEFORE, hashes), BEFORE, hashes).overlap.startswith("none")
+
+
+def test_two_folders_are_compared_by_content_and_not_by_names(folder):
+    start = start_with(folder, BEFORE, images(["a", "b", "c", "d"]))
+    others = images(["p", "q", "r"]).assign(image_id=["a", "b", "e"], lesion_id=["L1", "L2", None])
+    now = table([("a", "L1", "test"), ("b", "L2", "val"), ("e", None, "train")])
+    assert check_not_seen(start, now, others).overlap.startswith("none")
+    copies = images(["a", "b", "d"]).assign(image_id=["c", "y", "z"], lesion_id=None)  # c was held out, and shows a now
+    with pytest.raises(LeakageError, match="1 images of test, such as c"):
+        check_not_seen(start, table([("c", None, "test"), ("y", None, "train"), ("z", None, "train")]), copies)
 
 
 def test_weights_without_hashes_are_said_to_be_unchecked(folder):

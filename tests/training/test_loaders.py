@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from accelerate import Accelerator
 
-from modeling.data.isic2019 import load_isic2019
+from modeling.data.sources import load_images
 from modeling.network import build_model
 from modeling.training.loaders import RunData, make_loaders, split_dataset
 from modeling.training.options import parse_options
@@ -13,9 +13,14 @@ from modeling.training.run_folder import Run
 
 @pytest.fixture
 def data(isic_folder):
-    chosen = load_isic2019(isic_folder)[0].select(range(12))
+    return data_of(isic_folder, 32)
+
+
+def data_of(isic_folder, size_px):
+    loaded = load_images("isic2019", data_dir=isic_folder, size_px=size_px)
+    chosen = loaded.dataset.select(range(12))
     splits = pd.DataFrame({"image_id": chosen["image_id"][:], "split": ["train"] * 9 + ["val"] * 3})
-    return RunData(chosen, chosen, ["MEL", "NV"], splits, {"data_fingerprint": "x"}, 0)
+    return RunData(chosen, loaded.pixels, chosen, ["MEL", "NV"], splits, {}, 0)
 
 
 def run_with(tmp_path, *arguments):
@@ -26,7 +31,10 @@ def run_with(tmp_path, *arguments):
     ("recipe", "side_px", "train_px"),
     [("default", 96, 80), ("default", 36, 32), ("default", 16, 16), ("original", 96, 96)],
 )
-def test_only_augmented_images_are_smaller_than_the_input_of_the_model(data, tmp_path, recipe, side_px, train_px):
+def test_only_augmented_images_are_smaller_than_the_input_of_the_model(
+    isic_folder, tmp_path, recipe, side_px, train_px
+):
+    data = data_of(isic_folder, side_px)
     run = run_with(tmp_path, "--recipe", recipe, "--image_size", str(side_px))
     model = build_model("test_efficientnet", num_classes=2, size_px=side_px, pretrained=False)
     for split, side in (("train", train_px), ("val", side_px)):

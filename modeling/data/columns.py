@@ -1,0 +1,145 @@
+"""The columns of every dataset: their names, and how ids, ages and labels are read from what the data hold."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+
+from modeling.data.problems import DataError, Problem
+from modeling.files import is_name, shortened
+from modeling.labels import CODES, DIAGNOSES
+from modeling.rows import RESERVED_NAMES
+
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "image_id": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=list(CODES)),
+        "lesion_id": datasets.Value("string"),
+        "source": datasets.Value("string"),
+        "age_approx": datasets.Value("float32"),
+        "sex": datasets.Value("string"),
+        "anatom_site_general": datasets.Value("string"),
+    }
+)
+COLUMNS = tuple(FEATURES)
+OPTIONAL_COLUMNS = ("patient_id", "fitzpatrick_skin_type")  # only where the data have them
+# Names under which datasets keep the label, and the columns of HAM10000's own CSV.
+LABEL_NAMES = ("label", "labels", "dx", "diagnosis", "class", "target")
+OTHER_NAMES = {
+    "image_id": ("image_id", "isic_id"),
+    "lesion_id": ("lesion_id",),
+    "source": ("source",),
+    "age_approx": ("age_approx", "age"),
+    "sex": ("sex",),
+    "anatom_site_general": ("anatom_site_general", "localization"),
+    **{name: (name,) for name in OPTIONAL_COLUMNS},
+}
+BLANK = ("", "na", "n/a", "nan", "none", "null", "unknown")
+MAX_AGE_YEARS = 120
+MAX_WHOLE_FLOAT = 2**53  # above it, different whole numbers are the same floating-point number
+
+# HAM10000 (doi:10.1038/sdata.2018.161) writes its diagnoses as dx codes; some copies on the Hub write them out.
+_ALIASES = {
+    **{diagnosis.code.lower(): diagnosis.code for diagnosis in DIAGNOSES},
+    **{diagnosis.name: diagnosis.code for diagnosis in DIAGNOSES},
+    "akiec": "AK",
+    "actinic keratoses": "AK",
+    "melanocytic nevi": "NV",
+    "nevus": "NV",
+    "nevi": "NV",
+    "benign keratosis like lesions": "BKL",
+    "vascular lesions": "VASC",
+}
+# "all" and "overall" are rows of tables; a blank that was written out is no diagnosis.
+_RESERVED_LABELS = RESERVED_NAMES | {"all", "overall", "na", "n/a", "nan", "none", "null"}
+_UNSAFE_LABEL = re.compile(r"^[=+\-@＝＋－＠]|[<>|`]")  # a formula in a spreadsheet; markup in a card
+
+
+def text_of(value: Any, column: str) -> str | None:
+    """Return a cell as text, None where it is blank; a whole number that became 7.0 beside blank cells is 7 again.
+
+    Raises:
+        DataError: If it is a number that has already lost digits.
+    """
+    if value is None or value != value:  # NaN
+        return None
+    if isinstance(value, float) and value.is_integer():
+        if abs(value) > MAX_WHOLE_FLOAT:
+            raise DataError(
+                f"the column {column} holds {value:.0f} as a floating-point number, which cannot distinguish numbers of that "
+                "size; store the column as text."
+            )
+        value = int(value)
+    text = unicodedata.normalize("NFC", str(value)).strip()
+    return text or None
+
+
+def read_ages(image_ids: Sequence[str], values: Sequence[str | None]) -> tuple[list[float | None], list[Problem]]:
+    """Return ages in years, None where blank, and a problem for each implausible age."""
+    ages: list[float | None] = []
+    problems = []
+    for image_id, value in zip(image_ids, values, strict=True):
+        try:
+            age = float(value) if value else None
+        except ValueError:
+            age = float("nan")
+        if age is not None and not 0 <= age <= MAX_AGE_YEARS:
+            problems.append(
+                Problem(image_id, "", f"age is no number of years from 0 to {MAX_AGE_YEARS}", str(value)[:40])
+            )
+            age = None
+        ages.append(age)
+    return ages, problems
+
+
+def code_of(label: str) -> str:
+    """Return the ISIC code of a diagnosis that is written as code or full name; another label is its own name."""
+    return _ALIASES.get(" ".join(label.lower().replace("_", " ").replace("-", " ").split()), label)
+
+
+def map_labels(labels: Sequence[str | None]) -> tuple[list[str], list[str | None], str]:
+    """Give each label its ISIC code where it has one.
+
+    Returns:
+        The names that occur (ISIC codes first, in ISIC's order), the name of each row, and a sentence about the mapping.
+
+    Raises:
+        DataError: If two names differ in case alone.
+    """
+    found = {label: code_of(label) for label in labels if label is not None}
+    others = sorted({name for name in found.values() if name not in CODES})
+    names = [code for code in CODES if code in found.values()] + others
+    folded: dict[str, str] = {}
+    for name in others:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise DataError(f"the labels {other!r} and {name!r} differ in case alone; write both alike.")
+    renamed = [f"{label} → {code}" for label, code in sorted(found.items()) if label != code]
+    parts = [f"labels read as ISIC diagnoses: {', '.join(renamed)}"] * bool(renamed)
+    parts += [f"labels kept, no diagnosis of ISIC 2019: {', '.join(others)}"] * bool(others)
+    return names, [None if label is None else found[label] for label in labels], "; ".join(parts)
+
+
+def check_label_names(names: Sequence[str]) -> None:
+    """Fail early on a label that no table, card or model folder can show.
+
+    Raises:
+        DataError: With the label and what to do.
+    """
+    for name in names:
+        if not is_name(name):
+            raise DataError(f"the label {shortened(name)} is too long or not printable; rename it in the dataset.")
+        if _UNSAFE_LABEL.search(name):
+            raise DataError(f"the label {name!r} begins with = + - @ or contains < > | `; rename it in the dataset.")
+        if name.lower() in _RESERVED_LABELS:
+            raise DataError(
+                f"the label {name!r} is reserved (a column of the results, or a word for a blank cell); rename it in the "
+                "dataset, or leave the cell empty if the diagnosis is unknown."
+            )
+
+
+def first_named(columns: Mapping[str, Any] | Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the first of these names that is a column."""
+    return next((name for name in names if name in columns), None)

@@ -1,0 +1,153 @@
+"""splits.csv: written, read, compared with the data, and checked for lesions in more than one split."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+
+from modeling.data.duplicates import DUPLICATE_PREFIX
+from modeling.data.problems import DataError
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("image_id", "lesion_id", "label", "source", "split")
+MAX_CELL = 200  # characters
+MAX_LINE = 10_000  # characters; pandas makes a column of every comma, so that one long line fills the memory
+
+
+class LeakageError(ValueError):
+    """A lesion, or an image, is in two splits: scores on such splits are too high."""
+
+
+def check_no_leakage(splits: pd.DataFrame) -> None:
+    """Raise if an image, a lesion or a patient is in two splits, or a row is in none of train, val and test.
+
+    Raises:
+        LeakageError: With the number of lesions and the first few.
+    """
+    check_columns(splits, "the splits")
+    strange = sorted(set(splits["split"]) - set(SPLITS))
+    if strange:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {', '.join(map(str, strange[:5]))}.")
+    twice = splits["image_id"][splits["image_id"].duplicated()].unique()
+    if len(twice):
+        raise LeakageError(f"{len(twice)} images have two rows in the splits: {', '.join(twice[:5])}.")
+    for column, what in (("lesion_id", "lesions"), ("patient_id", "patients")):
+        spread = in_several_splits(splits, column) if column in splits else []
+        if spread:
+            raise LeakageError(
+                f"{len(spread)} {what} are in more than one split: {', '.join(spread[:5])}; "
+                "make the splits again with --protocol lesion, or correct the file given by --splits."
+            )
+
+
+def in_several_splits(splits: pd.DataFrame, column: str) -> list[str]:
+    """Return the lesions (or patients) that are in more than one split."""
+    n_splits = splits.groupby(column)["split"].nunique()  # rows without an id are in no group
+    return [str(name) for name in n_splits.index[n_splits > 1]]
+
+
+def leakage(splits: pd.DataFrame) -> dict[str, float]:
+    """Return the fraction of test images whose lesion is also in train: {"overall": …, and each diagnosis}.
+
+    Images without a lesion id are compared by near-duplicates, which have one id in splits.csv. Other photographs of their
+    lesion are not found, so the fraction is a lower bound.
+    """
+    in_train = set(splits["lesion_id"][splits["split"] == "train"].dropna())
+    test = splits[splits["split"] == "test"]
+    leaks = test["lesion_id"].isin(in_train)
+    per_diagnosis = leaks.groupby(test["label"]).mean()
+    return {"overall": float(leaks.mean()), **{str(code): float(rate) for code, rate in per_diagnosis.items()}}
+
+
+def describe_split(
+    splits: pd.DataFrame,
+    *,
+    protocol: str,
+    from_file: bool = False,
+    test_source: Sequence[str] = (),
+    patients: pd.Series | None = None,
+) -> dict[str, Any]:
+    """Return what a split may be called: by what was measured on it, not by what was asked for.
+
+    Args:
+        splits: Rows of splits.csv.
+        protocol: "lesion", "original" or "given".
+        from_file: The splits were read from --splits, so the protocol did not make them.
+        test_source: Sources that are test alone (--test_source).
+        patients: Patient id by image id, where the data have them.
+
+    Returns:
+        protocol ("file" if they were read); unit, "lesion" if no lesion is in two splits, else "image" if images were drawn at
+        random, else "given"; n_lesions_in_two_splits; leakage (`leakage`); test_without_lesion_id, the fraction of test images
+        whose lesion id is unknown or made from near-duplicates; patients_apart, None where patients are unknown; test_source.
+    """
+    spread = in_several_splits(splits, "lesion_id")
+    test = splits["lesion_id"][splits["split"] == "test"]
+    apart = None
+    if patients is not None and patients.notna().any():
+        apart = not in_several_splits(splits.assign(patient_id=splits["image_id"].map(patients)), "patient_id")
+    return {
+        "protocol": "file" if from_file else protocol,
+        "unit": "lesion" if not spread else "image" if protocol == "original" and not from_file else "given",
+        "n_lesions_in_two_splits": len(spread),
+        "leakage": leakage(splits),
+        "test_without_lesion_id": float((test.isna() | test.astype("string").str.startswith(DUPLICATE_PREFIX)).mean()),
+        "patients_apart": apart,
+        "test_source": list(test_source),
+    }
+
+
+def write_splits(splits: pd.DataFrame, path: str | Path) -> None:
+    """Write splits.csv, sorted by image id."""
+    splits[list(COLUMNS)].sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
+
+
+def load_splits(path: str | Path) -> pd.DataFrame:
+    """Read splits.csv as it is, sorted by image id; `splits.read_splits` also compares it with the data.
+
+    Raises:
+        DataError: If it is no table with the columns of splits.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:  # a name alone pandas would also download or unpack
+            while line := file.readline(MAX_LINE):
+                if len(line) == MAX_LINE:
+                    raise ValueError(f"it has a line of {MAX_LINE} characters or more")
+            file.seek(0)
+            splits = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}: {str(error)[:300]}).") from error
+    check_columns(splits, str(path))
+    if splits[list(COLUMNS)].map(len).to_numpy().max(initial=0) > MAX_CELL:
+        raise DataError(f"{path} has a cell of more than {MAX_CELL} characters; no id or name is that long.")
+    splits["lesion_id"] = splits["lesion_id"].astype(object).where(splits["lesion_id"] != "", None)
+    return splits[list(COLUMNS)].sort_values("image_id", ignore_index=True)
+
+
+def splits_hash(splits: pd.DataFrame) -> str:
+    """Return a sha256 of the content, whatever the order of the rows."""
+    text = splits[list(COLUMNS)].fillna("").sort_values("image_id").to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_table(dataset: datasets.Dataset | pd.DataFrame) -> pd.DataFrame:
+    """Return image_id, lesion_id (None where unknown), label (code), source, and patient_id if there is one, without pixels."""
+    names = dataset.columns if isinstance(dataset, pd.DataFrame) else dataset.column_names
+    wanted = [column for column in (*COLUMNS[:4], "patient_id") if column in names]
+    if isinstance(dataset, pd.DataFrame):
+        table = dataset[wanted].copy()
+    else:
+        table = dataset.select_columns(wanted).with_format("arrow")[:].to_pandas()
+        table["label"] = [dataset.features["label"].names[label] for label in table["label"]]
+    table["lesion_id"] = table["lesion_id"].astype(object).where(table["lesion_id"].notna(), None)
+    return table
+
+
+def check_columns(splits: pd.DataFrame, what: str) -> None:
+    """Raise DataError if a column of splits.csv is missing."""
+    missing = [column for column in COLUMNS if column not in splits]
+    if missing:
+        raise DataError(f"{what} lack the columns {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
