@@ -207,7 +207,7 @@ class TorchEngine:
 
     def forward(self, pixel_values: np.ndarray, *, single_thread: bool = False, evidence: bool = False) -> ModelOutputs:
         """Run the network once; see `OnnxEngine.forward`. `single_thread` has no effect."""
-        from modeling.grad_cam import class_evidence
+        from modeling.network import class_evidence
 
         with self._torch.inference_mode():
             values = self._torch.from_numpy(np.ascontiguousarray(pixel_values)).to(self.device)

@@ -47,15 +47,6 @@ class Explanation:
         positive = np.maximum(self.evidence[self._index(code)], 0) / max(self.scale, 1e-12)
         return _resize(positive, size or self.size).clip(0, 1)
 
-    def contrast(self, code: str, other: str, *, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return where the score speaks for `code` (up to 1) rather than for `other` (down to -1), float32 (H, W)."""
-        difference = self.evidence[self._index(code)] - self.evidence[self._index(other)]
-        return _resize(difference / max(float(np.abs(difference).max()), 1e-12), size or self.size).clip(-1, 1)
-
-    def has_evidence(self, code: str) -> bool:
-        """True if some part of the image speaks for this diagnosis."""
-        return bool((self.evidence[self._index(code)] > 0).any())
-
     @property
     def scale(self) -> float:
         """The strongest positive evidence for any diagnosis: what all maps are divided by."""

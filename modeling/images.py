@@ -157,7 +157,7 @@ def _open_heic(data: bytes, name: str) -> ImageFile.ImageFile:
             f"{name} is a HEIC photograph, and this installation cannot read those; save it as JPEG "
             "(or install the reader: pip install pillow-heif)."
         ) from error
-    return HeifImageFile(io.BytesIO(data))
+    return HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
 
 
 class _MeteredFile(io.BytesIO):

@@ -9,11 +9,11 @@ import numpy as np
 from modeling.images import ImageError, ImageInput
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
     from modeling.calibration import Calibration
     from modeling.classifier import LesionClassifier
+    from modeling.network import TimmModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def run_images(
     return outputs
 
 
-def run_model(model: "torch.nn.Module", loader: Any, accelerator: "Accelerator | None" = None) -> Outputs:
+def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator | None" = None) -> Outputs:
     """Run a timm model over a loader and gather its outputs from all processes, each image once.
 
     Args:

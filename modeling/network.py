@@ -1,10 +1,11 @@
 """Build a stock timm network, write it into a model folder, and load it from one: the torch-only part of serving."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, cast
 
+import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,8 +30,32 @@ from modeling.schema import plain
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 
-# An nn.Module with timm's own methods (forward_features, get_classifier, …), which no type describes.
-TimmModel = Any
+
+class TimmModel(Protocol):
+    """What this package uses of timm's networks, which are nn.Modules."""
+
+    pretrained_cfg: dict[str, Any]
+    num_features: int
+    training: bool
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor: ...  # → (B, K, h, w)
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: ...  # → (B, C), or (B, D)
+    def get_classifier(self) -> nn.Linear: ...
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def buffers(self) -> Iterator[torch.Tensor]: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
+
+def _create(name: str, **options: Any) -> TimmModel:
+    return cast(TimmModel, timm.create_model(name, **options))
 
 
 def check_backbone(backbone: str) -> None:
@@ -45,7 +70,7 @@ def check_backbone(backbone: str) -> None:
         )
     try:
         with torch.device("meta"), torch.inference_mode():
-            model: TimmModel = timm.create_model(backbone, num_classes=2).eval()
+            model = _create(backbone, num_classes=2).eval()
             maps = model.forward_features(torch.zeros(1, *model.pretrained_cfg["input_size"]))
             classifier = model.get_classifier()
             fits = maps.ndim == 4 and maps.shape[1] == model.num_features and isinstance(classifier, nn.Linear)
@@ -80,9 +105,7 @@ def build_model(
         ModelFolderError: If its weights cannot be downloaded.
     """
     try:
-        model: TimmModel = timm.create_model(
-            backbone, num_classes=num_classes, pretrained=pretrained, drop_rate=drop_rate
-        )
+        model = _create(backbone, num_classes=num_classes, pretrained=pretrained, drop_rate=drop_rate)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -171,11 +194,7 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
 
 
 def load_model_folder(folder: Path) -> tuple[TimmModel, Config]:
-    """Return the network of a model folder, from `load_network`, and its configuration.
-
-    Raises:
-        ModelFolderError: If a file is missing, damaged, does not fit the network, or is not the one that was saved.
-    """
+    """Return the network of a model folder, as `load_network` does, and its configuration."""
     config = read_config(folder)
     return load_network(fetch(resolve_model_folder(folder), WEIGHTS_NAME), config), config
 
@@ -193,9 +212,9 @@ def load_network(weights: Path, config: Config) -> TimmModel:
         )
     # First without memory, so that no more is allocated than the file holds.
     with torch.device("meta"):
-        _check_weights_fit(weights, timm.create_model(config["architecture"], num_classes=config["num_classes"]))
+        _check_weights_fit(weights, _create(config["architecture"], num_classes=config["num_classes"]))
     checked_file(weights, config["lesion"].get("weights_sha256"))
-    model: TimmModel = timm.create_model(config["architecture"], num_classes=config["num_classes"])
+    model = _create(config["architecture"], num_classes=config["num_classes"])
     model.load_state_dict(load_file(weights))
     model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
     model.requires_grad_(False)
@@ -213,17 +232,29 @@ def _check_weights_fit(weights: Path, model: TimmModel) -> None:
         raise ModelFolderError(
             f"{weights} is no whole safetensors file ({str(error)[:300]}); download it again."
         ) from error
-    missing = sorted(wanted.keys() - found.keys())
-    extra = [shortened(key) for key in sorted(found.keys() - wanted.keys())[:3]]
-    if missing or extra:
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if wrong:
+        first = wrong[0]
         raise ModelFolderError(
-            f"{weights} does not fit the network: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(found.keys() - wanted.keys())} unknown [{', '.join(extra)}]."
+            f"{weights} does not fit the network: {len(wrong)} tensors differ, first {shortened(first)}: "
+            f"{shortened(found.get(first, 'missing'))} instead of {wanted.get(first, 'none')}."
         )
-    different = [key for key in wanted if found[key] != wanted[key]]
-    if different:
-        first = different[0]
-        raise ModelFolderError(
-            f"{weights}: {len(different)} tensors have another shape or type, first {first}: {shortened(found[first])} "
-            f"instead of {wanted[first]}."
-        )
+
+
+def class_evidence(model: TimmModel, feature_maps: torch.Tensor) -> np.ndarray:
+    """Return the signed Grad-CAM (arXiv:1610.02391) of every diagnosis for the feature maps (1, K, h, w) of one image.
+
+    Only the head is differentiated, and its parameters are frozen, so threads share nothing that is written to.
+
+    Returns:
+        float32 (C, h, w), in units of the logit.
+    """
+    # Outside inference mode and as a copy: an inference tensor cannot take part in a backward pass.
+    maps = feature_maps.detach().float().clone().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model.forward_head(maps)[0]  # (C,)
+        gradients = [torch.autograd.grad(logit, maps, retain_graph=True)[0][0] for logit in logits]
+    # Grad-CAM weighs by the mean gradient; times the number of positions, a map's mean is its share of the logit.
+    weights = torch.stack(gradients).sum(dim=(2, 3))  # (C, K)
+    evidence: np.ndarray = torch.einsum("ck,khw->chw", weights, maps[0].detach()).cpu().numpy()
+    return evidence

@@ -20,11 +20,10 @@ from timm.data import create_transform
 from modeling import onnx_trial
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, file_sha256
-from modeling.grad_cam import class_evidence
 from modeling.images import decode_image
 from modeling.labels import REFERENCE_CODES
 from modeling.model_folder import ONNX_NAME
-from modeling.network import build_model, save_model_folder
+from modeling.network import build_model, class_evidence, save_model_folder
 from modeling.operating_points import OperatingPoint
 from modeling.preprocessing import Preprocessing
 from modeling.training.onnx_export import export_onnx

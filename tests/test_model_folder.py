@@ -173,10 +173,13 @@ def rewrite(folder, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop("classifier.bias"), "1 tensors missing"),
-        (lambda t: t.update(extra=torch.zeros(1)), "1 unknown"),
-        (lambda t: t.update({"classifier.bias": torch.zeros(5)}), "another shape"),
-        (lambda t: t.update({"classifier.bias": torch.zeros(4, dtype=torch.float16)}), "another shape or type"),
+        (lambda t: t.pop("classifier.bias"), "1 tensors differ, first .classifier.bias.: .missing"),
+        (lambda t: t.update(extra=torch.zeros(1)), "1 tensors differ, first .extra.*instead of none"),
+        (lambda t: t.update({"classifier.bias": torch.zeros(5)}), "1 tensors differ, first .classifier.bias"),
+        (
+            lambda t: t.update({"classifier.bias": torch.zeros(4, dtype=torch.float16)}),
+            "1 tensors differ, first .classifier.bias",
+        ),
         (lambda t: t.update({"classifier.bias": torch.ones(4)}), "SHA-256 differs"),
     ],
 )
@@ -475,8 +478,9 @@ def test_a_revision_pins_what_is_loaded_and_is_shown(folder, lesion_image, monke
         later.tags["v1.0"], later.lfs = first, {**repo.lfs, **later.lfs}
         for revision in ("v1.0", first):
             assert classify(["me/lesions", str(tmp_path / "lesion.png"), "--revision", revision]) == 0
-            told = capsys.readouterr().err
-            assert f"me/lesions, revision {first}, weights sha256 {first_sha256}, data not recorded" in told
-            assert f"skin-lesion-classifier {__version__}" in told
+            assert f"Model: me/lesions, revision {first}." in capsys.readouterr().err
+            origin = LesionClassifier.from_pretrained("me/lesions", revision=revision).origin
+            assert f"me/lesions, revision {first}, weights sha256 {first_sha256}, data not recorded" in origin
+            assert f"skin-lesion-classifier {__version__}" in origin
         assert classify(["me/lesions", str(tmp_path / "lesion.png")]) == 0
         assert f"me/lesions, revision {later.head.oid}" in capsys.readouterr().err

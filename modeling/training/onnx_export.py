@@ -1,5 +1,6 @@
 """Export a network as ONNX, for ONNX Runtime and for a browser, and compare its outputs with torch's."""
 
+import copy
 import json
 import tempfile
 import warnings
@@ -40,7 +41,7 @@ def export_onnx(model: TimmModel, path: Path, *, codes: Sequence[str], lesion: M
     (B, C, h, w), the signed Grad-CAM in units of the logit: its mean over h and w is the logit without the bias.
 
     Args:
-        model: A timm network on the CPU.
+        model: A timm network; left as it is.
         path: The file; its folder is created if missing.
         codes: Diagnosis codes in the order of the outputs.
         lesion: Entry of config.json, of which provenance and operating points go into the metadata.
@@ -54,7 +55,7 @@ def export_onnx(model: TimmModel, path: Path, *, codes: Sequence[str], lesion: M
     size_px = int(model.pretrained_cfg["input_size"][1])
     path.parent.mkdir(parents=True, exist_ok=True)
     pixel_values = np.random.default_rng(0).normal(size=(6, 3, size_px, size_px)).astype(np.float32)
-    network = _AllOutputs(model).eval()  # the exporter takes the mode of the wrapper
+    network = _AllOutputs(copy.deepcopy(model)).eval().cpu()  # the exporter takes the mode of the wrapper
     network.check_evidence(torch.from_numpy(pixel_values))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as scratch:
         new = Path(scratch) / "model.onnx"
@@ -85,7 +86,7 @@ class _AllOutputs(nn.Module):
 
     def __init__(self, model: TimmModel) -> None:
         super().__init__()
-        self.model: TimmModel = model
+        self.model = model
         self.has_evidence = True
 
     @property
@@ -175,10 +176,7 @@ def _describe(content: Any, cfg: Mapping[str, Any], codes: Sequence[str], lesion
         **{key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_mode", "crop_pct")},
         "preprocessing": "upright RGB, squashed to input_size, divided by 255, minus mean, divided by std",
         "operating_points": plain(lesion.get("operating_points", [])),
-        "data_fingerprint": lesion.get("data_fingerprint") or "",
-        "run_id": lesion.get("run_id") or "",
-        "license": lesion.get("license") or "",
-        "package_version": lesion.get("package_version") or "",
+        **{key: lesion.get(key) or "" for key in ("data_fingerprint", "run_id", "license", "package_version")},
         "notice": f"{NOTICE} {SYNTHETIC_NOTICE}" if lesion.get("synthetic") else NOTICE,
     }
     # ONNX Runtime lists all operator sets that it knows; the network uses the standard one only.

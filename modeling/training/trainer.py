@@ -115,13 +115,13 @@ class Trainer:
         if options.sync_batchnorm and accelerator.num_processes > 1:
             # timm's own: its batch normalisation contains the activation, which torch's conversion would throw away.
             model = convert_sync_batchnorm(model)
-        model = model.to(accelerator.device)
+        module: Any = model.to(accelerator.device)  # a TimmModel and nn.Module
         if original:
-            optimizer: Any = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
+            optimizer: Any = torch.optim.Adam(module.parameters(), lr=options.learning_rate)
             self.scheduler: Any = get_constant_schedule(optimizer)
         else:
             optimizer = create_optimizer_v2(
-                model, opt="adamw", lr=options.learning_rate, weight_decay=options.weight_decay or 0.0, fused=True
+                module, opt="adamw", lr=options.learning_rate, weight_decay=options.weight_decay or 0.0, fused=True
             )
             steps_per_epoch = -(-len(self.train_loader) // options.gradient_accumulation_steps)
             self.scheduler = get_cosine_schedule_with_warmup(  # not prepared: it counts the steps of the whole run
@@ -129,10 +129,10 @@ class Trainer:
                 num_warmup_steps=round((options.warmup_epochs or 0) * steps_per_epoch),
                 num_training_steps=options.epochs * steps_per_epoch,
             )
-        self.ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=True) if options.ema_decay else None
+        self.ema = ModelEmaV3(module, decay=options.ema_decay, use_warmup=True) if options.ema_decay else None
         if options.compile:
-            model = torch.compile(model)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+            module = torch.compile(module)
+        self.model, self.optimizer = accelerator.prepare(module, optimizer)
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.scheduler)
@@ -156,7 +156,8 @@ class Trainer:
     @property
     def network(self) -> TimmModel:
         """The network that is trained, without the wrappers of accelerate and torch.compile."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        network: TimmModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return network
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 

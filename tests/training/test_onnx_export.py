@@ -121,7 +121,12 @@ def test_a_network_with_tensorflows_padding_is_exported_and_opened(tmp_path):
     """Its padding depends on the input's size, which the exporter would compute by operations of its own."""
     model = build_model("tf_efficientnet_lite0", num_classes=4, size_px=97, pretrained=False)
     lesion = {"run_id": "tf", "dataset": "demo", "synthetic": True, "operating_points": []}
-    sentence = export_onnx(model.eval(), tmp_path / ONNX_NAME, codes=REFERENCE_CODES, lesion=lesion)
+    sentence = export_onnx(model.train(), tmp_path / ONNX_NAME, codes=REFERENCE_CODES, lesion=lesion)
+    assert model.training
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (
+        2,
+        4,
+    )  # the padding of the network itself still depends on the size
     save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion=lesion)
     assert float(re.search(r"its feature maps by (\S+) of", sentence)[1]) < 1e-4
     assert LesionClassifier.from_pretrained(tmp_path, device="cpu").engine.name == "onnx"
