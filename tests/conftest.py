@@ -11,6 +11,9 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 # datasets would report each load_dataset, of a local folder too.
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# With `pytest -n 2` each process takes its share of the cores.
+if (n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
 
 from modeling.runtime import prepare_process
 
