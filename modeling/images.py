@@ -36,7 +36,6 @@ MAX_READS = 100_000  # by Pillow, per file: millions of empty chunks would keep 
 MAX_SHOWN_NAME = 500  # characters of a path in a message
 MAX_TIFF_TAG_BYTES = 8_000_000  # as Python numbers they take up to 25 times as much
 
-
 _MOST_PIXELS = f"more than {MAX_PIXELS // 10**6} megapixels"
 
 
@@ -48,7 +47,7 @@ class ImageError(ValueError):
     """An image that cannot be used; the message says what was wrong and what to do."""
 
 
-def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image.Image:
+def decode_image(source: ImageInput) -> Image.Image:
     """Return the image as a person sees it: upright, RGB, 8 bits a channel, without metadata.
 
     A plain RGB file gives exactly the pixels of `ImageOps.exif_transpose(Image.open(path)).convert("RGB")`.
@@ -57,7 +56,6 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
     Args:
         source: A path, the bytes of a file, a PIL image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4).
             Of an animation or a file of several pages the first image is taken.
-        min_side_px: JPEGs may be decoded smaller, which is faster, as long as both sides keep this length.
 
     Raises:
         ImageError: If the image cannot be read or cannot show a lesion. Bad input raises nothing else.
@@ -71,9 +69,6 @@ def decode_image(source: ImageInput, *, min_side_px: int | None = None) -> Image
         else:
             image = _open(_read(source, name), name)
         _check_size(image, name)
-        # Of JPEGs only: a HEIC would answer with its thumbnail, which may show anything.
-        if min_side_px and not isinstance(source, Image.Image) and image.format in ("JPEG", "MPO"):
-            image.draft(None, (min_side_px, min_side_px))
         image.load()
         return _upright_rgb(image, name)
     except ImageError:
@@ -201,7 +196,7 @@ def _checked_jpeg(data: bytes, name: str) -> bytes:
         else:
             if 0xE0 <= marker <= 0xEF:  # APP segments
                 n_metadata += length
-                n_exif += length if data[position + 4 :].startswith(b"Exif") else 0
+                n_exif += length if data.startswith(b"Exif", position + 4) else 0
             position += 2 + length
     else:
         raise ImageError(f"{name} has more than {MAX_JPEG_SEGMENTS} segments of metadata; save it once more.")

@@ -1,4 +1,4 @@
-"""Settings of the process for work on a CPU: waiting threads sleep instead of spinning, and freed memory is kept.
+"""Settings of the process for work on a CPU: OpenMP threads wait passively, and glibc keeps freed memory.
 
 Import this before torch: it needs nothing but the standard library.
 """
@@ -18,11 +18,9 @@ _memory_is_kept = False
 def prepare_process() -> None:
     """Make torch on a CPU as fast as the machine allows; programs call this before they import torch, libraries never.
 
-    OpenMP's threads spin while they wait. Where anything else holds a core (a loader process does), a training step of
-    0.4 s then takes up to 10 s; so they are made to sleep, unless the environment says otherwise.
-
-    glibc hands every large block back to the system and asks for it anew, page by page, at the next layer: of B0's training
-    time on two cores, 40 % went there. So freed memory is kept for the next tensor, up to the program's own peak.
+    OpenMP threads spin while they wait: where a loader process uses a core, a training step of 0.4 s takes up to 10 s.
+    glibc returns every large block to the system and requests it again, page by page, at the next layer: 40 % of B0's
+    training time on two cores. So threads sleep, and freed memory is kept for the next tensor.
     """
     global _memory_is_kept
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -30,11 +28,10 @@ def prepare_process() -> None:
 
 
 def prepare_server() -> None:
-    """`prepare_process` for a program that answers strangers for weeks: memory goes back, but for what one photo needs.
+    """`prepare_process` for a server: freed memory is returned, except for a reserve large enough for one photo.
 
-    glibc gives every thread a heap of its own, so that each of them would come to hold what the largest request took
-    (the memory of the Space grew by 19 % in ten minutes). So all share one heap, which keeps a bounded reserve: one
-    photo costs no page faults, and larger blocks, such as a visitor's file, go back when they are freed.
+    By default glibc gives every thread its own heap, and each would keep what the largest request took (the memory of the
+    Space grew by 19 % in ten minutes).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _tell_malloc((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, SERVER_BLOCK_BYTES), (_M_TRIM_THRESHOLD, SERVER_SPARE_BYTES))
@@ -57,10 +54,10 @@ def available_cores() -> int:
 
 
 def own_cores() -> int:
-    """Return how many of those cores are this process' own, where a launcher has started several on this machine."""
+    """Return this process' share of these cores, where a launcher has started several processes on this machine."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def default_num_workers() -> int:
-    """Loader processes of this training process: one for each of its own cores but one, which the training itself keeps."""
+    """Return the number of loader processes: one per core of this process, minus one for the training."""
     return min(max(own_cores() - 1, 1), 16)

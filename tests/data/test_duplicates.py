@@ -4,14 +4,13 @@ import io
 from pathlib import Path
 
 import datasets
-import imagehash
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from modeling.data.columns import FEATURES
-from modeling.data.decoding import hash_images, perceptual_hash
+from modeling.data.decoding import hash_images
 from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import HASHES_NAME, check_same_images, find_known, read_hashes, write_hashes
 from modeling.data.problems import DataError
@@ -126,15 +125,6 @@ def test_images_that_are_others_under_the_same_names_are_refused() -> None:
         DataError, match=r"2 images are others than those of the same name .* such as MEL/0.jpg, MEL/1.jpg"
     ):
         check_same_images(table_of([("MEL/0.jpg", None, 9), ("MEL/1.jpg", None, 8), ("MEL/2.jpg", None, 2)]), known)
-
-
-def test_the_hash_of_a_large_image_is_that_of_a_jpeg_decoded_smaller() -> None:
-    """Model folders of earlier versions hold hashes that were made so."""
-    image = draw_lesion(np.random.default_rng(3), "MEL", width_px=1024, height_px=768)
-    data = saved(image)
-    before = imagehash.phash(decode_image(data, min_side_px=64), hash_size=16)
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(perceptual_hash(decode_image(data))), dtype=np.uint8))
-    assert (bits.astype(bool) != before.hash.reshape(-1)).sum() <= 8
 
 
 def test_nothing_is_known_of_nothing() -> None:
