@@ -1,5 +1,6 @@
 """Facts about the model for the page: names, examples, and the numbers and figures of its card."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,21 @@ def numbers(classifier: LesionClassifier) -> tuple[dict[str, Any] | None, str | 
     """Return the checked content of metrics.json, or why there is none."""
     try:
         path = file_beside(classifier.source, METRICS_NAME)
-        return (read_metrics(path), None) if path else (None, f"The model was published without {METRICS_NAME}.")
+        return (read_once(path), None) if path else (None, f"The model was published without {METRICS_NAME}.")
     except ModelFolderError as error:
         return None, f"The numbers of this model cannot be shown: {error}"
+
+
+@functools.lru_cache(maxsize=2)
+def read_once(path: Path) -> dict[str, Any]:
+    """Read and check a metrics.json; each figure needs it."""
+    return read_metrics(path)
 
 
 def examples_of(classifier: LesionClassifier) -> tuple[list[dict[str, Any]], str]:
     """Return a model's examples, photos of known diagnosis, and their source; none where its file cannot be used.
 
-    `examples/examples.json` lists them: {"examples": [{"file": "1_MEL.jpg", "diagnosis": "MEL"}], "license": "…",
-    "attribution": "…"}; the diagnosis is null for an image that the model should not answer.
+    `modeling/publish/examples.py` describes the file; a diagnosis is null for an image that the model should not answer.
     """
     try:
         listed = file_beside(classifier.source, EXAMPLES_NAME)

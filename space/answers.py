@@ -126,7 +126,7 @@ def answer_lesion(
             except ImageError as error:
                 shown.append({"name": photo.name, "used": False, "error": str(error)})
                 continue
-            prediction, evidence = look_at(equal, image)
+            prediction, evidence = with_evidence(equal, image)
             preview = None if photo.browsers_show_it else images_out.jpeg_uri(image, images_out.PREVIEW_SIDE_PX)
         read.append(prediction)
         own = chosen.prediction(probs_of(prediction), prediction.reason).to_dict()
@@ -159,7 +159,7 @@ def answer_lesion(
     }
 
 
-def look_at(classifier: LesionClassifier, image: Image.Image) -> tuple[Prediction, dict[str, Any]]:
+def with_evidence(classifier: LesionClassifier, image: Image.Image) -> tuple[Prediction, dict[str, Any]]:
     """Classify a photo; also return its evidence, or why there is none."""
     try:
         explanation = classifier.explain(image)

@@ -58,24 +58,24 @@ def add_endpoints(get: GetClassifier, visitors: Visitors) -> None:
     """Add the endpoints to the Blocks that are being built."""
 
     @contextlib.contextmanager
-    def asked(request: gr.Request) -> Iterator[Turn]:
+    def answering(request: gr.Request) -> Iterator[Turn]:
         visitor = request.client.host
-        with in_sentences(lambda sentence: gr.Error(sentence, print_exception=False)), visitors.asking(visitor):
+        with in_sentences(lambda sentence: gr.Error(sentence, print_exception=False)), visitors.answering(visitor):
             yield lambda: visitors.turn(visitor)
 
     def classify(photo: Photo, priors: Any, request: gr.Request) -> dict[str, Any]:
-        with asked(request) as turn, turn():
+        with answering(request) as turn, turn():
             return answers.classify_photo(answers.with_priors(get(), priors), photo)
 
     def explain(photo: Photo, diagnosis: Any, priors: Any, request: gr.Request) -> tuple[dict[str, Any], str]:
-        with asked(request) as turn, turn():
+        with answering(request) as turn, turn():
             fields, overlay = answers.explain_photo(answers.with_priors(get(), priors), photo, diagnosis)
             path = uploads.private_file("overlay.jpg")
             path.write_bytes(images_out.jpeg(overlay, quality=90))
             return fields, str(path)
 
     def batch(files: list[Photo], priors: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
-        with asked(request) as turn:
+        with answering(request) as turn:
             classifier, rows = answers.with_priors(get(), priors), []
             steps = batches.classify_rows(classifier, files, thumbnails=True, turn=turn)
             for done, total, row in visitors.while_waited(steps, request.session_hash):
@@ -88,7 +88,7 @@ def add_endpoints(get: GetClassifier, visitors: Visitors) -> None:
             return about(get())
 
     def page_answer(photos: list[Photo], priors: Any, request: gr.Request) -> dict[str, Any]:
-        with asked(request) as turn:
+        with answering(request) as turn:
             return answers.answer_lesion(get(), photos, priors=priors, turn=turn)
 
     with gr.Group(visible=False):

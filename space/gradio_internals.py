@@ -1,7 +1,7 @@
 """Every private part of gradio that the Space changes or reads. tests/space/test_gradio_internals.py has a test of each.
 
 gradio would fetch addresses for visitors, copy each upload once more, forget file names, repeat what was sent in its error
-messages, and keep answers that nobody fetches until it is stopped.
+messages, and keep answers that nobody fetches for as long as it runs.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 # At every request gradio makes a table of the last 10,000, for a monitoring page that is off here.
 os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
-# Otherwise uvicorn takes a local visitor's X-Forwarded-For for true; who has a proxy of his own names it here.
+# By default uvicorn trusts the X-Forwarded-For of local clients. The owner of a proxy sets its address here.
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 # isort: split
@@ -100,7 +100,7 @@ def has_answer(demo: gr.Blocks, request: str) -> bool:
 
 
 def forget_idle(demo: gr.Blocks, idle_before: set[str], waits: Callable[[str], bool]) -> set[str]:
-    """Drop what gradio keeps of clients that ask for nothing: inputs, and answers that nobody fetches.
+    """Drop what gradio keeps of idle clients: their inputs, and answers that nobody fetches.
 
     Args:
         demo: A page that is being served. Call this in its event loop, which alone changes these tables.

@@ -77,7 +77,7 @@ class Guard:
             return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
         path, begun, refusal = scope["path"], False, RefusedError(500, FAULT)
 
-        async def tell(message: Message) -> None:
+        async def send_guarded(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 if message["status"] == 422:  # the library's own answer would repeat what was sent
@@ -90,7 +90,7 @@ class Guard:
 
         try:
             scope["client"] = (self.address_of(scope), 0)
-            return await self.pass_on(scope, await self.checked(scope, receive), tell, connection=receive)
+            return await self.pass_on(scope, await self.checked(scope, receive), send_guarded, connection=receive)
         except RefusedError as error:
             refusal = error
         except ClientDisconnect:

@@ -100,7 +100,7 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
         visitor, session = request.client.host, request.scope["session"]["id"]
 
         def run() -> CallToolResult:
-            with in_sentences(QuestionError), visitors.asking(visitor):
+            with in_sentences(QuestionError), visitors.answering(visitor):
                 if name not in tools:
                     raise QuestionError(f"There is no such tool; there are {', '.join(tools)}.")
                 return tools[name](arguments, lambda: visitors.turn(visitor), session)

@@ -28,25 +28,25 @@ class Visitors:
         self._changed = threading.Condition()
         self._free = at_once
         self._waiting: dict[str, deque[object]] = {}  # by visitor; first the one whose last turn is longest ago
-        self._asking: Counter[str] = Counter()
+        self._answering: Counter[str] = Counter()
         self._listening: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def asking(self, visitor: str) -> Iterator[None]:
+    def answering(self, visitor: str) -> Iterator[None]:
         """Count a request while it is answered.
 
         Raises:
             BusyError: If there are too many.
         """
         with self._changed:
-            if self._asking[visitor] >= MAX_EACH or self._asking.total() >= MAX_ALL:
+            if self._answering[visitor] >= MAX_EACH or self._answering.total() >= MAX_ALL:
                 raise BusyError("Too many requests are being answered; try again in a minute.")
-            self._asking[visitor] += 1
+            self._answering[visitor] += 1
         try:
             yield
         finally:
             with self._changed:
-                self._asking -= Counter({visitor: 1})
+                self._answering -= Counter({visitor: 1})
 
     @contextlib.contextmanager
     def turn(self, visitor: str) -> Iterator[None]:

@@ -58,12 +58,12 @@ def test_requests_of_one_visitor_and_of_all_are_bounded(monkeypatch):
     monkeypatch.setattr(visitors, "MAX_EACH", 2)
     monkeypatch.setattr(visitors, "MAX_ALL", 3)
     found = Visitors()
-    with found.asking("a"), found.asking("a"):
-        with pytest.raises(BusyError), found.asking("a"):
+    with found.answering("a"), found.answering("a"):
+        with pytest.raises(BusyError), found.answering("a"):
             pass
-        with found.asking("b"), pytest.raises(BusyError), found.asking("c"):
+        with found.answering("b"), pytest.raises(BusyError), found.answering("c"):
             pass
-    with found.asking("a"), found.asking("a"):
+    with found.answering("a"), found.answering("a"):
         pass
 
 

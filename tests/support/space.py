@@ -1,4 +1,4 @@
-"""What the tests of the Space share: small models, drawn photos, the page in a browser."""
+"""Shared by the tests of the Space: small models, synthetic photos, the page in a browser."""
 
 import base64
 import contextlib
