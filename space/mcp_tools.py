@@ -57,7 +57,9 @@ ONE, MANY = schema({**ANSWER, "notice": TEXT}), schema({"rows": ROWS, "csv": TEX
 
 def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
     """Return a server with the three tools; each returns JSON as text and as structured content, explain an image too."""
-    logging.getLogger("mcp").setLevel(logging.CRITICAL)  # its messages repeat what a visitor sent
+    # The library's messages repeat what a visitor sent; some of them go to the root logger.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(silent)
     server: Server[Any, Any] = Server("skin-lesion", version=__version__, instructions=NOTICE)
     limiter = anyio.CapacityLimiter(MAX_ALL)  # `Visitors` decides who is next
 
@@ -108,6 +110,11 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
         return await anyio.to_thread.run_sync(run, limiter=limiter)
 
     return server
+
+
+def silent(record: logging.LogRecord) -> bool:
+    """Log nothing."""
+    return False
 
 
 def tool(name: str, description: str, inputs: dict[str, Any], required: list[str], output: dict[str, Any]) -> Tool:

@@ -241,6 +241,7 @@ def test_nothing_that_a_visitor_sends_gets_into_the_log(folder):
     with SpaceServer("--model", str(folder)) as server:
         client = SpaceClient(server.url)
         photo = "data:image/jpeg;base64," + base64.b64encode(photos(1)[0] * 10).decode()
+        wait_until(lambda: "The page is at" in server.output())
         quiet = len(server.output())
         bad = [photo, {"path": photo, "meta": {"_type": "gradio.FileData"}}, {"path": [photo]}, [photo], {photo: photo}]
         for endpoint in ("classify", "explain", "batch"):
