@@ -298,6 +298,18 @@ def test_a_damaged_configuration_is_refused(folder, content):
         load_model_folder(folder)
 
 
+def test_without_a_name_the_released_model_of_the_clone_opens(tiny_model_folder, tmp_path, monkeypatch, lesion_image):
+    monkeypatch.setattr("modeling.model_folder.ROOT", tmp_path)
+    with pytest.raises(ModelFolderError, match="pretrained holds 0 models, not one; name a model folder"):
+        LesionClassifier.from_pretrained()
+    shutil.copytree(tiny_model_folder, tmp_path / "pretrained" / "lite0")
+    classifier = LesionClassifier.from_pretrained(device="cpu")
+    assert (classifier.model_id, classifier.revision) == ("lite0", None)
+    shutil.copytree(tiny_model_folder, tmp_path / "pretrained" / "b0")
+    with pytest.raises(ModelFolderError, match="holds 2 models"):
+        LesionClassifier.from_pretrained()
+
+
 def test_neither_folder_nor_repository_is_said_in_words():
     with pytest.raises(ModelFolderError, match="neither a folder here nor a Hub repository id"):
         LesionClassifier.from_pretrained("no/such/folder/at/all")
