@@ -1,4 +1,4 @@
-"""What lies over the skin in dermoscopic images: hair, a ruler, dark corners, ink. They tell nothing of the diagnosis."""
+"""Imaging artefacts in dermoscopy: hair, a ruler, dark corners, ink. They are independent of the diagnosis."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -7,7 +7,7 @@ Array = np.ndarray
 
 
 def draw_hair(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Lay 4 to 14 curved hairs, mostly dark, over a picture of any size."""
+    """Draw 4 to 14 curved hairs, mostly dark, over an image of any size."""
     width, height = image.size
     unit = min(width, height)
     layer, draw = new_layer(image)
@@ -27,7 +27,7 @@ def draw_hair(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_ruler(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Lay the millimetre scale of a dermatoscope along one side of a picture of any size."""
+    """Draw the millimetre scale of a dermatoscope along one side of an image of any size."""
     width, height = image.size
     unit = min(width, height)
     layer, draw = new_layer(image)
@@ -46,7 +46,7 @@ def draw_ruler(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_vignette(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Darken all outside the round field of view of the lens, with a hard or a soft rim, on a picture of any size."""
+    """Darken an image of any size outside the round field of view of the lens, with a hard or a soft rim."""
     width, height = image.size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     centre = np.array([width, height]) * rng.uniform(0.46, 0.54, size=2)
@@ -59,7 +59,7 @@ def draw_vignette(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_ink(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Lay strokes of a surgical marker (violet, blue or green) near the rim of a picture of any size."""
+    """Draw strokes of a surgical marker (violet, blue or green) near the rim of an image of any size."""
     width, height = image.size
     unit = min(width, height)
     layer, draw = new_layer(image)
@@ -77,7 +77,7 @@ def draw_ink(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def new_layer(image: Image.Image) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Return a clear layer of twice the size, so that lines drawn on it come out smooth."""
+    """Return a transparent layer of twice the size, so that lines on it are smooth when it is reduced."""
     layer = Image.new("RGBA", (2 * image.width, 2 * image.height), (0, 0, 0, 0))
     return layer, ImageDraw.Draw(layer)
 

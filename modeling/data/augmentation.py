@@ -1,7 +1,7 @@
 """Random changes to a training image that leave its diagnosis: a warp, another light, another camera, one rectangle.
 
-Each draws from a generator that it is given, so that who seeds it sees the same pixels again. Loader processes share the
-cores with the training: a millisecond here costs a training on two cores two of them (see benchmarks/README.md).
+The random generator is an argument, so the same seed gives the same pixels. Loader processes share the cores with the
+training: on two cores, 1 ms here costs 2 ms of training.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Loader processes are forked, without the threads of opencv's pool: to use it, or to switch it off there, would hang. They
-# would also take the cores from the training. So there are none, as in other libraries for augmentation.
+# Forked loader processes would hang in opencv's thread pool, and its threads would take the cores from the training.
 cv2.setNumThreads(1)
 
-# Random crops enlarge a lesion; at serving, where nothing is cropped, the network sees it in the size that it learnt only in a
-# larger picture. So it trains at this fraction of its input's side ("FixRes": Touvron et al. 2019, arXiv:1906.06423).
+# Random crops enlarge a lesion, and at serving nothing is cropped. Training at this fraction of the input's side makes up for
+# it ("FixRes": Touvron et al. 2019, arXiv:1906.06423).
 TRAIN_FRACTION = 1 / 1.2
 
 GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G and B in ITU-R 601 luma
@@ -28,19 +27,19 @@ class Augmentation:
     A lesion has no upright side, its distance and light vary, and hair, rulers or bubbles may hide a part of it. Hue stays,
     because colour is diagnostic; the colour of the light varies a little.
 
-    All images of one archive went through one chain of lens, scaling and compression, and a network learns to read its
-    traces. So focus, resolution, noise and compression vary too, in the order in which a camera and an archive add them.
-    They come after the warp: then the blocks of the compression lie along the rows of the input, as they do at serving.
+    All images of one archive went through one chain of lens, scaling and compression, and a network learns its traces. So
+    focus, resolution, noise and compression vary too, in the order in which a camera and an archive add them. They come after
+    the warp: then the blocks of the compression are parallel to the rows of the input, as they are at serving.
     """
 
     size_px: int  # S, of the result
     fill: tuple[int, int, int]  # RGB of the rectangle
     crop_scale: tuple[float, float] = (0.5, 1.2)  # of the crop's area to the image's
     crop_ratio: tuple[float, float] = (0.8, 1.25)  # of the crop's width to its height
-    brightness: float = 0.2  # factors are drawn from [1 - x, 1 + x]
+    brightness: float = 0.2  # factors are in [1 - x, 1 + x]
     contrast: float = 0.2
     saturation: float = 0.2
-    white_balance: float = 0.06  # gain of each channel is drawn from [1 - x, 1 + x]
+    white_balance: float = 0.06  # gain of each channel is in [1 - x, 1 + x]
     gamma: tuple[float, float] = (0.8, 1.25)  # exponent of the tone curve
     blur_probability: float = 0.4
     blur_sigma: tuple[float, float] = (0.002, 0.024)  # of the Gaussian, as a fraction of the side
@@ -134,7 +133,7 @@ class Augmentation:
 
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
     """Save uint8 RGB (H, W, 3) as a JPEG of this quality and read it again."""
-    # The codec swaps R and B itself: what it is given it takes for BGR.
+    # The codec expects BGR.
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
     return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].copy()  # type: ignore[index]  # None for damaged files only
 
@@ -155,7 +154,7 @@ def warp_matrix(
     """Return the 2 x 3 matrix that takes pixels (x, y) of the result to where they come from in the image.
 
     Args:
-        angle: By which the image is turned clockwise about its middle before the crop, in radians.
+        angle: Clockwise rotation of the image about its middle before the crop, in radians.
         size: Width and height of the crop in pixels; negative to mirror it.
         centre: Of the crop, from the middle of the turned image, in pixels.
         from_px: Side of the image.

@@ -1,9 +1,8 @@
-"""Embedded demo data: procedural drawings that look like dermoscopy, in the columns of the real data, without network.
+"""Demo data: synthetic images that look like dermoscopy, in the columns of the real data, made without a network.
 
-They are synthetic, and `source` says so. Diagnoses differ by the cues that dermatologists name (colours, border,
-network, vessels, cysts); skin tone, light, pose, hair, rulers, ink and dark corners vary alike over all diagnoses.
-So a model can learn here, and nothing downstream meets an artefact for the first time in real data; but what it
-learns says nothing about photographs of skin.
+Diagnoses differ by the cues that dermatologists name (colours, border, network, vessels, cysts); skin tone, light, pose,
+hair, rulers, ink and dark corners vary alike over all diagnoses. So a model can learn here, and every artefact that the code
+must handle occurs; but the model knows nothing about photographs of skin.
 
 Source of the cues: Kittler et al. (2016), Standardization of terminology in dermoscopy, doi:10.1016/j.jaad.2015.12.038.
 """
@@ -31,10 +30,10 @@ LESIONS_PER_OTHER_DIAGNOSIS = 22
 PHOTOS_PER_LESION = (0.40, 0.35, 0.15, 0.10)  # probability of 1, 2, 3 and 4 photographs
 FRACTION_WITHOUT_LESION_ID = 0.06
 FRACTION_BLANK = 0.05  # of each metadata column
-CANVAS_PX = 144  # a lesion is drawn once on a square of this size, then photographed
+CANVAS_PX = 144  # side of the square on which a lesion is painted once, before it is photographed
 
 Array = np.ndarray
-# Mean age in years, and share of male patients and of each site: plausible, and only weakly tied to the diagnosis.
+# Mean age in years, and fraction of each site: plausible, and only weakly related to the diagnosis.
 _AGES = {"MEL": 60, "NV": 44, "BCC": 67, "AK": 68, "BKL": 63, "DF": 50, "VASC": 52, "SCC": 70}
 _SITES = ("anterior torso", "lower extremity", "head/neck", "upper extremity", "posterior torso", "palms/soles")
 _SITE_FRACTIONS = np.array([0.30, 0.22, 0.18, 0.14, 0.13, 0.03])
@@ -86,13 +85,13 @@ def _drawings(seed: int) -> Iterator[tuple[dict[str, Any], Array]]:
 
 
 def draw_lesion(rng: np.random.Generator, code: str, *, width_px: int, height_px: int) -> Image.Image:
-    """Draw one dermoscopy-like picture of a new lesion, with the artefacts that `load_demo` has.
+    """Draw one dermoscopy-like image of a new lesion, with the artefacts that `load_demo` has.
 
     Args:
-        rng: Its state decides everything that the diagnosis leaves open.
+        rng: Decides everything but the diagnosis.
         code: One of the eight ISIC 2019 codes.
-        width_px: Width of the picture.
-        height_px: Height of the picture.
+        width_px: Width of the image.
+        height_px: Height of the image.
     """
     return _photograph(rng, _new_lesion(rng, code), width_px, height_px)[0]
 
@@ -133,7 +132,7 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
     # Pose: the canvas (side 2 in its own units) seen turned, mirrored, scaled and shifted.
     angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.42, 0.60) * unit
     mirror = rng.choice([-1.0, 1.0])
-    # Off the middle, so that a heat map which points at the lesion can be told from one which points at the middle.
+    # Off-centre, so that a heat map of the lesion differs from one of the centre.
     centre = np.array([width, height]) * rng.uniform([0.24, 0.28], [0.76, 0.72])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [[1.0], [mirror]]
     to_canvas = turn / scale * (CANVAS_PX / 2)  # photograph px → canvas px
@@ -178,7 +177,7 @@ def _new_lesion(rng: np.random.Generator, code: str) -> _Lesion:
     skin = (1 - tone) * np.array([232.0, 196, 176]) + tone * np.array([158.0, 112, 84]) + rng.normal(0, 3, size=3)
     canvas = _Canvas(rng)
     _PAINTERS[code](canvas)
-    # Pigment lies in the skin: on darker skin every colour comes out darker.
+    # Pigment is in the skin: on darker skin every colour is darker.
     shaded = canvas.rgb * (1 - 0.25 * tone)
     rgba = np.dstack([shaded, 255 * canvas.alpha]).clip(0, 255).round().astype(np.uint8)
     return _Lesion(picture=Image.fromarray(rgba, "RGBA"), skin=skin.astype(np.float32))
@@ -226,7 +225,7 @@ class _Canvas:
         return _noise(self.rng, (CANVAS_PX, CANVAS_PX), scale * CANVAS_PX / 2)
 
     def place(self, reach: tuple[float, float] = (0.0, 0.85)) -> tuple[float, float]:
-        """Return a point inside the border, its distance from the centre as a share of the radius in `reach`."""
+        """Return a point inside the border, with its distance from the centre, as a fraction of the radius, in `reach`."""
         within = np.flatnonzero((self.inside >= reach[0]) & (self.inside < reach[1]))
         flat = int(self.rng.choice(within)) if len(within) else self.inside.size // 2 + CANVAS_PX // 2
         return float(self.x.flat[flat]), float(self.y.flat[flat])
@@ -235,7 +234,7 @@ class _Canvas:
         self, n: int, colour: tuple[float, float, float], size: tuple[float, float], *,
         reach: tuple[float, float] = (0.0, 0.85), strength: float = 0.9, edge: float = 6.0,
     ) -> None:  # fmt: skip
-        """Paint n round spots with radii drawn from `size`."""
+        """Paint n round spots with radii in `size`."""
         weight = np.zeros_like(self.inside)
         for _ in range(n):
             x, y = self.place(reach)

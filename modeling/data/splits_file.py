@@ -80,7 +80,7 @@ def describe_split(
         patients: Patient id by image id, where the data have them.
 
     Returns:
-        protocol ("file" if they were read); unit, "lesion" if no lesion is in two splits, else "image" if images were drawn at
+        protocol ("file" if they were read); unit, "lesion" if no lesion is in two splits, else "image" if images were split at
         random, else "given"; n_lesions_in_two_splits; leakage (`leakage`); test_without_lesion_id, the fraction of test images
         whose lesion id is unknown or made from near-duplicates; patients_apart, None where patients are unknown; test_source.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -297,6 +298,19 @@ def test_groups_of_near_duplicates_agree_with_brute_force(monkeypatch: pytest.Mo
     expected = np.linalg.matrix_power(near.astype(int), 59).astype(bool)
     assert ((found[:, None] == found[None, :]) == expected).all()
     assert expected.sum() > 80
+
+
+def test_thousands_of_images_that_look_alike_are_grouped_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK_PAIRS", 2**18)
+    bits = np.tile(np.random.default_rng(0).integers(0, 2, 256, dtype=np.uint8), (3000, 1))
+    bits[np.arange(3000), np.arange(3000) % 256] ^= 1
+    hashes = [row.tobytes().hex() for row in np.packbits(bits, axis=1)]
+    tracemalloc.start()
+    group = join_near_duplicates(hashes, np.arange(3000), among=np.ones(3000, dtype=bool))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(group)) == 1
+    assert peak < 10e6  # 9 million pairs of two indices would take 144 MB
 
 
 def test_the_original_protocol_is_a_seeded_permutation_of_an_image_folder() -> None:
