@@ -27,15 +27,8 @@ import torch
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, read_hashes, write_hashes
 from modeling.data.sources import load_images, select_diagnoses
-from modeling.data.splits import (
-    check_no_leakage,
-    diagnoses_of,
-    leakage,
-    load_splits,
-    split_table,
-    splits_of,
-    write_splits,
-)
+from modeling.data.splits import diagnoses_of, split_table, splits_of
+from modeling.data.splits_file import check_no_leakage, leakage, load_splits, write_splits
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer

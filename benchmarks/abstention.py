@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from modeling.classifier import LesionClassifier
 from modeling.data.sources import load_images
-from modeling.data.splits import load_splits
+from modeling.data.splits_file import load_splits
 from modeling.evaluation.context import Context
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.images import decode_image

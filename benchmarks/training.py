@@ -42,8 +42,9 @@ from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments
 
 from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
-from modeling.data.cache import resized_images
 from modeling.data.dataset import LesionDataset
+from modeling.data.decoding import decode_images
+from modeling.data.folders import images_of_paths
 from modeling.network import normalise
 from modeling.runtime import default_num_workers, prepare_process
 
@@ -104,14 +105,10 @@ def bare() -> Epoch:
 @cache
 def cached(images: Images) -> LesionDataset:
     """Return the images augmented and from the cache, which is made at the first call, as at the start of a run."""
-    data = datasets.Dataset.from_dict(
-        {"image": [str(path) for path in images.paths], "image_id": [path.name for path in images.paths]}
-    )
-    resized = resized_images(
-        data.cast_column("image", datasets.Image()), fingerprint="benchmark", size_px=round(SIZE_PX / TRAIN_FRACTION),
-        exact=False, cache_gb=20, cache_dir=images.cache_dir, show_progress=False,
-    )  # fmt: skip
-    return LesionDataset(resized, images.labels, augmentation=Augmentation(SIZE_PX, fill=(124, 116, 104)))
+    data = images_of_paths([str(path) for path in images.paths])
+    pixels = decode_images(data, size_px=round(SIZE_PX / TRAIN_FRACTION))
+    pixels = pixels.add_column("image_id", [path.name for path in images.paths])
+    return LesionDataset(pixels, images.labels, augmentation=Augmentation(SIZE_PX, fill=(124, 116, 104)))
 
 
 def ours() -> Epoch:

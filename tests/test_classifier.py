@@ -14,8 +14,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling.classifier import LesionClassifier, map_ahead
-from modeling.data.cache import resized_images
 from modeling.data.dataset import LesionDataset
+from modeling.data.decoding import decode_images
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.network import normalise
@@ -66,11 +66,9 @@ def test_prediction_and_evaluation_preprocess_the_same_pixels(classifier, lesion
     for number, quality in enumerate((60, 95)):
         paths.append(str(tmp_path / f"{number}.jpg"))
         lesion_image.resize((900, 700)).rotate(10 * number).save(paths[-1], quality=quality)
-    data = datasets.Dataset.from_dict({"image": paths, "image_id": ["a", "b"]}).cast_column("image", datasets.Image())
-    images = resized_images(
-        data, fingerprint="f", size_px=classifier.size_px, exact=True, cache_gb=1, cache_dir=tmp_path / "cache"
-    )
-    (batch,) = DataLoader(LesionDataset(images, [0, 0]), batch_size=2)
+    data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    pixels = decode_images(data, size_px=classifier.size_px).add_column("image_id", paths)
+    (batch,) = DataLoader(LesionDataset(pixels, [0, 0]), batch_size=2)
     scored = normalise(batch["pixels"], classifier.engine.network.pretrained_cfg)
     assert scored.is_contiguous(memory_format=torch.channels_last)
     for index, path in enumerate(paths):

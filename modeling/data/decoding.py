@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import imagehash
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from modeling.files import file_sha256
@@ -81,14 +80,3 @@ def perceptual_hash(image: Image.Image) -> str:
     factor = 1 << max(0, min(3, (min(image.size) // (4 * HASH_SIDE)).bit_length() - 1))
     bits = imagehash.phash(image.reduce(factor), hash_size=HASH_SIDE).hash.reshape(-1)  # (256,) bool
     return np.packbits(bits).tobytes().hex()
-
-
-def hash_images(dataset: datasets.Dataset) -> pd.DataFrame:
-    """Return image_id, lesion_id (None where unknown), hash and sha256 of each image, as `load_images` does."""
-    return hashes_of(dataset, decode_images(dataset))
-
-
-def hashes_of(dataset: datasets.Dataset, decoded: datasets.Dataset) -> pd.DataFrame:
-    """Return the table of image_id, lesion_id, hash and sha256 of images and what `decode_images` made of them."""
-    columns = {name: dataset[name][:] for name in ("image_id", "lesion_id")}
-    return pd.DataFrame({**columns, "hash": decoded["hash"][:], "sha256": decoded["sha256"][:]})

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from modeling.data.columns import FEATURES, read_ages  # noqa: F401 transition
+from modeling.data.columns import read_ages
 from modeling.data.folders import Listing, images_of_paths
 from modeling.data.problems import DataError, Problem
 from modeling.images import IMAGE_SUFFIXES

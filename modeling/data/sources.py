@@ -25,7 +25,7 @@ from modeling.data.columns import (
     read_ages,
     text_of,
 )
-from modeling.data.decoding import decode_images, hash_images, hashes_of
+from modeling.data.decoding import decode_images
 from modeling.data.demo import load_demo
 from modeling.data.folders import TABLE_NAME, Listing, holds_images, list_folder
 from modeling.data.isic2019 import load_isic2019
@@ -108,7 +108,8 @@ def load_images(
     whole = whole.add_column("label", numbers, feature=datasets.ClassLabel(names=names))
     whole = whole.select_columns([*COLUMNS, *(column for column in OPTIONAL_COLUMNS if column in table)])
     pixels = decoded.select_columns(["pixels"]).add_column("image_id", table["image_id"]) if size_px else None
-    hashes = hashes_of(whole, decoded)
+    hashes = pd.DataFrame({name: whole[name][:] for name in ("image_id", "lesion_id")})
+    hashes = hashes.assign(hash=decoded["hash"][:], sha256=decoded["sha256"][:])
     if len(kept) < len(whole):
         whole, pixels = whole.select(kept), None if pixels is None else pixels.select(kept)
         hashes = hashes.iloc[kept].reset_index(drop=True)
@@ -258,11 +259,6 @@ def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> dat
         "label", relabelled.tolist(), feature=datasets.ClassLabel(names=list(chosen))
     )
     return result.select_columns(columns).select(np.flatnonzero(relabelled >= 0))
-
-
-def fingerprint(dataset: datasets.Dataset) -> str:
-    """Transition only: callers move to `LoadedImages.fingerprint`."""
-    return LoadedImages(dataset, hash_images(dataset)).fingerprint
 
 
 def rows_of(dataset: datasets.Dataset, image_ids: Iterable[str]) -> datasets.Dataset:

@@ -17,17 +17,7 @@ from modeling.data.duplicates import DUPLICATE_PREFIX, join_near_duplicates
 from modeling.data.folders import GIVEN_NAMES
 from modeling.data.problems import DataError
 from modeling.data.sources import LoadedImages
-from modeling.data.splits_file import (  # noqa: F401 transition
-    COLUMNS,
-    SPLITS,
-    LeakageError,
-    check_no_leakage,
-    leakage,
-    load_splits,
-    splits_hash,
-    to_table,
-    write_splits,
-)
+from modeling.data.splits_file import COLUMNS, SPLITS, check_no_leakage, load_splits, to_table
 from modeling.labels import REFERENCE_CODES
 
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}

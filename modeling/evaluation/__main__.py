@@ -14,7 +14,8 @@ from transformers import HfArgumentParser
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, check_same_images, read_hashes
 from modeling.data.sources import LoadedImages, load_images
-from modeling.data.splits import load_splits, read_splits
+from modeling.data.splits import read_splits
+from modeling.data.splits_file import load_splits
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external

@@ -17,7 +17,8 @@ from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
 from modeling.data.isic2019 import UNKNOWN_CLASS
 from modeling.data.sources import LoadedImages
-from modeling.data.splits import COLUMNS, group_lesions, to_table
+from modeling.data.splits import group_lesions
+from modeling.data.splits_file import COLUMNS, to_table
 from modeling.evaluation.bootstrap import Estimate, estimate, estimate_mean, estimate_rate, not_estimable
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.metrics import score_balanced

@@ -8,7 +8,8 @@ from safetensors import safe_open
 
 from modeling.abstention import AbstentionRule
 from modeling.calibration import softmax
-from modeling.data.splits import leakage, lesions_of, splits_hash
+from modeling.data.splits import lesions_of
+from modeling.data.splits_file import leakage, splits_hash
 from modeling.evaluation.bootstrap import (
     LEVEL,
     N_REPLICATES,

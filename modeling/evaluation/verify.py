@@ -1,7 +1,7 @@
 """`python -m modeling.evaluation MODEL --verify`: are the files of a model folder those that were saved together?"""
 
 from modeling.classifier import LesionClassifier
-from modeling.data.splits import load_splits, splits_hash
+from modeling.data.splits_file import load_splits, splits_hash
 from modeling.files import ModelFolderError
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import (

@@ -10,7 +10,8 @@ from modeling import __version__
 from modeling.abstention import AbstentionRule
 from modeling.calibration import Calibration, fit_calibration, softmax
 from modeling.data.duplicates import HASHES_NAME
-from modeling.data.splits import lesions_of, load_splits
+from modeling.data.splits import lesions_of
+from modeling.data.splits_file import load_splits
 from modeling.files import write_json
 from modeling.inference import Outputs
 from modeling.labels import SYNTHETIC_LICENSE, WEIGHTS_LICENSE

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from modeling import __version__
-from modeling.data.splits import splits_hash
+from modeling.data.splits_file import splits_hash
 from modeling.files import read_json, shortened
 from modeling.model_folder import RUN_NAME
 from modeling.training.checkpoints import any_process

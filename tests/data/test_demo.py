@@ -14,11 +14,11 @@ from sklearn.preprocessing import StandardScaler
 from modeling.data import demo
 from modeling.data.artefacts import draw_hair, draw_ink, draw_ruler, draw_vignette
 from modeling.data.columns import FEATURES
-from modeling.data.decoding import hash_images
 from modeling.data.demo import draw_lesion, load_demo
 from modeling.data.sources import LoadedImages, select_diagnoses
 from modeling.data.splits import make_splits
 from modeling.labels import CODES, REFERENCE_CODES
+from support.hashes import hash_images
 
 Artefact = Callable[[Image.Image, np.random.Generator], Image.Image]
 ARTEFACTS = [draw_hair, draw_ruler, draw_vignette, draw_ink]

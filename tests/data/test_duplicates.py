@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from modeling.data.columns import FEATURES
-from modeling.data.decoding import hash_images
 from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import HASHES_NAME, check_same_images, find_known, read_hashes, write_hashes
 from modeling.data.problems import DataError
 from modeling.images import decode_image
 from modeling.labels import CODES
+from support.hashes import hash_images
 
 
 def saved(image: Image.Image, quality: int = 95) -> bytes:

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from modeling.data import decoding
-from modeling.data.decoding import hash_images
 from modeling.data.problems import DataError
 from modeling.data.sources import LoadedImages, load_images
+from support.hashes import hash_images
 
 
 @pytest.fixture(autouse=True)

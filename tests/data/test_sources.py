@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from modeling.data.columns import COLUMNS, FEATURES
-from modeling.data.decoding import hash_images
 from modeling.data.problems import DataError
 from modeling.data.sources import LoadedImages, load_images, select_diagnoses
 from modeling.labels import CODES
+from support.hashes import hash_images
 
 CONTRACT = ["image", "image_id", "label", "lesion_id", "source", "age_approx", "sex", "anatom_site_general"]
 

@@ -14,7 +14,6 @@ from sklearn.metrics import pairwise_distances
 
 from modeling.data import duplicates
 from modeling.data.columns import FEATURES
-from modeling.data.decoding import hash_images
 from modeling.data.demo import draw_lesion
 from modeling.data.duplicates import join_near_duplicates
 from modeling.data.isic2019 import source_of
@@ -31,6 +30,7 @@ from modeling.data.splits_file import (
     write_splits,
 )
 from modeling.labels import CODES, REFERENCE_CODES
+from support.hashes import hash_images
 
 
 def lesions(n: int = 400, seed: int = 0) -> pd.DataFrame:

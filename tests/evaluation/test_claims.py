@@ -19,7 +19,8 @@ from modeling.evaluation.external import open_external
 from modeling.labels import CODES, REFERENCE_CODES
 from modeling.metrics_file import read_metrics
 from modeling.publish.card import render_card
-from support.scored import blot_dataset, hash_images, make_scored_folder
+from support.hashes import hash_images
+from support.scored import blot_dataset, make_scored_folder
 
 pytestmark = pytest.mark.slow
 BENIGN, OWN_LABELS = ("BKL", "DF", "NV"), ("mole", "scar", "wart")

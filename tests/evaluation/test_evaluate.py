@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_sco
 from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.sources import LoadedImages
-from modeling.data.splits import load_splits, write_splits
+from modeling.data.splits_file import load_splits, write_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation import context as context_module
 from modeling.evaluation.__main__ import EvaluationOptions, evaluate_folder, main
@@ -27,7 +27,8 @@ from modeling.inference import run_images
 from modeling.labels import CODES, REFERENCE_CODES
 from modeling.metrics_file import declared
 from modeling.model_folder import config_sha256
-from support.scored import blot_dataset, hash_images
+from support.hashes import hash_images
+from support.scored import blot_dataset
 
 N_OTHER = len(CODES) - len(REFERENCE_CODES)
 

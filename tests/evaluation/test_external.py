@@ -18,9 +18,8 @@ from sklearn.metrics import roc_auc_score
 
 from modeling.classifier import LesionClassifier
 from modeling.data.columns import FEATURES
-from modeling.data.decoding import hash_images
 from modeling.data.duplicates import HASHES_NAME, write_hashes
-from modeling.data.splits import write_splits
+from modeling.data.splits_file import write_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation.__main__ import main
 from modeling.evaluation.bootstrap import estimate, estimate_rate
@@ -36,6 +35,7 @@ from modeling.inference import Outputs
 from modeling.labels import CODES as CODES_8
 from modeling.labels import REFERENCE_CODES
 from modeling.model_folder import SPLITS_NAME
+from support.hashes import hash_images
 from support.scored import make_scored_folder
 
 CODES = ("BKL", "MEL", "NV")

@@ -77,7 +77,8 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     from PIL import Image
 
     from modeling.classifier import LesionClassifier
-    from modeling.data.splits import read_splits, write_splits
+    from modeling.data.splits import read_splits
+    from modeling.data.splits_file import write_splits
     from modeling.evaluation.verify import verify
     from modeling.files import ModelFolderError, file_sha256
     from modeling.network import load_model_folder

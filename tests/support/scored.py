@@ -18,10 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from modeling.abstention import AbstentionRule
 from modeling.calibration import fit_calibration, softmax
 from modeling.classifier import LesionClassifier
-from modeling.data.decoding import hash_images
 from modeling.data.duplicates import HASHES_NAME, write_hashes
 from modeling.data.sources import select_diagnoses
-from modeling.data.splits import lesions_of, make_splits, splits_hash, write_splits
+from modeling.data.splits import lesions_of, make_splits
+from modeling.data.splits_file import splits_hash, write_splits
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model
 from modeling.inference import Outputs
@@ -31,6 +31,7 @@ from modeling.network import TimmModel, build_model, fold_calibration, save_mode
 from modeling.operating_points import fit_operating_points
 from modeling.preprocessing import Preprocessing
 from modeling.training.onnx_export import export_onnx
+from support.hashes import hash_images
 
 LESIONS_PER_DIAGNOSIS, LESIONS_LEFT_OUT = 40, 4
 RECORD = {"train/loss": 1.2, "val/loss": 1.1, "val/balanced_accuracy": 0.5, "val/accuracy": 0.5}

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from modeling.data.decoding import hash_images
 from modeling.data.duplicates import write_hashes
-from modeling.data.splits import LeakageError, write_splits
+from modeling.data.splits_file import LeakageError, write_splits
 from modeling.files import ModelFolderError, file_sha256
 from modeling.model_folder import UNKNOWN_ORIGIN
 from modeling.network import build_model
 from modeling.training.calibrate_and_save import license_of
 from modeling.training.init_weights import Origin, Start, check_not_seen, find_start, load_start
 from modeling.training.options import parse_options
+from support.hashes import hash_images
 from support.hub import HubServer
 
 
