@@ -80,12 +80,14 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         examples = read_examples(folder) if (folder / EXAMPLES_NAME).exists() else {}
     except ModelFolderError as error:
         raise PublishError(str(error)) from error
+    lesion, model = config["lesion"], metrics["model"]
+    if model["codes"] != config["label_names"] or model["weights_sha256"] != lesion["weights_sha256"]:
+        raise PublishError(f"{folder / METRICS_NAME} is of another model: its diagnoses or weights differ; {advice}")
     if metrics.get("external"):
         raise PublishError(f"{folder / METRICS_NAME} is an external validation, not the model's own scores; {advice}")
     for file, other in externals.items():
-        if not other.get("external") or other["model"]["weights_sha256"] != metrics["model"]["weights_sha256"]:
+        if not other.get("external") or other["model"]["weights_sha256"] != model["weights_sha256"]:
             raise PublishError(f"{file} is no external validation of this model; remove it.")
-    lesion = config["lesion"]
     facts = {
         "metrics": metrics,
         "externals": [*externals.values()],
@@ -187,7 +189,7 @@ def _card_metadata(
     """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
     data, fields = metrics["data"], dict[str, Any]()
     names = {"isic2019": f"ISIC 2019 (sources {', '.join(data['sources'])})", "demo": "synthetic images"}
-    tested = f"test of source {data['test_source']}" if data["test_source"] else f"split by {data['split_unit']}"
+    tested = f"test of source {_cell(data['test_source'])}" if data["test_source"] else f"split by {data['split_unit']}"
     results = _results(metrics, f"{names.get(data['dataset'], data['dataset'])}, {tested}")
     for external in externals:
         results += _results(external, f"{external['data']['dataset']}, external validation")

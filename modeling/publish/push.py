@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from modeling.files import ModelFolderError, file_sha256, files_of, read_json
@@ -85,12 +85,7 @@ def push_model(
 
 
 def _stage(folder: Path, staged: Path) -> dict[str, Path | bytes]:
-    """Copy the files that a model folder has by contract, by name, and return the copies by name.
-
-    Raises:
-        PublishError: If the folder or one of these files is missing or a link.
-        ModelFolderError: If a file that lists others is damaged.
-    """
+    """Copy the files that a model folder has by contract, by name, and return the copies; refuse links."""
     if not folder.is_dir():
         raise PublishError(f"  - there is no folder {folder}; give the folder `model` of a run.")
     names = [*NEEDED, *(name for name in OPTIONAL if (folder / name).exists())]
@@ -115,12 +110,7 @@ def _stage(folder: Path, staged: Path) -> dict[str, Path | bytes]:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Make sure that the files of a model folder are valid and about the same model.
-
-    Raises:
-        PublishError: With all that is wrong.
-        ModelFolderError: If a JSON file is damaged.
-    """
+    """Make sure that the files of a model folder are valid and about the same model; raise PublishError if not."""
     config, problems = read_config(folder), []
     weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
     if config["lesion"]["weights_sha256"] != weights_sha256:
@@ -163,17 +153,20 @@ def check_can_push(repo_id: str, token: str | None = None, *, private: bool = Fa
     """Find out before hours of training whether a push to `repo_id` would be allowed, and return its full name.
 
     Raises:
-        PublishError: If there is no token, the Hub does not know it, or it may not write there; or the repository is public and
-            is to be private.
+        PublishError: If it would not, or if `repo_id` is public and is to be private.
     """
     hub.check_repo_id(repo_id, "--hub_model_id")
     token = hub.token_or_refuse(token)
     with hub.connected(repo_id, token) as api:
         user = persist(api.whoami)
         repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
-        reason = _reason_not_to_write(user, repo_id)
-        if reason:
-            raise PublishError(reason)
+        places = _writable(user)
+        if not {repo_id, repo_id.split("/")[0]} & places:
+            allowed = ", ".join(sorted(places)) or "nothing"
+            raise PublishError(
+                f"the token of {user['name']} may not write to {repo_id} (it may write to: {allowed}); make one with the role "
+                f"'write' at {api.endpoint}/settings/tokens and run `hf auth login`."
+            )
         try:
             persist(lambda: api.auth_check(repo_id, write=True))
             if private:
@@ -183,18 +176,12 @@ def check_can_push(repo_id: str, token: str | None = None, *, private: bool = Fa
     return repo_id
 
 
-def _reason_not_to_write(user: Mapping[str, Any], repo_id: str) -> str | None:
-    """Compare what the Hub says about a token with the place it is to write to."""
-    namespace, name = repo_id.split("/")[0], user["name"]
+def _writable(user: Mapping[str, Any]) -> set[str]:
+    """Return the users, organisations and repositories that a token may write to, by what the Hub says of it."""
     token = user.get("auth", {}).get("accessToken", {})
-    roles = {name: "write"} | {org["name"]: org.get("roleInOrg", "write") for org in user.get("orgs", [])}
-    writable = [place for place, role in roles.items() if role != "read"]
-    if namespace not in writable:
-        return f"{name} may not write in {namespace!r}; choose one of: {', '.join(writable)}."
+    if token.get("role") == "read":
+        return set()
     if token.get("role") == "fineGrained":
         scopes = token.get("fineGrained", {}).get("scoped", [])
-        writable = [scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]]
-    if token.get("role") == "read" or not {namespace, repo_id} & {*writable}:
-        advice = f"make one with the role 'write' at {HfApi().endpoint}/settings/tokens and run `hf auth login`"
-        return f"the token of {name} may not write to {repo_id}; {advice}."
-    return None
+        return {str(scope["entity"].get("name")) for scope in scopes if "repo.write" in scope["permissions"]}
+    return {user["name"], *(org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") != "read")}

@@ -17,7 +17,7 @@ MODEL_FILE = "model.json"  # which model a Space serves: {"model_id", "revision"
 VARIABLES = ("MODEL_ID", "MODEL_REVISION")  # of a Space; they override MODEL_FILE
 ZERO_GPU = "zero-a10g"
 # Files of an earlier push that would contradict this one, of either kind of Space.
-REPLACED_IN_SPACE = ("*.py", "*.js", "*.mjs", "*.css", "*.html", "*.json", "requirements.txt")
+REPLACED_IN_SPACE = ("modeling/*", "page/*", *(f"*.{end}" for end in "py js mjs css html json svg txt".split()))
 
 
 def push_space(
@@ -29,18 +29,18 @@ def push_space(
     hardware: str | None = None,
     private: bool = False,
 ) -> Published:
-    """Create or update the Space that serves a model.
+    """Create or update the Space that serves a model of the Hub.
 
     Args:
-        model_id: Repository of the model, which must be on the Hub already.
+        model_id: Repository of the model.
         space_id: "me/space", or "space" for the user of the token. Created if it is not there.
-        model_revision: Branch, tag or commit of the model; pinned to its full commit hash. By default the newest.
+        model_revision: Branch, tag or commit, pinned to its full commit hash; by default the newest commit.
         static: Push the page that computes in the visitor's browser instead of the Gradio app.
-        hardware: Hardware of a new Space, such as "zero-a10g"; by default the Hub's.
-        private: Make a new Space private; an existing public one is then refused.
+        hardware: Of a new Space, such as "zero-a10g"; by default the Hub's.
+        private: Make a new Space private; an existing public one is refused.
 
     Raises:
-        PublishError: As in `push_model`.
+        PublishError: If the model cannot be served, or the Hub refuses or is out of reach.
     """
     hub.check_repo_id(model_id, "--model_id")
     hub.check_repo_id(space_id, "--space_id")
@@ -91,10 +91,7 @@ def _model_info(api: HfApi, model_id: str, revision: str | None) -> ModelInfo:
 
 
 def _payment(space_id: str, plain: list[str], static: bool, hardware: str | None) -> str:
-    """Say what HTTP 402 means for a new Space, and which ways are free.
-
-    Source: https://huggingface.co/docs/hub/spaces-overview, August 2026.
-    """
+    """Say what HTTP 402 means for a new Space, and which ways are free (huggingface.co/docs/hub/spaces-overview)."""
     ways = [] if static else [f"{command(*plain, '--static')}\n    the page computes in the visitor's browser"]
     if hardware != ZERO_GPU:
         zero_gpu = command(*plain, "--hardware", ZERO_GPU)

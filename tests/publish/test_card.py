@@ -515,6 +515,12 @@ def test_damaged_metrics_give_no_card_but_a_sentence(folder, content, capsys):
     assert not (folder / "README.md").exists()
 
 
+def test_scores_of_other_labels_or_weights_give_no_card(folder):
+    edit_metrics(folder, model__codes=["BCC", "BKL", "NV", "MEL"])
+    with pytest.raises(PublishError, match=r"metrics\.json is of another model: its diagnoses or weights differ"):
+        render_card(folder)
+
+
 def test_an_unpublished_card_names_the_folder_and_a_push_the_repository(folder, monkeypatch, capsys):
     before = {path.name for path in folder.iterdir()}
     assert publish_main(["card", str(folder)]) == 0

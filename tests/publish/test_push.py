@@ -21,6 +21,8 @@ from huggingface_hub import get_session
 from packaging.requirements import Requirement
 from PIL import Image
 
+from modeling.files import ModelFolderError
+from modeling.model_folder import resolve_model_folder
 from modeling.publish import push
 from modeling.publish.__main__ import main
 from modeling.publish.hub import ATTEMPTS, PublishError
@@ -69,13 +71,17 @@ def test_the_full_name_comes_back_when_the_token_may_write(hub):
     ("repo_id", "token", "sentence"),
     [
         ("me/lesions", "hf_" + "wrong" * 8, "the token is wrong, expired or revoked"),
-        ("me/lesions", READ_TOKEN, "the token of me may not write to me/lesions; make one with the role 'write'"),
-        ("me/lesions", FINE_TOKEN, "the token of me may not write to me/lesions"),
-        ("clinic/lesions", GUEST_TOKEN, "guest may not write in 'clinic'; choose one of: guest."),
+        (
+            "me/lesions",
+            READ_TOKEN,
+            "the token of me may not write to me/lesions (it may write to: nothing); make one with the role 'write'",
+        ),
+        ("me/lesions", FINE_TOKEN, "the token of me may not write to me/lesions (it may write to: clinic)"),
+        ("clinic/lesions", GUEST_TOKEN, "the token of guest may not write to clinic/lesions (it may write to: guest)"),
         (
             "other/lesions",
             WRITE_TOKEN,
-            "me may not write in 'other'; choose one of: me, clinic.",
+            "the token of me may not write to other/lesions (it may write to: clinic, me)",
         ),
         ("me/bad name", WRITE_TOKEN, "no valid repository name"),
     ],
@@ -242,7 +248,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "figure of text": (written("figures/roc_3.png", "<html>"), "figures/roc_3.png is no image"),
     "example of text": (lambda folder: with_example(folder, content=b"<html>"), "examples/1_MEL.jpg is no image"),
     "example elsewhere": (lambda folder: with_example(folder, "../../x.jpg"), "examples.json is damaged"),
-    "no external validation": (written("external/clinic.json", "{}"), "external/clinic.json is of schema None"),
+    "no external validation": (written("external/clinic.json", "{}"), "external/clinic.json has schema None"),
     "no card": (lambda folder: (folder / "README.md").unlink(), "README.md is missing or empty"),
     "no evaluation": (
         lambda folder: (folder / "evaluation.md").unlink(),
@@ -254,7 +260,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "metrics.json is of another model: its weights_sha256",
     ),
     "empty metrics": (written("metrics.json", ""), "metrics.json is not valid JSON"),
-    "hollow metrics": (written("metrics.json", "{}"), "is of schema None and this version reads"),
+    "hollow metrics": (written("metrics.json", "{}"), "has schema None and this version reads"),
     "other weights": (other_weights, "weights_sha256 differs"),
     "bad json": (written("train_config.json", "{"), "train_config.json is not valid JSON"),
     "bad metadata": (written("README.md", "---\nlicense: [\n---\n"), "the metadata of README.md is not valid"),
@@ -428,6 +434,14 @@ def test_a_revision_that_the_model_lacks_is_named(hub, folders, tmp_path, monkey
         push_space("me/lesions", "me/lesion-space", model_revision="v9")
 
 
+def test_a_tag_is_loaded_as_a_revision_and_one_that_is_missing_is_named(hub, folders, tmp_path, monkeypatch):
+    hub.connect(monkeypatch, cache=tmp_path / "cache")
+    model = push_model(folders[0], "me/lesions", tag="v1.0")
+    assert resolve_model_folder("me/lesions", "v1.0").revision == model.revision
+    with pytest.raises(ModelFolderError, match=r"me/lesions has no revision 'v2\.0'"):
+        resolve_model_folder("me/lesions", "v2.0")
+
+
 def test_a_space_is_one_commit_that_names_its_model_and_the_same_push_again_changes_nothing(
     hub, folders, tmp_path, monkeypatch
 ):
@@ -485,6 +499,7 @@ def test_without_a_paid_plan_the_free_ways_are_named_with_their_command(hub, fol
     (tmp_path / "space" / "static_space.py").write_text(STATIC)
     hub.connect(monkeypatch, token=FREE_TOKEN)
     push_model(folders[0], "free/lesions")
+    capsys.readouterr()
     plain = ["space", "--model_id", "free/lesions", "--space_id", "free/page", "--private"]
     assert main(plain) == 1
     message = capsys.readouterr().err
