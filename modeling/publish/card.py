@@ -189,10 +189,24 @@ def _card_metadata(
     """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
     data, fields = metrics["data"], dict[str, Any]()
     names = {"isic2019": f"ISIC 2019 (sources {', '.join(data['sources'])})", "demo": "synthetic images"}
-    tested = f"test of source {_cell(data['test_source'])}" if data["test_source"] else f"split by {data['split_unit']}"
-    results = _results(metrics, f"{names.get(data['dataset'], data['dataset'])}, {tested}")
-    for external in externals:
-        results += _results(external, f"{external['data']['dataset']}, external validation")
+    how = f"test of source {_cell(data['test_source'])}" if data["test_source"] else f"split by {data['split_unit']}"
+    tests = {f"{names.get(data['dataset'], data['dataset'])}, {how}": metrics}
+    tests |= {f"{other['data']['dataset']}, external validation": other for other in externals}
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=str(scores["data"]["dataset"]),
+            dataset_name=title,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=TITLES[name],
+            metric_value=scores["test"][name]["value"],
+        )
+        for title, scores in tests.items()
+        for kind, name in RESULTS.items()
+        if scores["test"][name]["value"] is not None
+    ]
     if HUB_ID.fullmatch(lesion.get("base_model") or ""):
         fields |= {"base_model": lesion["base_model"], "base_model_relation": "finetune"}
     if examples:  # what <Gallery /> shows
@@ -210,21 +224,3 @@ def _card_metadata(
         eval_results=results or None,
         **fields,
     )
-
-
-def _results(metrics: Mapping[str, Any], dataset_name: str) -> list[EvalResult]:
-    """Return the entries of the model index for one test."""
-    return [
-        EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
-            dataset_type=str(metrics["data"]["dataset"]),
-            dataset_name=dataset_name,
-            dataset_split="test",
-            metric_type=kind,
-            metric_name=TITLES[name],
-            metric_value=metrics["test"][name]["value"],
-        )
-        for kind, name in RESULTS.items()
-        if metrics["test"][name]["value"] is not None
-    ]

@@ -17,7 +17,7 @@ MODEL_FILE = "model.json"  # which model a Space serves: {"model_id", "revision"
 VARIABLES = ("MODEL_ID", "MODEL_REVISION")  # of a Space; they override MODEL_FILE
 ZERO_GPU = "zero-a10g"
 # Files of an earlier push that would contradict this one, of either kind of Space.
-REPLACED_IN_SPACE = ("modeling/*", "page/*", *(f"*.{end}" for end in "py js mjs css html json svg txt".split()))
+REPLACED_IN_SPACE = ("modeling/*", "page/*", "*.py", "*.js", "*.mjs", "*.css", "*.html", "*.json", "*.svg", "*.txt")
 
 
 def push_space(

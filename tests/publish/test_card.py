@@ -81,10 +81,10 @@ def real(folder: Path, dataset: str = "isic2019", license_name: str | None = "cc
     edit_lesion(folder, dataset=dataset, synthetic=False, license=license_name)
 
 
-def started(folder: Path, base_model: str | None, **origin: Any) -> None:
+def started(folder: Path, base_model_of_config: str | None, **origin: Any) -> None:
     given = {"name": None, "sha256": None, "base_model": None, "overlap": None, **origin}
     edit_metrics(folder, training__origin=given)
-    edit_lesion(folder, base_model=base_model)
+    edit_lesion(folder, base_model=base_model_of_config)
 
 
 def tested_on_one_source(folder: Path) -> None:
@@ -121,7 +121,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     ),
     "ISIC 2019": (
         real,
-        [ATTRIBUTION, NOTICE, "here of the sources", "Skin tone was not measured", "no commercial use"],
+        [ATTRIBUTION, NOTICE, "here of the sources", "Skin tone was not measured", "No commercial use"],
         [SYNTHETIC_NOTICE, "synthetic images", "may ask for more", "calibrated probability", "too good"],
     ),
     "a dataset of the Hub": (
@@ -177,7 +177,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "no rule for abstention": (
         never_abstains,
         ["It never abstains (this model has no abstention rule)"],
-        ["It has a rule to abstain", "Abstention is for images", "It does not know AK"],
+        ["It has a rule to abstain", "Abstention is for images", "Dangerous diagnoses"],
     ),
     "a hostile label": (
         renamed,
@@ -196,7 +196,7 @@ def test_the_card_of_each_kind_of_run_says_what_holds_for_it(folder, kind, monke
     assert not [sentence for sentence in said if sentence not in text]
     assert not [sentence for sentence in not_said if sentence in text]
     for page in render_card(folder).values():
-        assert "None" not in page
+        assert not re.search(r"\bNone\b(?! on)", page), re.findall(r".*None.*", page)
         assert "first answer" not in page.lower()
         assert_tables_are_rectangular(page)
         assert_links_exist(page, folder)
@@ -210,7 +210,9 @@ def assert_tables_are_rectangular(page: str) -> None:
     for place, line in enumerate(lines):
         if not re.fullmatch(r"\|(-{3}\|)+", line):
             continue
-        assert place == 1 or not lines[place - 2].strip(), f"no empty line before {lines[place - 1]}"
+        assert place == 1 or not lines[place - 2].strip() or lines[place - 2].startswith("#"), (
+            f"no empty line before {lines[place - 1]}"
+        )
         for row in [lines[place - 1], *lines[place + 1 :]]:
             if not row.startswith("|"):
                 break
@@ -245,7 +247,7 @@ def with_seeds(folder: Path) -> None:
 
 
 def test_other_seeds_are_a_table(folder):
-    assert "random seeds" not in first_level(folder)
+    assert "random seeds" not in first_level(folder).lower()
     with_seeds(folder)
     text = first_level(folder)
     assert "| Seed | Balanced accuracy | Melanoma recall | recall on MSK |" in text
@@ -351,8 +353,9 @@ def test_each_number_of_the_first_level_is_one_of_the_metrics(scored_folder):
 def test_sensitivity_and_specificity_of_each_operating_point_come_before_the_intended_use(scored_folder):
     metrics = json.loads((scored_folder / "metrics.json").read_text())
     lines = first_level(scored_folder).splitlines()
-    assert len(metrics["operating_points"]) == 4
-    for point in metrics["operating_points"]:
+    shown = [point for point in metrics["operating_points"] if point["target_sensitivity"] == 0.95]
+    assert [point["name"] for point in shown] == ["MEL@95", "malignant@95"]
+    for point in shown:
         row = next(line for line in lines if line.startswith(f"| {point['name']} |"))
         assert all(plain(format_estimate(point["test"][name])) in row for name in ("sensitivity", "specificity"))
         assert lines.index(row) < lines.index("## Intended use")
@@ -414,11 +417,13 @@ def test_nothing_is_called_worst_where_nothing_is_bad(folder):
     for point in metrics["operating_points"]:
         point["test"]["sensitivity"] = number(1.0)
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    for word in ("flip rate", "Lowest rate", "Abstention is for", "below the target"):
+    for word in ("flip rate", "rate of abstention", "Abstention is for", "below the target"):
         assert word not in badly(folder)
     names = list(metrics["robustness"]["changes"])
     flips(folder, **{names[0]: 0.2, names[2]: 0.2})
-    assert f"Highest flip rate of {len(names)} changes: {names[0]} and {names[2]}, 0.200 each." in badly(folder)
+    assert f"Highest flip rate of {len(names)} changes of an image: {names[0]} and {names[2]}, 0.200 each." in badly(
+        folder
+    )
 
 
 def test_a_missed_target_sensitivity_is_named(folder):
@@ -426,7 +431,7 @@ def test_a_missed_target_sensitivity_is_named(folder):
     metrics["operating_points"][1]["test"]["sensitivity"] = number(0.5, 0.25, 0.75)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     point = metrics["operating_points"][1]
-    assert f"{point['name']} 0.500 (0.250 to 0.750) for {point['target_sensitivity']:.2f}" in badly(folder)
+    assert f"Sensitivity below the target of 0.95 on test: {point['name']} 0.500 (0.250 to 0.750)." in badly(folder)
 
 
 # ---- External validation ---------------------------------------------------------------------------------------------
@@ -459,7 +464,7 @@ def test_an_external_validation_is_a_table_and_in_the_model_index(folder, extern
     headline = json.loads(external_json.read_text())["external"]["headline"]
     text = first_level(folder)
     for name in ("balanced_accuracy", "macro_auroc", "MEL/recall", "MEL@95/sensitivity", "MEL@95/specificity"):
-        cells = [plain(format_estimate(headline[name][side])) for side in ("internal", "external", "difference")]
+        cells = [plain(format_estimate(headline[name][side])) for side in ("internal", "external")]
         assert f"| {card_module.TITLES[name]} | {' | '.join(cells)} |" in text
     assert "No external validation" not in text
     results = ModelCard(render_card(folder)["README.md"]).data.eval_results
