@@ -163,9 +163,14 @@ def _locked(output: Path, processes: Processes) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (parts / "run.json").exists():
+        if not _is_begun(parts):
             shutil.rmtree(parts)
         lock.release()
+
+
+def _is_begun(parts: Path) -> bool:
+    """True if there are chunks of a run; without run.json they are left over from a run killed during cleanup."""
+    return (parts / "run.json").exists() and any(parts.glob("*-*.json"))
 
 
 def _begin(run: Row, files: Sequence[str], output: Path) -> None:
@@ -176,11 +181,11 @@ def _begin(run: Row, files: Sequence[str], output: Path) -> None:
         state = _check_same(run, _beside(output, ".json"), f"{output} exists and is not of this run", advice)
         if file_sha256(output) != state.get("sha256"):
             raise ArchiveError(f"{output} was changed or damaged after its run. {advice}.")
-    if (parts / "run.json").exists():
+    if _is_begun(parts):
         advice = f"Run the earlier command to complete it, or delete {parts} to start over"
         _check_same(run, parts / "run.json", f"{parts} holds unfinished work of another run", advice)
     elif not output.exists():
-        for left in parts.glob("*-*.json"):  # left over from a run killed during cleanup
+        for left in parts.glob("*-*.json"):
             left.unlink()
         if files:
             with (parts / "files").open("w", encoding="ascii") as listing:

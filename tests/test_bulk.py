@@ -163,20 +163,32 @@ def test_a_killed_run_goes_on_without_redoing_or_losing_a_row(classifier, tiny_m
     assert not parts.exists()
 
 
-def test_unfinished_work_of_another_model_or_with_other_options_is_refused(classifier, pictures, tmp_path):
-    folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
-    parts = tmp_path / "out.csv.parts"
-    parts.mkdir()
-    classify_archive(classifier, [str(folder)], tmp_path / "other.csv", processes=ALONE)
-    run = json.loads((tmp_path / "other.csv.json").read_text())["run"]
-    (parts / "run.json").write_text(json.dumps({"run": {**run, "weights_sha256": "0" * 64, "revision": "v1"}}))
-    with pytest.raises(ArchiveError, match=r"revision was 'v1' and is None; weights_sha256 was '0000"):
-        classify_archive(classifier, [str(folder)], output, processes=ALONE)
-    (parts / "run.json").write_text(json.dumps({"run": run}))
+def test_unfinished_work_of_another_model_or_with_other_options_is_refused(classifier, pictures, tmp_path, monkeypatch):
+    images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
+    notes = tmp_path / "out.csv.parts" / "run.json"
+    run = json.loads(notes.read_text())["run"]
     with pytest.raises(ArchiveError, match="tta was False and is True"):
-        classify_archive(classifier, [str(folder)], output, processes=ALONE, tta=True)
-    assert (parts / "run.json").exists()
+        classify_archive(classifier, [str(images)], output, processes=ALONE, tta=True)
+    notes.write_text(json.dumps({"run": {**run, "weights_sha256": "0" * 64, "revision": "v1"}}))
+    with pytest.raises(ArchiveError, match=r"revision was 'v1' and is None; weights_sha256 was '0000"):
+        classify_archive(classifier, [str(images)], output, processes=ALONE)
+    assert notes.exists()
     assert not output.exists()
+
+
+def test_a_run_that_fails_before_its_first_chunk_leaves_nothing(classifier, pictures, tmp_path, monkeypatch):
+    folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
+    failing = Mock(side_effect=ArchiveError("the dataset cannot be read further"))
+    for error in (failing, Mock(side_effect=KeyboardInterrupt)):
+        monkeypatch.setattr(bulk, "_classify_chunks", error)
+        with pytest.raises((ArchiveError, KeyboardInterrupt)):
+            classify_archive(classifier, [str(folder)], output, processes=ALONE)
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    monkeypatch.undo()
+    # A kill leaves the folder, and the corrected command is not refused.
+    (tmp_path / "out.csv.parts").mkdir()
+    (tmp_path / "out.csv.parts" / "run.json").write_text('{"run": {"tta": true}}')
+    assert classify_archive(classifier, [str(folder)], output, processes=ALONE)["images"] == 3
 
 
 def test_a_finished_run_is_not_done_again_and_no_other_file_is_replaced(classifier, pictures, tmp_path):
