@@ -194,7 +194,8 @@ class LesionClassifier:
         upright = decode_image(image)
         model_input = self.transform.squash(upright)
         outputs = self.engine.forward(self.transform.normalise(model_input)[None], evidence=True)
-        assert outputs.evidence is not None
+        if outputs.evidence is None or outputs.evidence.ndim != 4 or outputs.evidence.shape[1] != len(self.codes):
+            raise ModelFolderError(f"{self.source.path}: the heat maps of this network do not fit its diagnoses.")
         prediction = self.predictions(outputs, outputs.probs)[0]
         return Explanation(
             codes=self.codes,

@@ -8,8 +8,6 @@ thread-safe. Of a list, `batch_size` images go through the network together, and
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,19 +173,13 @@ def open_torch(source: ModelFolder, config: Config, device: str) -> "TorchEngine
     Raises:
         ModelFolderError: If torch is not installed, or the weights are missing, damaged or not those of `config`.
     """
-    with _installed():
-        from modeling.network import load_network
-    return TorchEngine(load_network(fetch(source, WEIGHTS_NAME), config), device)
-
-
-@contextmanager
-def _installed() -> Iterator[None]:
     try:
-        yield
+        from modeling.network import load_network
     except ImportError as error:
         raise NotInstalledError(
             f'this operation needs {error.name}, which is not installed: pip install -e ".[torch]" in a clone.'
         ) from error
+    return TorchEngine(load_network(fetch(source, WEIGHTS_NAME), config), device)
 
 
 class TorchEngine:

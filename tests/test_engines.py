@@ -220,6 +220,18 @@ def test_a_network_that_takes_all_memory_or_time_is_refused_in_a_sentence(folder
         LesionClassifier.from_pretrained(hostile, device="cpu")
 
 
+def test_heat_maps_that_do_not_fit_the_diagnoses_are_refused_in_a_sentence(folder, tmp_path, lesion_image):
+    model = onnx.load(folder / ONNX_NAME)
+    model.graph.output.pop()
+    next(node for node in model.graph.node if "evidence" in node.output).output[0] = "hidden"
+    model.graph.node.append(helper.make_node("Flatten", ["hidden"], ["evidence"]))
+    model.graph.output.append(helper.make_tensor_value_info("evidence", TensorProto.FLOAT, None))
+    hostile = shutil.copytree(folder, tmp_path / "model")
+    classifier = LesionClassifier.from_pretrained(resigned(hostile, model), device="cpu")
+    with pytest.raises(ModelFolderError, match="heat maps of this network do not fit its diagnoses"):
+        classifier.explain(lesion_image)
+
+
 def test_a_network_is_tried_once_and_then_remembered(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tries = []
