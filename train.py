@@ -38,7 +38,7 @@ from modeling.labels import SYNTHETIC_NOTICE
 from modeling.model_folder import RUN_NAME, SPLITS_NAME
 from modeling.network import TimmModel, build_model, check_backbone
 from modeling.publish.card import write_card
-from modeling.publish.examples import write_drawn_examples, write_isic_examples
+from modeling.publish.examples import write_demo_examples, write_isic_examples
 from modeling.publish.hub import PublishError
 from modeling.publish.push import check_can_push, push_model
 from modeling.training.accelerator import end_with_launcher, launched, make_accelerator, warn_of_missing_processes
@@ -212,7 +212,7 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
     write_model_folder(unfinished, model=model, val=val, options=options, config=data.config)
     classifier = LesionClassifier.from_pretrained(unfinished)
     if options.dataset == "demo":
-        write_drawn_examples(unfinished, classifier)
+        write_demo_examples(unfinished, classifier)
     elif options.examples:
         write_isic_examples(unfinished, classifier, data.everything, data.splits, options.examples)
     context = Context(
