@@ -19,9 +19,14 @@ figure { margin: 0; }
 .pictures img { width: 100%; max-height: var(--height); object-fit: contain; display: block; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; }
 .scale { width: 100%; height: 10px; display: block; margin-top: .4rem; }
-figcaption, .small { font-size: .85rem; color: #4c5a68; margin: .2rem 0; overflow-wrap: anywhere; }
+figcaption, .small { font-size: .9em; color: #4c5a68; margin: .2rem 0; overflow-wrap: anywhere; }
 @page { size: A4; margin: 12mm; }
-@media print { body { margin: 0; padding: 0; max-width: none; font-size: 11px; } }`;
+@media print {
+  body { margin: 0; padding: 0; max-width: none; font-size: 10.5px; line-height: 1.3; }
+  h1 { font-size: 15px; }
+  h2 { font-size: 12px; margin: .5rem 0 .2rem; }
+  .notice, .left-out, .verdict { margin: .3rem 0; padding: .2rem .6rem; }
+}`;
 
 /**
  * @param {object} answer
@@ -157,8 +162,8 @@ async function pictures(answer, card, abstained) {
       );
     }
   }
-  const columns = several ? (used.length > 4 ? 4 : 2) : 3;
-  const height = several ? (used.length > 4 ? "20mm" : "34mm") : "46mm";
+  const columns = several ? Math.min(used.length, 4) : 3;
+  const height = several ? "34mm" : "46mm";
   const grid = el("div", { class: "pictures", style: `--columns: ${columns}; --height: ${height}` }, figures);
   if (abstained) return el("section", {}, el("h2", {}, "Photos"), grid);
   return el(
