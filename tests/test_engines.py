@@ -181,11 +181,15 @@ def test_eight_threads_get_the_answers_of_one(engines):
 
 
 def signed(folder, nodes):
-    """Put another ONNX network into a model folder, with its hash, as whoever publishes it would."""
+    """Put another ONNX network into a model folder, with its hash, as its publisher would."""
     size = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 96, 96])
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "features")]
     graph = helper.make_graph(nodes, "g", [size], outputs)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / ONNX_NAME)
+    return resigned(folder, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+def resigned(folder, model):
+    onnx.save(model, folder / ONNX_NAME)
     config = json.loads((folder / "config.json").read_text())
     config["lesion"] |= {"onnx_sha256": file_sha256(folder / ONNX_NAME), "config_sha256": None}
     (folder / "config.json").write_text(json.dumps(config))
