@@ -37,7 +37,7 @@ class LesionDataset(TorchDataset[dict[str, Any]]):
         self.augmentation = augmentation
         self.seed = seed
         # Shared with loader processes, which live from one epoch to the next.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def epoch(self) -> int:

@@ -33,6 +33,7 @@ FRACTION_BLANK = 0.05  # of each metadata column
 CANVAS_PX = 144  # side of the square on which a lesion is painted once, before it is photographed
 
 Array = np.ndarray
+Lesion = tuple[Image.Image, Array]  # a square RGBA image, and the colour of the skin, (3,) float32
 # Mean age in years, and fraction of each site: plausible, and only weakly related to the diagnosis.
 _AGES = {"MEL": 60, "NV": 44, "BCC": 67, "AK": 68, "BKL": 63, "DF": 50, "VASC": 52, "SCC": 70}
 _SITES = ("anterior torso", "lower extremity", "head/neck", "upper extremity", "posterior torso", "palms/soles")
@@ -96,14 +97,6 @@ def draw_lesion(rng: np.random.Generator, code: str, *, width_px: int, height_px
     return _photograph(rng, _new_lesion(rng, code), width_px, height_px)[0]
 
 
-@dataclass
-class _Lesion:
-    """A lesion on its skin: what stays the same in all its photographs."""
-
-    picture: Image.Image  # RGBA, square
-    skin: Array  # (3,) colour of the skin, float32
-
-
 def _photographs(rng: np.random.Generator, code: str, n: int) -> list[tuple[bytes, Array]]:
     """Photograph one lesion n times: other pose, light and artefacts each time; return JPEGs and lesion masks."""
     lesion = _new_lesion(rng, code)
@@ -118,12 +111,13 @@ def _copies(rng: np.random.Generator, code: str, n: int) -> list[tuple[bytes, Ar
     return [(_jpeg(to_image(array * rng.uniform(0.94, 1.06)), int(rng.integers(80, 96))), inside) for _ in range(n)]
 
 
-def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: int) -> tuple[Image.Image, Array]:
+def _photograph(rng: np.random.Generator, lesion: Lesion, width: int, height: int) -> tuple[Image.Image, Array]:
     """Return a photograph of the lesion and where it shows it, boolean (H, W)."""
+    on_canvas, skin = lesion
     unit = min(width, height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     # Skin: fine grain and faint furrows over slow changes of tone.
-    picture = lesion.skin * (
+    photo = skin * (
         1
         + 0.012 * _noise(rng, (height, width), unit / 40)[..., None]
         + 0.018 * _noise(rng, (height, width), unit / 2)[..., None]
@@ -138,21 +132,21 @@ def _photograph(rng: np.random.Generator, lesion: _Lesion, width: int, height: i
     to_canvas = turn / scale * (CANVAS_PX / 2)  # photograph px → canvas px
     offset = CANVAS_PX / 2 - to_canvas @ centre
     matrix = (*to_canvas[0], offset[0], *to_canvas[1], offset[1])
-    seen = lesion.picture.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    seen = on_canvas.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     layer = np.asarray(seen, dtype=np.float32)
     alpha = layer[..., 3:] / 255
-    picture += (layer[..., :3] - picture) * alpha
+    photo += (layer[..., :3] - photo) * alpha
 
     # Light: exposure, colour balance and a slope across the field.
     slope = rng.uniform(0, 2 * np.pi)
     ramp = ((x / width - 0.5) * math.cos(slope) + (y / height - 0.5) * math.sin(slope)) * rng.uniform(0, 0.22)
     balance = rng.uniform(0.86, 1.12) * rng.normal(1, 0.015, size=3).clip(0.96, 1.04)
-    picture *= (1 + ramp)[..., None] * balance.astype(np.float32)
+    photo *= (1 + ramp)[..., None] * balance.astype(np.float32)
     if rng.random() < 0.3:  # bubbles and reflections of the contact fluid
         for _ in range(int(rng.integers(1, 6))):
             spot = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height)) / (unit * rng.uniform(0.01, 0.035))
-            picture += 90 * rng.uniform(0.4, 1) * np.exp(-(spot**2))[..., None]
-    image = to_image(picture)
+            photo += 90 * rng.uniform(0.4, 1) * np.exp(-(spot**2))[..., None]
+    image = to_image(photo)
     for artefact, share in _ARTEFACTS:
         if rng.random() < share:
             image = artefact(image, rng)
@@ -170,7 +164,7 @@ _ARTEFACTS: tuple[tuple[Callable[[Image.Image, np.random.Generator], Image.Image
 )
 
 
-def _new_lesion(rng: np.random.Generator, code: str) -> _Lesion:
+def _new_lesion(rng: np.random.Generator, code: str) -> Lesion:
     if code not in _PAINTERS:
         raise ValueError(f"no drawing for diagnosis {code!r}; choose one of {', '.join(_PAINTERS)}.")
     tone = rng.beta(1.3, 2.6)  # 0 pale, 1 brown: most archives hold mostly pale skin
@@ -180,7 +174,7 @@ def _new_lesion(rng: np.random.Generator, code: str) -> _Lesion:
     # Pigment is in the skin: on darker skin every colour is darker.
     shaded = canvas.rgb * (1 - 0.25 * tone)
     rgba = np.dstack([shaded, 255 * canvas.alpha]).clip(0, 255).round().astype(np.uint8)
-    return _Lesion(picture=Image.fromarray(rgba, "RGBA"), skin=skin.astype(np.float32))
+    return Image.fromarray(rgba, "RGBA"), skin.astype(np.float32)
 
 
 @dataclass
@@ -429,8 +423,9 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) ->
     height, width = shape
     coarse = (max(2, round(width / scale_px) + 2), max(2, round(height / scale_px) + 2))
     grid = Image.fromarray(rng.normal(size=coarse[::-1]).astype(np.float32))
-    field_ = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
-    return (field_ - field_.mean()) / (field_.std() + 1e-6)
+    smooth: Array = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
+    smooth = (smooth - smooth.mean()) / (smooth.std() + 1e-6)
+    return smooth
 
 
 def _ridges(noise: Array, width: float) -> Array:

@@ -136,7 +136,7 @@ def join_near_duplicates(hashes: Sequence[str], group: np.ndarray, *, among: np.
             found = joined[start:][near[row]]
             if (found != found[0]).any():
                 joined[np.isin(joined, found)] = found[0]
-    result = np.empty_like(joined)
+    result: np.ndarray = np.empty_like(joined)
     result[order] = joined
     return result
 

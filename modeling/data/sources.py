@@ -95,7 +95,7 @@ def load_images(
     checked.insert(0, "image_id", table["image_id"])
     problems += [Problem(*row) for row in checked[checked["kind"] != ""].to_numpy().tolist()]
     bad = {problem.image_id for problem in problems}
-    kept = np.flatnonzero(~checked["image_id"].isin(bad))
+    kept = np.flatnonzero(~checked["image_id"].isin(bad) & ~np.isin(listing.image_ids, list(bad)))
     if problems and not (skip_bad_images and len(kept)):
         raise DataError(("" if len(kept) else "no usable image is left. ") + describe(problems))
     if skip_bad_images:
@@ -217,11 +217,12 @@ def _read_columns(
         used.add(existing or column)
     if len(set(table["image_id"])) < n or None in table["image_id"]:
         table["image_id"] = listing.image_ids
-    too_long = [name for name in table["image_id"] if not is_name(name)]
-    if too_long:
-        raise DataError(
-            f"the image id {shortened(too_long[0])} is too long or not printable; rename the file or the id."
-        )
+    for column in ("image_id", "lesion_id", "source"):
+        unusable = [name for name in table[column] if name is not None and not is_name(name)]
+        if unusable:
+            raise DataError(
+                f"the {column} {shortened(unusable[0])} is too long or not printable; rename it in the data."
+            )
     table["source"] = [value or "unknown" for value in table["source"]]
     table["age_approx"], problems = read_ages(table["image_id"], table["age_approx"])
     unused = [name for name in listing.column_names if name not in used]
@@ -268,10 +269,8 @@ def rows_of(dataset: datasets.Dataset, image_ids: Iterable[str]) -> datasets.Dat
 
 
 def _find_image_column(dataset: datasets.Dataset, name: str) -> str:
-    images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    if len(images) == 1:
-        return images[0]
-    named = [column for column in IMAGE_NAMES if column in images]
+    images = [str(column) for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    named = images if len(images) == 1 else [column for column in IMAGE_NAMES if column in images]
     if not named:
         raise DataError(
             f"{name} has {len(images)} image columns ({', '.join(images) or 'none'}) among {', '.join(dataset.features)}; "
@@ -281,7 +280,7 @@ def _find_image_column(dataset: datasets.Dataset, name: str) -> str:
 
 
 def _find_label_column(dataset: datasets.Dataset, name: str) -> str:
-    classes = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    classes = [str(column) for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     for column in LABEL_NAMES:
         feature = dataset.features.get(column)
         if column in classes or (isinstance(feature, datasets.Value) and feature.dtype.startswith(LABEL_DTYPES)):

@@ -240,7 +240,9 @@ def _join(group: np.ndarray, keys: pd.Series) -> np.ndarray:
     # A graph with a node per group and one per key: its connected components are the new groups.
     size = len(group) + len(names)
     edges = (group[known], len(group) + key[known])
-    return connected_components(coo_matrix((np.ones(len(known)), edges), shape=(size, size)), directed=False)[1][group]
+    graph = coo_matrix((np.ones(len(known)), edges), shape=(size, size))
+    joined: np.ndarray = connected_components(graph, directed=False)[1]
+    return joined[group]
 
 
 def _warn_of_labels(table: pd.DataFrame, group: pd.Series, what: str) -> None:

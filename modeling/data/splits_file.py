@@ -27,10 +27,7 @@ def check_no_leakage(splits: pd.DataFrame) -> None:
     Raises:
         LeakageError: With the number of lesions and the first few.
     """
-    check_columns(splits, "the splits")
-    strange = sorted(set(splits["split"]) - set(SPLITS))
-    if strange:
-        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {', '.join(map(str, strange[:5]))}.")
+    check_table(splits, "the splits")
     twice = splits["image_id"][splits["image_id"].duplicated()].unique()
     if len(twice):
         raise LeakageError(f"{len(twice)} images have two rows in the splits: {', '.join(twice[:5])}.")
@@ -120,7 +117,7 @@ def load_splits(path: str | Path) -> pd.DataFrame:
             splits = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} cannot be read as a table ({type(error).__name__}: {str(error)[:300]}).") from error
-    check_columns(splits, str(path))
+    check_table(splits, str(path))
     if splits[list(COLUMNS)].map(len).to_numpy().max(initial=0) > MAX_CELL:
         raise DataError(f"{path} has a cell of more than {MAX_CELL} characters; no id or name is that long.")
     splits["lesion_id"] = splits["lesion_id"].astype(object).where(splits["lesion_id"] != "", None)
@@ -146,8 +143,11 @@ def to_table(dataset: datasets.Dataset | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def check_columns(splits: pd.DataFrame, what: str) -> None:
-    """Raise DataError if a column of splits.csv is missing."""
+def check_table(splits: pd.DataFrame, name: str) -> None:
+    """Raise DataError if a column of splits.csv is missing, or a row is in none of train, val and test."""
     missing = [column for column in COLUMNS if column not in splits]
     if missing:
-        raise DataError(f"{what} lack the columns {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
+        raise DataError(f"{name} lack the columns {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
+    strange = sorted(set(splits["split"].astype(str)) - set(SPLITS))
+    if strange:
+        raise DataError(f"{name}: split must be one of {', '.join(SPLITS)}, got {', '.join(map(repr, strange[:5]))}.")

@@ -198,6 +198,13 @@ def test_ids_are_read_as_text(tmp_path: Path) -> None:
     assert dataset["lesion_id"][:] == ["007", "7", None, str(2**60 + 1)]
 
 
+def test_a_file_with_two_rows_is_left_out_also_where_images_have_ids_of_their_own(tmp_path: Path) -> None:
+    rows = "0.png,NV,a\n1.png,MEL,b\n2.png,NV,c\n3.png,MEL,d\n3.png,NV,e\n"
+    folder = with_table(tmp_path / "data", rows, "file_name,label,image_id")
+    loaded = load_images(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+    assert loaded.dataset["image_id"][:] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "words"),
     [

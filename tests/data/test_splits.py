@@ -129,7 +129,7 @@ def test_the_leakage_check_raises_for_an_image_twice_and_an_unknown_split() -> N
     check_no_leakage(splits)
     with pytest.raises(LeakageError, match="1 images have two rows in the splits: ISIC_0000000"):
         check_no_leakage(pd.concat([splits, splits.head(1)]))
-    with pytest.raises(DataError, match="must be one of train, val, test, got holdout"):
+    with pytest.raises(DataError, match="must be one of train, val, test, got 'holdout'"):
         check_no_leakage(splits.assign(split="holdout"))
 
 
