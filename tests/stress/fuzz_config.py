@@ -1,11 +1,10 @@
 """Fuzz everything that reads a configuration for a bounded time: `python tests/stress/fuzz_config.py --seconds 60`.
 
-Read are the two files of a model folder (`config.json`, the header of `model.safetensors`), its `metrics.json`, a file of
-`--config`, `train_config.json` of a run that is resumed, and `splits.csv`. hypothesis changes
-valid ones in their structure, their bytes are changed at random and, where atheris is installed, guided by coverage. Each
-must be read or refused with the reader's own error. The work is done in a child process, as in fuzz_images.py; whatever
-raises another error, crashes, takes longer than 20 s or more than 2 GB is kept in `fuzz_findings/`, and the exit status
-is 1.
+The files are those of a model folder (`config.json`, the header of `model.safetensors`, `onnx/model.onnx`, `metrics.json`), a
+file of `--config`, `train_config.json` of a run that is resumed, and `splits.csv`. hypothesis changes valid ones in their
+structure, their bytes are changed at random and, where atheris is installed, guided by coverage. Each must be read or
+refused with the reader's own error. The work is done in a child process, as in fuzz_images.py; whatever raises another
+error, crashes, takes longer than 20 s or more than 2 GB is kept in `fuzz_findings/`, and the exit status is 1.
 """
 
 import argparse
@@ -14,6 +13,7 @@ import copy
 import importlib.util
 import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -76,11 +76,13 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     import pandas as pd
     from PIL import Image
 
+    from modeling import onnx_trial
     from modeling.classifier import LesionClassifier
     from modeling.data.splits import read_splits
     from modeling.data.splits_file import write_splits
     from modeling.evaluation.verify import verify
     from modeling.files import ModelFolderError, file_sha256
+    from modeling.model_folder import ONNX_NAME
     from modeling.network import load_model_folder
     from modeling.publish.card import render_card
     from modeling.publish.hub import PublishError
@@ -123,6 +125,21 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     def header(tree: Any) -> bytes:
         text = as_json(tree)
         return len(text).to_bytes(8, "little") + text
+
+    network = shutil.copytree(model_folder, scratch / "network")
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")  # which networks have run
+    onnx_trial.MAX_CPU_S = 5
+
+    def read_network(data: bytes) -> bool:
+        (network / ONNX_NAME).write_bytes(data)
+        content = json.loads((network / "config.json").read_text())
+        content["lesion"] |= {"onnx_sha256": file_sha256(network / ONNX_NAME), "config_sha256": None}
+        (network / "config.json").write_text(json.dumps(content))
+        try:
+            LesionClassifier.from_pretrained(network, device="cpu").explain(picture)
+        except ModelFolderError as error:
+            return is_refusal(error)
+        return True
 
     scored = shutil.copytree(model_folder, scratch / "scored")
 
@@ -185,6 +202,7 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     readers = {
         "config": Reader(config, read_config, as_json, json.loads(config)),
         "weights": Reader(weights[:header_end], read_weights, header, json.loads(weights[8:header_end])),
+        "network": Reader((model_folder / ONNX_NAME).read_bytes(), read_network, as_json, None),
         "options": Reader(
             options.encode(),
             read_options,
@@ -366,8 +384,10 @@ def work(options: argparse.Namespace) -> int:
         return 0
 
     rng = random.Random(options.seed)
-    # A card takes a hundred times as long as a splits.csv.
-    names = [name for name in sorted(readers) for _ in range(1 if name == "metrics" else 6)]
+    # A card and a network take a hundred times as long as a splits.csv.
+    names = [name for name in sorted(readers) for _ in range(1 if name in ("metrics", "network") else 6)]
+    if options.work == "hypothesis":
+        names.remove("network")
     while time.monotonic() < until:
         name = rng.choice(names)
         reader = readers[name]
