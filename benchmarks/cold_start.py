@@ -1,4 +1,4 @@
-"""Cold start: import, load and first answer of a new process, beside minimal scripts of the engine alone.
+"""Cold start: import, load and one prediction in a new process, beside minimal scripts of the engine alone.
 
 python benchmarks/cold_start.py
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 from modeling.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, ImageError, ImageInput
 
-NAME_COLUMNS = ("image_id", "isic_id", "file_name", "filename", "id")  # by which datasets name their images
+NAME_COLUMNS = ("image_id", "isic_id", "file_name", "filename", "id")  # of datasets, for the names of images
 FETCH_SECONDS = 30  # for one web address
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@\S{1,200})?", re.ASCII)
 

@@ -166,9 +166,9 @@ def summary_of(summary: Row, output: Path) -> str:
         if summary["classified_now"]
         else "all done earlier"
     )
-    again = "; the same command tries them again" if summary["unreadable"] else ""
+    again = " (column error; the same command tries them again)" if summary["unreadable"] else ""
     return (
-        f"{output}: {summary['images']} images, one row each ({now}). Not read: {summary['unreadable']} (column error{again}). "
+        f"{output}: one row for each image ({now}). Images: {summary['images']}. Not read: {summary['unreadable']}{again}. "
         f"Abstained: {summary['abstained']}. {summary['left_out']}"
     ).rstrip()
 

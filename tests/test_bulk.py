@@ -96,7 +96,7 @@ def test_every_file_of_the_corpus_gives_one_row_and_the_answer_of_predict(
             assert refused[row["image"]].says in row["error"]
             assert row["diagnosis"] == row["MEL"] == ""
     printed = capsys.readouterr()
-    assert f"{len(files)} images" in printed.out
+    assert f"Images: {len(files)}." in printed.out
     assert f"Not read: {len(refused)} (column error; the same command tries them again)" in printed.out
     assert NOTICE in printed.err
     for row in [row for row in rows if not row["error"]][::9]:
@@ -227,7 +227,7 @@ def test_two_processes_write_what_one_writes_and_go_on_from_each_other(
     classify_archive(classifier, [str(folder)], tmp_path / "one.csv", processes=ALONE)
     result = launch_two(tiny_model_folder, folder, "--output", tmp_path / "two.csv")
     assert result.returncode == 0, result.stderr
-    assert f"{count} images, one row each ({2 * CHUNK_SIZE} classified now by the first process" in result.stdout
+    assert f"({2 * CHUNK_SIZE} classified now by the first process). Images: {count}." in result.stdout
     one, two = rows_of(tmp_path / "one.csv"), rows_of(tmp_path / "two.csv")
     assert [row["image"] for row in two] == [row["image"] for row in one]
     np.testing.assert_allclose(probabilities(two, classifier.codes), probabilities(one, classifier.codes), atol=1e-6)
@@ -566,7 +566,7 @@ def test_an_output_that_cannot_be_written_is_said_at_once(classifier, pictures, 
 
 
 def test_a_full_disk_costs_nothing_that_is_finished(tiny_model_folder, pictures, tmp_path):
-    """A limit on the size of files stands for the disk: both fail in the same call."""
+    """A limit on the size of files in place of a full disk: both fail in the same call."""
     folder, output = many(tmp_path / "in", pictures, 3 * CHUNK_SIZE), tmp_path / "out.csv"
     code = (
         "import resource, sys; from modeling.predictor import main\n"

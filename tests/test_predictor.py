@@ -123,7 +123,9 @@ def test_a_table_in_the_folder_is_no_image(model, photo, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == ["Left out: '.csv' files (1)."]
     assert main([model, str(tmp_path), "--output", str(tmp_path / "out.csv")]) == 0
     said = capsys.readouterr().out
-    assert "1 images, one row each (1 classified now by the first process). Not read: 0" in said
+    assert (
+        "one row for each image (1 classified now by the first process). Images: 1. Not read: 0. Abstained: 0." in said
+    )
     assert said.endswith("Left out: '.csv' files (1).\n")
     assert main([model, str(tmp_path), "--output", str(tmp_path / "out.csv")]) == 0
     assert "all done earlier" in capsys.readouterr().out
