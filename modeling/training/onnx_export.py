@@ -18,7 +18,7 @@ from torch import nn
 
 from modeling.engines import OUTPUT_NAMES
 from modeling.files import ModelFolderError, file_sha256
-from modeling.labels import NOTICE, SYNTHETIC_NOTICE, diagnosis_of
+from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.network import TimmModel
 from modeling.onnx_trial import remember
 from modeling.schema import plain
@@ -172,7 +172,6 @@ def _describe(content: Any, cfg: Mapping[str, Any], codes: Sequence[str], lesion
     """Add metadata, so that a program can use the file without this package."""
     notes = {
         "label_names": list(codes),
-        "label_descriptions": {code: diagnosis_of(code).name for code in codes},
         **{key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_mode", "crop_pct")},
         "preprocessing": "upright RGB, squashed to input_size, divided by 255, minus mean, divided by std",
         "operating_points": plain(lesion.get("operating_points", [])),
