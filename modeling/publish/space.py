@@ -96,8 +96,8 @@ def _payment(space_id: str, plain: list[str], static: bool, hardware: str | None
     if hardware != ZERO_GPU:
         zero_gpu = command(*plain, "--hardware", ZERO_GPU)
         ways.append(f"{zero_gpu}\n    ZeroGPU: two Spaces of an account that is older than 30 days")
-    asked = f"on {hardware} " if hardware else ""
-    return f"the Hub asks for a paid plan to create {space_id} {asked}(402). Free of charge:\n  " + "\n  ".join(ways)
+    on = f"on {hardware} " if hardware else ""
+    return f"the Hub requires a paid plan to create {space_id} {on}(402). Free of charge:\n  " + "\n  ".join(ways)
 
 
 def _warn_of_overrides(api: HfApi, space_id: str, hardware: str | None) -> None:

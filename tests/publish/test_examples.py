@@ -18,7 +18,7 @@ from support.space import make_model
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model whose abstention lies between its lesions and some image that shows none."""
+    """A model that abstains on some image without a lesion, and on no lesion."""
     place = tmp_path_factory.mktemp("examples")
     open_to_all = LesionClassifier.from_pretrained(make_model(place / "first" / "model"))
 

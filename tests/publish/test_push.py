@@ -503,7 +503,7 @@ def test_without_a_paid_plan_the_free_ways_are_named_with_their_command(hub, fol
     plain = ["space", "--model_id", "free/lesions", "--space_id", "free/page", "--private"]
     assert main(plain) == 1
     message = capsys.readouterr().err
-    assert message.startswith("the Hub asks for a paid plan to create free/page (402). Free of charge:")
+    assert message.startswith("the Hub requires a paid plan to create free/page (402). Free of charge:")
     for way in ("--static", "--hardware zero-a10g"):
         assert f"python -m modeling.publish {' '.join(plain)} {way}\n" in message
     assert ("space", "free/page") not in hub.repos

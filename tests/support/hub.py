@@ -419,7 +419,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["X-Error-Code"] = code
         self._send(status, headers, json.dumps({"error": message}).encode())
 
-    # Who asks, and for what.
+    # The user, and the rights.
 
     def _token(self) -> str | None:
         return self.headers.get("Authorization", "").removeprefix("Bearer ").strip() or None
