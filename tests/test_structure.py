@@ -1,4 +1,4 @@
-"""The house: imports point one way, serving stays light, and README's file tree is the one on disk."""
+"""Imports point one way and without a circle, and every subpackage is installed."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Each room may use those before it; the root of the package comes first and has an order of its own, without a circle.
-ROOMS = ("", "data", "training", "evaluation", "publish")
+# Each subpackage may use those before it; the root of the package comes first and has an order of its own, without a circle.
+LAYERS = ("", "data", "training", "evaluation", "publish")
 
 
 def modules() -> dict[str, Path]:
@@ -28,14 +28,16 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def room(module: str) -> str:
+def layer_of(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 2 else ""
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_point_one_way_through_the_rooms(module):
-    upward = [name for name in imports_of(modules()[module]) if ROOMS.index(room(name)) > ROOMS.index(room(module))]
+def test_imports_point_one_way_through_the_layers(module):
+    upward = [
+        name for name in imports_of(modules()[module]) if LAYERS.index(layer_of(name)) > LAYERS.index(layer_of(module))
+    ]
     assert not upward, f"{module} imports what is built on it: {upward}"
 
 
@@ -50,7 +52,7 @@ def test_the_package_does_not_know_the_scripts_on_top_of_it():
         assert "from space" not in text, name
 
 
-def test_every_room_of_the_package_is_installed():
+def test_every_subpackage_is_installed():
     import tomllib
 
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]

@@ -1,0 +1,287 @@
+"""Fill the tables of README.md and docs/results.md from measured files, and draw docs/results.png.
+
+python benchmarks/results_page.py            # --check: change nothing, end with 1 if a table is not current
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+RELEASED = ROOT / "pretrained" / "lite0-ham10000-msk" / "metrics.json"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+SOURCES = {"HAM": "HAM10000", "MSK": "MSK, with lesion id", "unknown": "MSK, without lesion id"}
+SEEDS = ("ham10000_lite0", "ham10000_lite0_seed43", "ham10000_lite0_seed44")
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; end with 1 if a table is not current")
+    check = parser.parse_args().check
+    tables, stale = make_tables(), []
+    for path in PAGES:
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, tables)
+        if new != old:
+            stale.append(path.name)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if not check:
+        draw(ROOT / "docs" / "results.png")
+    print(f"{'not current' if check else 'written'}: {', '.join(stale) or 'nothing'}")
+    return int(check and bool(stale))
+
+
+def filled(text: str, tables: Mapping[str, str]) -> str:
+    """Replace the table below each line `<!-- table: NAME -->`."""
+
+    def fill(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n{tables[found[1]]}\n"
+
+    return re.sub(r"^<!-- table: (\w+) -->\n(?:\|.*\n)*", fill, text, flags=re.MULTILINE)
+
+
+def make_tables() -> dict[str, str]:
+    """Return each table as Markdown."""
+    released = read(RELEASED)
+    return {"story": story(released), "released": released_table(released), "sources": sources_table(released)}
+
+
+def story(released: Mapping[str, Any]) -> str:
+    """Return the same kind of network on a leaking and on a lesion split, and the released model."""
+    reference, leaking = (
+        read(ROOT / "benchmarks" / "reference.json"),
+        read(RESULTS / "ham10000_lite0_random_split" / "metrics.json"),
+    )
+    seeds, unseen = [read(RESULTS / name / "metrics.json") for name in SEEDS], read(RESULTS / "msk_unseen.json")
+    rows = [
+        [
+            "trained on → tested on",
+            "test images",
+            "lesion also in train",
+            "balanced accuracy",
+            "accuracy",
+            "melanoma recall",
+            "AUROC",
+        ]
+    ]
+    recall, accuracy = reference_scores(reference)
+    rows.append(
+        [
+            "reference system, ISIC 2019 → random split",
+            f"{sum(map(sum, reference['published_confusion'])):,}",
+            percent(reference["test_images_whose_lesion_is_in_train"]),
+            f"{statistics.mean(recall.values()):.3f}",
+            f"{accuracy:.3f}",
+            f"{recall['MEL']:.3f}",
+            "–",
+        ]
+    )
+    rows.append(["Lite0, HAM10000 → random split ¹", *scores([leaking])])
+    rows.append(["Lite0, HAM10000 → lesion split ¹, 3 seeds ± SD", *scores(seeds)])
+    rows.append(
+        [
+            "Lite0, HAM10000 → MSK, an unseen hospital ²",
+            f"{unseen['n_images']:,}",
+            "0 %",
+            "–",
+            f"{unseen['accuracy']:.3f}",
+            f"{unseen['melanoma_recall']:.3f}",
+            f"{unseen['melanoma_auroc']:.3f} (melanoma)",
+        ]
+    )
+    rows.append(["**released model**, HAM10000 + MSK → lesion split", *scores([released])])
+    for source, words in SOURCES.items():
+        group = released["groups"]["source"][source]
+        rows.append(
+            [
+                f"… {words}",
+                f"{group['n_images']:,}",
+                "0 %",
+                value(group["balanced_accuracy"]),
+                "–",
+                value(group["recall"]["MEL"]),
+                "–",
+            ]
+        )
+    return markdown(rows)
+
+
+def scores(runs: list[Mapping[str, Any]]) -> list[str]:
+    """Return the cells of one run with intervals, or of several as mean ± SD."""
+    tests = [run["test"] for run in runs]
+    leak = statistics.mean(run["data"]["leakage"]["overall"] for run in runs)
+    cells = [f"{tests[0]['n_images']:,}", percent(leak)]
+    for numbers in (
+        [test["balanced_accuracy"] for test in tests],
+        [test["accuracy"] for test in tests],
+        [test["per_class"]["MEL"]["recall"] for test in tests],
+        [test["macro_auroc"] for test in tests],
+    ):
+        each = [number["value"] for number in numbers]
+        spread = f" ± {statistics.stdev(each):.3f}" if len(each) > 1 else ""
+        cells.append(f"{statistics.mean(each):.3f}{spread}" if spread else value(numbers[0]))
+    return cells
+
+
+def released_table(metrics: Mapping[str, Any]) -> str:
+    """Return the headline numbers of the released model on its lesion test."""
+    test, ece = metrics["test"], metrics["calibration"]["test"]["after"]["ece"]
+    points = {point["name"]: point["test"] for point in metrics["operating_points"]}
+    changes = metrics["robustness"]["changes"]
+    far = {kind: row["auroc"]["value"] for kind, row in metrics["abstention"]["far"].items()}
+    worst = min(far, key=far.__getitem__)
+    views = [name for name in changes if name.startswith(("rotation", "scale"))]
+    flips = max(views, key=lambda name: changes[name]["flip_rate"]["value"])
+    rows = [
+        ["figure", "value (95 % interval over lesions)"],
+        ["test images (lesions)", f"{test['n_images']:,} ({test['n_lesions']:,})"],
+        ["balanced accuracy, equal priors", value(test["balanced_accuracy"])],
+        ["accuracy, mix of the dataset", value(test["accuracy"])],
+        ["macro AUROC", value(test["macro_auroc"])],
+        ["recall: melanoma", value(test["per_class"]["MEL"]["recall"])],
+        ["recall: nevus", value(test["per_class"]["NV"]["recall"])],
+        ["AUROC: melanoma", value(test["per_class"]["MEL"]["auroc"])],
+        ["MEL@95: sensitivity", value(points["MEL@95"]["sensitivity"])],
+        ["MEL@95: specificity", value(points["MEL@95"]["specificity"])],
+        [
+            "calibration error (ECE), mix of the dataset; range if perfectly calibrated",
+            f"{ece['value']:.3f}; {ece['if_calibrated']['low']:.3f}–{ece['if_calibrated']['high']:.3f}",
+        ],
+        [
+            "baseline without the image: balanced accuracy",
+            value(metrics["baselines"]["metadata_only"]["balanced_accuracy"]),
+        ],
+        ["abstains on test images", value(metrics["abstention"]["test"]["abstained"])],
+        [f"far-OOD AUROC, worst kind ({worst})", value(metrics["abstention"]["far"][worst]["auroc"])],
+        [f"flip rate of turns and scales, worst ({flips})", value(changes[flips]["flip_rate"])],
+        ["JPEG quality 50: change of balanced accuracy", value(changes["JPEG quality 50"]["balanced_accuracy_gain"])],
+        [
+            "blur 1.5 % of the side: change of balanced accuracy",
+            value(changes["blur 1.5 % of the side"]["balanced_accuracy_gain"]),
+        ],
+    ]
+    return markdown(rows)
+
+
+def sources_table(metrics: Mapping[str, Any]) -> str:
+    """Return the released model's scores by source."""
+    rows = [
+        [
+            "source",
+            "test images (lesions)",
+            "balanced accuracy",
+            "of",
+            "melanoma recall",
+            "nevus recall",
+            "MEL@95 sensitivity",
+            "MEL@95 specificity",
+        ]
+    ]
+    for source, words in SOURCES.items():
+        group = metrics["groups"]["source"][source]
+        point = group["operating_points"]["MEL@95"]
+        rows.append(
+            [
+                words,
+                f"{group['n_images']:,} ({group['n_lesions']:,})",
+                value(group["balanced_accuracy"]),
+                ", ".join(group["diagnoses"]),
+                value(group["recall"]["MEL"]),
+                value(group["recall"]["NV"]),
+                value(point["sensitivity"]),
+                value(point["specificity"]),
+            ]
+        )
+    return markdown(rows)
+
+
+def reference_scores(reference: Mapping[str, Any]) -> tuple[dict[str, float], float]:
+    """Return recall by diagnosis and accuracy of the published confusion matrix."""
+    confusion, codes = reference["published_confusion"], reference["codes"]
+    recall = {code: row[index] / sum(row) for index, (code, row) in enumerate(zip(codes, confusion, strict=True))}
+    return recall, sum(confusion[index][index] for index in range(len(codes))) / sum(map(sum, confusion))
+
+
+def draw(path: Path) -> None:
+    """Draw balanced accuracy beside the leak."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    recall, _ = reference_scores(read(ROOT / "benchmarks" / "reference.json"))
+    leaking = read(RESULTS / "ham10000_lite0_random_split" / "metrics.json")
+    seeds = [read(RESULTS / name / "metrics.json")["test"]["balanced_accuracy"]["value"] for name in SEEDS]
+    released = read(RELEASED)["test"]["balanced_accuracy"]["value"]
+    bars = {
+        "reference system,\nrandom split": (statistics.mean(recall.values()), 0.560),
+        "Lite0, HAM10000,\nrandom split": (
+            leaking["test"]["balanced_accuracy"]["value"],
+            leaking["data"]["leakage"]["overall"],
+        ),
+        "Lite0, HAM10000,\nlesion split": (statistics.mean(seeds), 0.0),
+        "released model,\nlesion split": (released, 0.0),
+    }
+    figure, axis = plt.subplots(figsize=(7.2, 3.4), dpi=130)
+    places = range(len(bars))
+    axis.bar(
+        [x - 0.2 for x in places],
+        [score for score, _ in bars.values()],
+        0.38,
+        color="#1f6f8b",
+        label="balanced accuracy",
+    )
+    axis.bar(
+        [x + 0.2 for x in places],
+        [leak for _, leak in bars.values()],
+        0.38,
+        color="#d1495b",
+        label="test images whose lesion is also in train",
+    )
+    for x, (score, leak) in zip(places, bars.values(), strict=True):
+        axis.text(x - 0.2, score + 0.015, f"{score:.2f}", ha="center", fontsize=9)
+        axis.text(x + 0.2, leak + 0.015, f"{100 * leak:.0f} %", ha="center", fontsize=9)
+    axis.set_xticks(list(places), list(bars), fontsize=9)
+    axis.set_ylim(0, 1)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9, loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Software": None})
+
+
+def value(number: Mapping[str, Any]) -> str:
+    """Write a number of metrics.json with its interval."""
+    if number.get("value") is None:
+        return "too few"
+    interval = f" ({number['low']:.3f}–{number['high']:.3f})" if number.get("low") is not None else ""
+    return f"{number['value']:.3f}{interval}"
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction in percent."""
+    return f"{100 * fraction:.0f} %"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Return rows, the first of them the heading, as a Markdown table."""
+    head, *body = rows
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in body)]
+    return "\n".join(lines)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main())
