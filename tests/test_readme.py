@@ -148,6 +148,13 @@ def test_the_tables_of_the_benchmarks_are_those_of_the_files_beside_them(monkeyp
         assert shown.strip() == table(content["rows"])
 
 
+def test_the_pictures_show_the_page_of_today():
+    """`python tests/stress/screenshots.py --demo runs/demo/model` makes them again."""
+    from stress.screenshots import PICTURES, page_hash
+
+    assert json.loads(PICTURES.read_text(encoding="utf-8"))["page"] == page_hash()
+
+
 def test_no_placeholder_is_left():
     for text in PAGES.values():
         assert not re.search(r"@[A-Z_]+@", text)

@@ -1,69 +1,105 @@
-"""Make README's pictures from the model's examples: an answered page, wide and narrow, a batch and the model tab.
+"""Make README's pictures from today's page; tests/test_readme.py fails when the page has changed since.
 
-python tests/stress/screenshots.py --model runs/demo/model        # writes docs/*.png; needs Debian's chromium
+python tests/stress/screenshots.py --demo runs/demo/model        # writes docs/space*.png; needs Debian's chromium
 """
 
 import argparse
+import hashlib
+import json
+import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "space")]
-
-from modeling.classifier import LesionClassifier
-from support.space import CHROMIUM, CHROMIUM_FLAGS, ROOT, answered, choose, drawings, served
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+PICTURES = ROOT / "docs" / "pictures.json"
+SOURCES = ("space/page/*.js", "space/page/*.css", "space/page/*.html", "modeling/texts.json", "modeling/labels.py")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def main() -> int:
-    """Start the page, drive it, and save what it looks like."""
+    """Start the page on two models, drive it, and save what it looks like."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/demo/model", help="model folder or Hub repository")
-    parser.add_argument("--photos", type=Path, nargs="+", help="in place of drawn lesions; the first is explained")
+    parser.add_argument(
+        "--demo", type=Path, required=True, help="model folder of the demo, whose synthetic lesion is shown"
+    )
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    from modeling.model_folder import released_model
+
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        served(LesionClassifier.from_pretrained(options.model)) as address,
-        sync_playwright() as playwright,
-    ):
-        photos = options.photos or drawings(Path(scratch), ("MEL", "NV", "BCC", "BKL"))
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
-        for scheme in ("light", "dark"):
-            ending = "" if scheme == "light" else "-dark"
-            page = browser.new_page(viewport={"width": 1280, "height": 1180}, color_scheme=scheme)
-            phone = browser.new_page(
-                viewport={"width": 390, "height": 844},
-                device_scale_factor=2,
-                color_scheme=scheme,
-                has_touch=True,
-                is_mobile=True,
-            )
-            for view, name in ((page, "space"), (phone, "space-phone")):
-                answer(view, address, photos[0])
-                view.screenshot(path=options.output_dir / f"{name}{ending}.png", full_page=view is page)
-            page.get_by_role("tab", name="Batch").click()
-            choose(page, *photos, field="#batch-files")
-            page.wait_for_selector("#save-csv")
-            page.screenshot(path=options.output_dir / f"space-batch{ending}.png")
+    photo = next((options.demo / "examples").glob("*MEL*.jpg"), None) or next((options.demo / "examples").glob("*.jpg"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        with served(options.demo) as address:
+            for name, width, height in (("space", 1280, 1000), ("space-phone", 390, 844)):
+                page = browser.new_page(viewport={"width": width, "height": height})
+                page.goto(address)
+                page.locator("input[type=file]").first.set_input_files(photo)
+                page.get_by_text("Most likely:").first.wait_for()
+                page.wait_for_timeout(1500)
+                page.screenshot(path=options.output_dir / f"{name}.png")
+        with served(released_model()) as address:
+            page = browser.new_page(viewport={"width": 1280, "height": 1000})
+            page.goto(address)
             page.get_by_role("tab", name="Model").click()
-            page.wait_for_selector("#card figure, #no-card")
-            page.wait_for_timeout(500)  # figures are decoded
-            page.screenshot(path=options.output_dir / f"space-model{ending}.png", full_page=True)
+            page.locator("figure img").first.wait_for()
+            page.wait_for_timeout(1500)
+            page.screenshot(path=options.output_dir / "space-model.png")
         browser.close()
-    print("\n".join(str(file) for file in sorted(options.output_dir.glob("space*.png"))))
+    (options.output_dir / PICTURES.name).write_text(json.dumps({"page": page_hash()}) + "\n", encoding="utf-8")
     return 0
 
 
-def answer(page: Page, address: str, photo: Path) -> None:
-    """Open the page and let it answer."""
-    page.goto(address)
-    page.wait_for_selector("#photos")
-    choose(page, photo)
-    answered(page)
-    page.wait_for_timeout(1000)  # scrolled and painted
+def page_hash() -> str:
+    """Return a hash of the files that the look of the page depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def served(model: Path) -> Iterator[str]:
+    """Serve the page of a model; yield its address."""
+    from support.ports import free_port
+
+    port = free_port()
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, ROOT / "space" / "app.py", "--model", model, "--port", str(port)]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/", server)
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    """Wait until the page answers."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            if server.poll() is not None:
+                break
+            time.sleep(0.2)
+    raise RuntimeError("the page did not start")
 
 
 if __name__ == "__main__":
