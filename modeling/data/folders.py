@@ -37,19 +37,14 @@ class Listing(NamedTuple):
     other_files: list[str]
 
 
-def holds_images(folder: Path) -> bool:
-    """True if there is an image file in or below a folder."""
-    return any(_is_image(path) for path in _walk(folder))
-
-
 def list_folder(folder: Path) -> Listing:
     """List the images of a folder; links to folders are followed.
 
     Raises:
         DataError: If the layout is none of those above, with the path that shows it.
     """
-    paths = sorted(_walk(folder))
-    images = [path for path in paths if _is_image(path)]
+    paths = sorted(walk(folder))
+    images = [path for path in paths if is_image(path)]
     splits = _splits_of(images, folder)
     tables = [
         path
@@ -119,11 +114,17 @@ def _rows(paths: Sequence[str], stamps: Sequence[Any]) -> Iterator[dict[str, str
         yield {"image": path}
 
 
-def _is_image(path: str) -> bool:
+def is_table(path: str) -> bool:
+    """True if images may be in this file."""
+    return path.endswith((".parquet", ".arrow")) and posixpath.basename(path) not in OTHER_TABLES
+
+
+def is_image(path: str) -> bool:
+    """True if this is an image file by its name, and not hidden."""
     return path.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith(".") for part in path.split("/"))
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path) -> Iterator[str]:
     """Yield every file below a folder by its relative path; a link to a folder that contains it is yielded as a file."""
 
     def fail(error: OSError) -> None:

@@ -27,7 +27,7 @@ from modeling.data.columns import (
 )
 from modeling.data.decoding import decode_images
 from modeling.data.demo import load_demo
-from modeling.data.folders import TABLE_NAME, Listing, holds_images, list_folder
+from modeling.data.folders import TABLE_NAME, Listing, is_image, is_table, list_folder, walk
 from modeling.data.isic2019 import load_isic2019
 from modeling.data.problems import DataError, Problem, counts, describe, write_skipped
 from modeling.files import is_name, shortened
@@ -141,9 +141,12 @@ def _list_images(dataset: str, data_dir: str | Path | None, *, official_test: bo
     if not dataset.strip():
         raise DataError("--dataset is empty; name isic2019, demo, a folder of images, or a dataset of the Hub.")
     folder = Path(dataset, data_dir or "")
-    if folder.is_dir() and holds_images(folder):
+    files = list(walk(folder)) if folder.is_dir() else []
+    in_tables = any(is_table(path) for path in files)
+    if not in_tables and any(is_image(path) for path in files):
         return list_folder(folder)
-    return _listing_of(_load_parts(dataset, data_dir), dataset)
+    others = [path for path in files if in_tables and not is_table(path)]
+    return _listing_of(_load_parts(dataset, data_dir), dataset)._replace(other_files=others)
 
 
 def _load_parts(dataset: str, data_dir: str | Path | None) -> dict[str, datasets.Dataset]:

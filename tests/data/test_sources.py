@@ -72,6 +72,15 @@ def test_a_missing_lesion_id_is_missing_however_it_is_written(tmp_path: Path) ->
     assert dataset.features["label"].names == ["cat", "unknown"]  # a diagnosis may have that name
 
 
+def test_images_beside_tables_are_not_the_dataset_and_are_named(tmp_path: Path) -> None:
+    folder = labelled(tmp_path, ["a", "b"], [0, 1])
+    (tmp_path / "data" / "assets").mkdir()
+    (tmp_path / "data" / "assets" / "preview.png").write_bytes(png(3))
+    loaded = load_images(folder)
+    assert loaded.dataset["image_id"][:] == ["train-000000", "train-000001"]
+    assert "1 other files ('assets/preview.png')" in loaded.report
+
+
 def test_all_splits_of_a_hub_data_set_are_taken(tmp_path: Path) -> None:
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder = save(tmp_path / "data", {"image": pictures(2), "label": [0, 1]}, features)
