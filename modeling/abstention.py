@@ -58,7 +58,8 @@ class AbstentionRule:
         length = max(float(np.linalg.norm(features, axis=1).mean()), 1e-12)
         rule = cls(math.inf, false_alarm_rate, 1.0, length, *_principal_plane(_both(features, length)))
         # In the paper the mean distance on known images equals the mean of the highest logit; here it is a multiple.
-        weight = DISTANCE_WEIGHT * abs(logits.max(axis=1).mean()) / max(rule._distance(features).mean(), 1e-12)
+        # A plane through two or three images leaves no distance; features have length 1, so 0.001 is none.
+        weight = DISTANCE_WEIGHT * abs(logits.max(axis=1).mean()) / max(rule._distance(features).mean(), 1e-3)
         rule = replace(rule, residual_weight=float(weight))
         # The plane fits its own images better than new ones, so each fifth of val's lesions is scored against
         # the plane of the others.

@@ -286,6 +286,14 @@ def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> N
     assert reasons[1] == "It resembles the training images less than about 95 % of the validation images do."
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_a_rule_of_few_images_can_be_saved_and_read(n: int) -> None:
+    """A dry run has one image of each diagnosis."""
+    rng = np.random.default_rng(0)
+    rule = AbstentionRule.fit(5 * rng.normal(size=(n, 2)), rng.normal(size=(n, 256)), np.arange(n))
+    assert checked(AbstentionRule, plain(rule), "here").threshold == rule.threshold
+
+
 def test_a_damaged_abstention_rule_is_refused() -> None:
     known, _, logits, _ = unlike()
     values = plain(AbstentionRule.fit(logits, known, np.arange(len(known))))
