@@ -11,6 +11,7 @@ from modeling.labels import diagnosis_of
 from modeling.schema import Count, Fraction, Name, bounds
 
 TARGET_SENSITIVITIES = (0.90, 0.95)
+MIN_THRESHOLD = 1e-12  # a threshold of 0 would flag every image
 
 
 @dataclass(frozen=True)
@@ -96,4 +97,4 @@ def choose_threshold(scores: np.ndarray, is_positive: np.ndarray, *, min_sensiti
     lowest_caught = positives[n_caught - 1]
     below = scores[scores < lowest_caught]
     next_below = below.max() if len(below) else 0.0
-    return float((lowest_caught + next_below) / 2)
+    return max(float((lowest_caught + next_below) / 2), MIN_THRESHOLD)

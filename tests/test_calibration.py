@@ -176,6 +176,7 @@ def test_threshold_is_worked_out_by_hand() -> None:
     # 3 of 4 positives are 75 %: the third highest positive is 0.6, the next score below is 0.4.
     assert choose_threshold(scores, is_positive, min_sensitivity=0.75) == pytest.approx(0.5)
     assert choose_threshold(scores, is_positive, min_sensitivity=0.76) == pytest.approx(0.35)
+    assert choose_threshold(np.zeros(4), np.array([True, True, False, False]), min_sensitivity=0.5) > 0
 
 
 @pytest.mark.parametrize("seed", range(5))
