@@ -41,7 +41,7 @@ from modeling.publish.card import write_card
 from modeling.publish.examples import write_demo_examples, write_isic_examples
 from modeling.publish.hub import PublishError
 from modeling.publish.push import check_can_push, push_model
-from modeling.training.accelerator import end_with_launcher, launched, make_accelerator, warn_of_missing_processes
+from modeling.training.accelerator import end_with_launcher, launched, make_accelerator
 from modeling.training.calibrate_and_save import check_learned, write_model_folder
 from modeling.training.dry_run import dry_run
 from modeling.training.errors import Interrupted, explained
@@ -84,7 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
 def train(options: TrainOptions) -> None:
     """Train, evaluate and publish one model; whatever can be checked without the images is checked first."""
     resuming = check_output_dir(options)
-    warn_of_missing_processes()
     run = Run(Path(options.output_dir), options, make_accelerator(options), resuming and not options.dry_run)
     if options.push_to_hub and run.is_main:
         check_can_push(options.hub_model_id or "", private=options.hub_private)

@@ -27,18 +27,6 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def warn_of_missing_processes() -> None:
-    """Warn if several processes on the CPU were requested, but accelerate 1.15 started one, for lack of MPI."""
-    requested = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
-    started = any(name in os.environ for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
-    if requested and not started:
-        print(
-            "warning: `accelerate launch --cpu` starts one process only unless MPI is installed. For several, use "
-            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N train.py …`.",
-            file=sys.stderr,
-        )
-
-
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """Set up devices, processes, precision and trackers.
 

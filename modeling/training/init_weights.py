@@ -109,19 +109,16 @@ def load_start(model: TimmModel, weights: Path) -> None:
             f"--init_from: {weights} is no .safetensors file, or it is damaged ({error})."
         ) from error
     shapes = {key: value.shape for key, value in model.state_dict().items()}
+    fitting = {key: value for key, value in tensors.items() if shapes.get(key) == value.shape}
     classifier = f"{model.pretrained_cfg['classifier']}."
-    tensors = {
-        key: value for key, value in tensors.items() if not key.startswith(classifier) or shapes.get(key) == value.shape
-    }
-    wrong = {key for key, value in tensors.items() if shapes.get(key) != value.shape}
-    wrong |= {key for key in shapes if key not in tensors and not key.startswith(classifier)}
+    wrong = {key for key in {*shapes, *tensors} - fitting.keys() if not key.startswith(classifier)}
     if wrong:
         raise ModelFolderError(
             f"--init_from: the weights in {weights} are of another network than --backbone "
             f"{model.pretrained_cfg['architecture']}: {len(wrong)} tensors are missing, unknown or of another shape, such as "
             f"{', '.join(sorted(wrong)[:3])}. Name the --backbone that they are of."
         )
-    model.load_state_dict(tensors, strict=False)  # all that may be missing is the classifier
+    model.load_state_dict(fitting, strict=False)  # all that may be missing is the classifier
 
 
 def check_not_seen(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> Origin:

@@ -43,8 +43,8 @@ class TrainOptions:
     # data
     dataset: str = option(
         "isic2019",
-        "isic2019, demo (synthetic images, no network), the id of an image classification dataset on the Hub, or a folder: "
-        "one subfolder per diagnosis, or images with a metadata.csv.",
+        "isic2019, demo (synthetic images, no network), an image classification dataset on the Hub, or a folder: one "
+        "subfolder per diagnosis, or images with a metadata.csv.",
     )
     data_dir: str | None = option(
         None, "Local copy of ISIC 2019 in the official layout. Default: download it (9.1 GB)."
@@ -62,19 +62,13 @@ class TrainOptions:
     )
     splits: str | None = option(None, "Reuse this splits.csv. Default: make new splits from --seed.")
     test_source: list[str] = option(
-        [],
-        "Leave sources out: test on all images of these sources (of ISIC 2019: BCN, HAM, MSK), train on the others. "
-        "Default: none.",
+        [], "Test on all images of these sources (ISIC 2019 has BCN, HAM, MSK), train on the others. Default: none."
     )
     skip_bad_images: bool = option(
-        False,
-        "Leave unusable images out and list them in skipped.csv. By default the run stops and names them, so that none is "
-        "dropped silently.",
+        False, "Leave unusable images out and list them in skipped.csv; otherwise the run stops and names them."
     )
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = option(
-        None,
-        "Loader processes for each training process. Default: one per core, less one for the training; at least 1, at most "
-        "16.",
+        None, "Loader processes per training process. Default: one per core but one; at least 1, at most 16."
     )
     # model
     backbone: str = option(
@@ -83,8 +77,7 @@ class TrainOptions:
         "is small enough for a free Space; test_efficientnet, timm's smallest, for the demo.",
     )
     pretrained: bool | None = option(
-        None,
-        "Start from ImageNet weights, downloaded from the Hub. Default: true; false for the demo, which is offline.",
+        None, "Start from ImageNet weights of the Hub. Default: true; false for the demo, which is offline."
     )
     init_from: str | None = option(
         None,
@@ -114,13 +107,10 @@ class TrainOptions:
         None, "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch; recipe original 1e-4."
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = option(
-        None,
-        "Weight decay of AdamW; biases and normalisation layers have none. Default: 0.05; not used by recipe original.",
+        None, "Decay by AdamW of all but biases and normalisation. Default: 0.05; not used by recipe original."
     )
     warmup_epochs: Annotated[float, Field(ge=0, le=100)] | None = option(
-        None,
-        "Linear warm-up before the cosine schedule, since a new classifier's first gradients are large. Default: 1; not used "
-        "by recipe original.",
+        None, "Linear warm-up; a new classifier's first gradients are large. Default: 1; not used by recipe original."
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = option(
         None,
@@ -132,8 +122,7 @@ class TrainOptions:
         None, "Gradients are clipped to this norm, against rare spikes. Default: 1; not used by recipe original."
     )
     patience: Annotated[int, Field(ge=1, le=10_000)] | None = option(
-        None,
-        "Stop after this many epochs without a better score on val. Default: 10; not used by recipe original.",
+        None, "Stop after this many epochs without a better val score. Default: 10; not used by recipe original."
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
         "auto", "auto: bf16 on a GPU that computes it, else what accelerate is configured to, which is no by default."
@@ -153,13 +142,11 @@ class TrainOptions:
     )
     # run
     output_dir: str = option(
-        None,
-        "Run folder: new, empty, or the folder of a run to resume. Default: runs/ and the name of the dataset.",
+        None, "Run folder: new, empty, or of a run to resume. Default: runs/ and the name of the dataset."
     )
     resume: Literal["auto"] | None = option(
         None,
-        "auto: continue from the newest checkpoint of the run folder, or start if there is none. Default: start, and refuse "
-        "a folder that holds a run.",
+        "auto: continue from the newest checkpoint, or start if there is none. Default: refuse a folder with a run.",
     )
     dry_run: bool = option(
         False, "Try every stage on a few images and stop. Every new run begins with this; it takes seconds."
@@ -168,15 +155,13 @@ class TrainOptions:
         "10min", "Time or steps between checkpoints, such as 10min or 500steps; each epoch ends with one too."
     )
     report_to: list[str] = option(
-        [],
-        "Experiment trackers: tensorboard, trackio (a local dashboard, pip install trackio), wandb, all. Default: none; "
-        "log.jsonl has the same numbers.",
+        [], "Trackers: tensorboard, trackio (local, pip install trackio), wandb, all. Default: none, but log.jsonl."
     )
     # publishing
     examples: Annotated[int, Field(ge=0, le=8)] = option(
         0,
-        "Number of test images of ISIC 2019 to put into the model folder, with licence and attribution, for visitors of its "
-        "page who have no photo. Not for other datasets; the demo adds synthetic ones.",
+        "Test images of ISIC 2019 to put into the model folder, with licence and attribution, for visitors of its page who "
+        "have no photo. Not for other datasets; the demo adds synthetic ones.",
     )
     push_to_hub: bool = option(
         False, "Push the model folder at the end; the token's rights are checked before training starts."
@@ -203,7 +188,7 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         ValueError: If the file or an option cannot be used.
     """
     config_parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", metavar="FILE")
+    config_parser.add_argument("--config", metavar="FILE", action="append", default=[])
     given, arguments = config_parser.parse_known_args(arguments)
     parser = HfArgumentParser(
         TrainOptions,  # type: ignore[arg-type]
@@ -214,9 +199,10 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         "For several GPUs or machines: accelerate launch train.py …, see docs/cluster.md.",
         formatter_class=argparse.HelpFormatter,  # the texts name the defaults
     )
-    if given.config is not None:
-        # argparse reads these strings as it does those of the command line.
-        parser.set_defaults(**read_config(Path(given.config)))
+    if len(given.config) > 1:
+        raise ValueError("--config was given more than once; put all options into one file.")
+    for path in given.config:  # argparse reads these strings as it does those of the command line
+        parser.set_defaults(**read_config(Path(path)))
     options, unknown = parser.parse_args_into_dataclasses(
         arguments,
         return_remaining_strings=True,

@@ -307,7 +307,7 @@ class Trainer:
         loss_sum, images_seen = progress.loss_sum, float(progress.images_seen)
         if accelerator.num_processes > 1:
             sums = torch.tensor([[loss_sum, images_seen]], dtype=torch.float64, device=accelerator.device)
-            loss_sum, images_seen = (float(value) for value in accelerator.gather(sums).sum(dim=0))
+            loss_sum, images_seen = accelerator.gather(sums).sum(dim=0).tolist()
         seconds = time.monotonic() - started
         images_per_second = (progress.images_seen - seen_before) * accelerator.num_processes / seconds
         record = {

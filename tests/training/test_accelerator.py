@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modeling.training.accelerator import end_with_launcher, make_accelerator, warn_of_missing_processes
+from modeling.training.accelerator import end_with_launcher, make_accelerator
 from modeling.training.options import parse_options
 
 
@@ -44,16 +44,6 @@ def test_the_processes_of_one_machine_share_its_cores(monkeypatch):
 def test_batch_statistics_that_a_cpu_cannot_share_are_refused():
     with pytest.raises(ValueError, match="--sync_batchnorm needs GPUs"):
         make_accelerator(parse_options(["--dataset", "demo", "--sync_batchnorm"]))
-
-
-def test_processes_that_accelerate_did_not_start_are_missed(monkeypatch, capsys):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    warn_of_missing_processes()
-    assert "accelerate launch --multi_gpu --num_processes" in capsys.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    warn_of_missing_processes()
-    assert capsys.readouterr().err == ""
 
 
 def test_without_a_launcher_the_end_of_the_parent_ends_nothing(monkeypatch):

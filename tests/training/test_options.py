@@ -109,6 +109,7 @@ def test_every_number_has_a_range():
         (["--splits", ""], "--splits is empty"),
         (["--test_source", "BCN", ""], "--test_source is empty"),
         (["--report_to", "nothing_of_the_kind"], "'nothing_of_the_kind' is not installed here; there is tensorboard"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "--config was given more than once"),
         (["--learning-speed", "3"], "'--learning-speed 3' is no option; --help lists them."),
     ],
 )
