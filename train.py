@@ -20,7 +20,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 
@@ -33,7 +32,7 @@ from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer
 from modeling.files import write_json
-from modeling.inference import Outputs, run_model
+from modeling.inference import run_model
 from modeling.labels import SYNTHETIC_NOTICE
 from modeling.model_folder import RUN_NAME, SPLITS_NAME
 from modeling.network import TimmModel, build_model, check_backbone
@@ -56,10 +55,7 @@ from modeling.training.run_folder import (
     sole_user,
     trial_folder,
 )
-from modeling.training.trainer import Trainer
-
-# The network with its best weights, its outputs for val, and the record of each epoch.
-Fitted: TypeAlias = tuple[TimmModel, Outputs, list[dict[str, Any]]]
+from modeling.training.trainer import Fitted, Trainer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -158,7 +154,6 @@ def prepare_data(run: Run, start: Start) -> RunData:
     )
     if options.dataset == "demo":
         accelerator.print(SYNTHETIC_NOTICE)
-    assert loaded.pixels is not None  # since size_px was given
     return RunData(loaded.dataset, loaded.pixels, chosen, codes, splits, config, loaded.n_skipped)
 
 
@@ -197,7 +192,8 @@ def fit(run: Run, data: RunData, model: TimmModel) -> Fitted:
     trainer.train()
     trainer.load_best()
     best = trainer.evaluated_model
-    return best, run_model(best, loaders["val"], accelerator), trainer.progress.history
+    val, reprocessed = (run_model(best, loaders[name], accelerator) for name in ("val", "reprocessed"))
+    return Fitted(best, val, reprocessed, trainer.progress.history)
 
 
 # ---- evaluation and publishing -------------------------------------------------------------------------------------
@@ -205,10 +201,17 @@ def fit(run: Run, data: RunData, model: TimmModel) -> Fitted:
 
 def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
     """Calibrate on val, score on test, and put the model folder with its card in its place; return it."""
-    options, (model, val, history) = run.options, fitted
+    options = run.options
     unfinished, model_dir = run.dir / ".model.partial", run.dir / "model"
-    check_learned(val)
-    write_model_folder(unfinished, model=model, val=val, options=options, config=data.config)
+    check_learned(fitted.val)
+    write_model_folder(
+        unfinished,
+        model=fitted.model,
+        val=fitted.val,
+        reprocessed=fitted.reprocessed,
+        options=options,
+        config=data.config,
+    )
     classifier = LesionClassifier.from_pretrained(unfinished)
     if options.dataset == "demo":
         write_demo_examples(unfinished, classifier)
@@ -221,7 +224,7 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
         protocol="file" if options.splits else options.protocol,
         n_skipped=data.n_skipped,
         run=data.config,
-        history=history,
+        history=fitted.history,
     )
     metrics = evaluate_model(context, output_dir=unfinished, predictions_csv=run.dir / "predictions.csv")
     write_card(unfinished)

@@ -2,15 +2,13 @@
 
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
-
-from modeling.data.augmentation import Augmentation
 
 
 class LesionDataset(TorchDataset[dict[str, Any]]):
@@ -25,7 +23,7 @@ class LesionDataset(TorchDataset[dict[str, Any]]):
         pixels: datasets.Dataset,
         labels: Sequence[int],
         *,
-        augmentation: Augmentation | None = None,
+        augmentation: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
         seed: int = 0,
     ) -> None:
         """Take the pixels (`LoadedImages.pixels`) and labels of one split; without `augmentation` the images stay as they are."""

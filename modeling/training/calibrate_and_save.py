@@ -30,9 +30,9 @@ def write_model_folder(
     *,
     model: TimmModel,
     val: Outputs,
+    reprocessed: Outputs,
     options: TrainOptions,
     config: dict[str, Any],
-    reprocessed: Outputs | None = None,
 ) -> Calibration:
     """Calibrate the network on val, in place, and write a model folder; return the calibration.
 
@@ -40,9 +40,9 @@ def write_model_folder(
         folder: Replaced if it exists; splits.csv and the image hashes of the run are beside it.
         model: The network with its best weights; its raw logits estimate the mix of the images trained on.
         val: Its outputs for val.
+        reprocessed: Its outputs for the images of val passed through `Augmentation.reprocess`, for the abstention rule.
         options: Of the run.
         config: Content of train_config.json.
-        reprocessed: Outputs for the images of val passed through `Augmentation.reprocess`, for the abstention rule.
     """
     codes = config["codes"]
     shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +53,7 @@ def write_model_folder(
     calibration = fit_calibration(val.logits, val.labels, lesion_ids, priors=np.array(list(class_priors.values())))
     fold_calibration(model, calibration)
     val = val.calibrated(calibration)
-    versions = [val, reprocessed.calibrated(calibration)] if reprocessed else [val]
+    versions = [val, reprocessed.calibrated(calibration)]
     lesion = {
         "package_version": __version__,
         "run_id": config["run_id"],

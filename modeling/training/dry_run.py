@@ -9,7 +9,6 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import HASHES_NAME
 from modeling.data.sources import rows_of
-from modeling.inference import Outputs
 from modeling.model_folder import SPLITS_NAME
 from modeling.network import TimmModel
 from modeling.training.accelerator import make_accelerator
@@ -27,14 +25,13 @@ from modeling.training.checkpoints import any_process
 from modeling.training.errors import Interrupted, TrainingError
 from modeling.training.loaders import RunData
 from modeling.training.run_folder import Run, trial_folder
+from modeling.training.trainer import Fitted
 
 IMAGES_EACH = 2  # of each diagnosis, in train and in val
 TOLERANCE = 0.02  # of a probability; a GPU may compute the same in other kernels
 
-Fit = Callable[[Run, RunData, TimmModel], tuple[TimmModel, Outputs, list[dict[str, Any]]]]
 
-
-def dry_run(run: Run, data: RunData, model: TimmModel, fit: Fit) -> None:
+def dry_run(run: Run, data: RunData, model: TimmModel, fit: Callable[[Run, RunData, TimmModel], Fitted]) -> None:
     """Train a copy of the model for one step on a few images, and write, open and use its model folder.
 
     Raises:
@@ -59,22 +56,30 @@ def dry_run(run: Run, data: RunData, model: TimmModel, fit: Fit) -> None:
         try:
             # With an accelerator of its own, which nothing of the real run is registered with.
             trial = Run(folder, options, make_accelerator(options), quiet=True)
-            trained, val, _ = fit(trial, dataclasses.replace(data, splits=splits), copy.deepcopy(model))
+            fitted = fit(trial, dataclasses.replace(data, splits=splits), copy.deepcopy(model))
         except (TrainingError, Interrupted, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of torch or timm: whatever it is, the training would fail too
             raise _failed(run, error) from error
         if run.is_main:
             try:
-                _write_and_open(folder / "model", trial, data, trained, val)
+                _write_and_open(folder / "model", trial, data, fitted)
             except Exception as error:
                 failure = _failed(run, error)
         if any_process(run.accelerator, failure is not None):
             raise failure or TrainingError("the dry run of the first process failed.")
 
 
-def _write_and_open(folder: Path, trial: Run, data: RunData, model: TimmModel, val: Outputs) -> None:
-    calibration = write_model_folder(folder, model=model, val=val, options=trial.options, config=data.config)
+def _write_and_open(folder: Path, trial: Run, data: RunData, fitted: Fitted) -> None:
+    val = fitted.val
+    calibration = write_model_folder(
+        folder,
+        model=fitted.model,
+        val=val,
+        reprocessed=fitted.reprocessed,
+        options=trial.options,
+        config=data.config,
+    )
     image = rows_of(data.chosen, val.image_ids[:1])[0]["image"]
     explanation = LesionClassifier.from_pretrained(folder).explain(image)
     written = softmax(calibration.apply(val.logits))[0]

@@ -29,13 +29,17 @@ class RunData:
 
 
 def make_loaders(run: Run, data: RunData, model: TimmModel) -> dict[str, Any]:
-    """Return the prepared loaders "train" (shuffled, without an incomplete last batch) and "val" (in order)."""
+    """Return the prepared loaders.
+
+    "train" is shuffled, without an incomplete last batch; "val" is in order; "reprocessed" is val in another light, focus and
+    compression (`Augmentation.reprocess`), from which the abstention rule learns what may vary.
+    """
     options = run.options
     workers = default_num_workers() if options.num_workers is None else options.num_workers
     loaders = {}
-    for split in ("train", "val"):
-        training = split == "train"
-        images = split_dataset(run, data, model, split)
+    for name in ("train", "val", "reprocessed"):
+        training = name == "train"
+        images = images_of(run, data, model, name)
         loader = DataLoader(
             images,
             batch_size=options.batch_size,
@@ -44,22 +48,26 @@ def make_loaders(run: Run, data: RunData, model: TimmModel) -> dict[str, Any]:
             drop_last=training and len(images) >= options.batch_size * run.accelerator.num_processes,
             num_workers=workers,
             # Restarting workers re-forks this process's memory, which costs seconds per epoch.
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0 and name != "reprocessed",
             worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=run.accelerator.device.type == "cuda",
         )
-        loaders[split] = run.accelerator.prepare(loader)
+        loaders[name] = run.accelerator.prepare(loader)
     return loaders
 
 
-def split_dataset(run: Run, data: RunData, model: TimmModel, split: str) -> LesionDataset:
-    """Return the images of a split at the network's size; train is augmented and smaller, unless the recipe is original."""
+def images_of(run: Run, data: RunData, model: TimmModel, name: str) -> LesionDataset:
+    """Return the images of a loader: "val" as it is, "train" augmented and smaller unless the recipe is original."""
     options = run.options
-    augment = split == "train" and options.recipe != "original"
+    split = "train" if name == "train" else "val"
     rows = rows_of(data.chosen, data.splits["image_id"][data.splits["split"] == split])
-    pixels = rows_of(data.pixels, rows["image_id"])
-    # Most networks halve their input five times, so they need 32 px.
-    train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
     red, green, blue = (round(255 * value) for value in model.pretrained_cfg["mean"])
-    augmentation = Augmentation(train_px, fill=(red, green, blue)) if augment else None
+    augmentation: Any = None
+    if name == "reprocessed":
+        augmentation = Augmentation(options.image_size, fill=(red, green, blue)).reprocess
+    elif name == "train" and options.recipe != "original":
+        # Most networks halve their input five times, so they need 32 px.
+        train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
+        augmentation = Augmentation(train_px, fill=(red, green, blue))
+    pixels = rows_of(data.pixels, rows["image_id"])
     return LesionDataset(pixels, rows["label"], augmentation=augmentation, seed=options.seed)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup
 
 from modeling.files import flush, write_json
-from modeling.inference import run_model
+from modeling.inference import Outputs, run_model
 from modeling.network import TimmModel, normalise
 from modeling.training.checkpoints import CheckpointError, Checkpoints, any_process
 from modeling.training.errors import LOADER_ERRORS, Interrupted, TrainingError, loader_died
@@ -62,6 +62,16 @@ class Progress:
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)  # a record of each epoch
     timing: list[dict[str, float]] = field(default_factory=list)  # of each epoch; apart, since it differs between runs
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The model with its best weights, its outputs (`make_loaders`), and the record of each epoch."""
+
+    model: TimmModel
+    val: Outputs
+    reprocessed: Outputs
+    history: list[dict[str, Any]]
 
 
 class StopRequest:

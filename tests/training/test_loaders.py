@@ -2,11 +2,12 @@
 
 import pandas as pd
 import pytest
+import torch
 from accelerate import Accelerator
 
 from modeling.data.sources import load_images
 from modeling.network import build_model
-from modeling.training.loaders import RunData, make_loaders, split_dataset
+from modeling.training.loaders import RunData, images_of, make_loaders
 from modeling.training.options import parse_options
 from modeling.training.run_folder import Run
 
@@ -37,8 +38,18 @@ def test_only_augmented_images_are_smaller_than_the_input_of_the_model(
     data = data_of(isic_folder, side_px)
     run = run_with(tmp_path, "--recipe", recipe, "--image_size", str(side_px))
     model = build_model("test_efficientnet", num_classes=2, size_px=side_px, pretrained=False)
-    for split, side in (("train", train_px), ("val", side_px)):
-        assert split_dataset(run, data, model, split)[0]["pixels"].shape == (side, side, 3)
+    for name, side in (("train", train_px), ("val", side_px), ("reprocessed", side_px)):
+        assert images_of(run, data, model, name)[0]["pixels"].shape == (side, side, 3)
+
+
+def test_reprocessed_images_are_those_of_val_and_the_same_each_time(data, tmp_path):
+    model = build_model("test_efficientnet", num_classes=2, size_px=32, pretrained=False)
+    run = run_with(tmp_path, "--image_size", "32", "--recipe", "original")
+    val, once, again = (images_of(run, data, model, name) for name in ("val", "reprocessed", "reprocessed"))
+    assert once.image_ids == val.image_ids
+    for index in range(3):
+        assert torch.equal(once[index]["pixels"], again[index]["pixels"])
+        assert not torch.equal(once[index]["pixels"], val[index]["pixels"])
 
 
 def test_an_incomplete_last_batch_is_left_out_of_training_only(data, tmp_path):
@@ -46,7 +57,7 @@ def test_an_incomplete_last_batch_is_left_out_of_training_only(data, tmp_path):
     for batch_size, n_batches in (("2", 4), ("9", 1), ("32", 1)):
         run = run_with(tmp_path, "--image_size", "32", "--num_workers", "0", "--batch_size", batch_size)
         loaders = make_loaders(run, data, model)
-        assert sorted(loaders) == ["train", "val"]
+        assert sorted(loaders) == ["reprocessed", "train", "val"]
         assert len(loaders["train"]) == n_batches
         assert len(loaders["val"]) == -(-3 // int(batch_size))
 
