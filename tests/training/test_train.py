@@ -455,6 +455,19 @@ def test_what_a_stage_cannot_do_is_known_before_the_first_step(isic_folder, tmp_
     assert not (tmp_path / ".run.dry_run").exists()
 
 
+def test_a_test_without_a_diagnosis_is_a_normal_case(finished, isic_folder, tmp_path):
+    rows = (finished / "splits.csv").read_text().splitlines()
+    moved = [row.removesuffix("test") + "train" if ",MEL," in row and row.endswith(",test") else row for row in rows]
+    assert moved != rows
+    (tmp_path / "splits.csv").write_text("\n".join(moved) + "\n")
+    command = arguments(isic_folder, tmp_path / "run", "--splits", str(tmp_path / "splits.csv"), "--epochs", "1")
+    run = start(command, tmp_path / "log")
+    assert run.wait() == 0, run.output
+    test = json.loads((tmp_path / "run" / "model" / "metrics.json").read_text())["test"]
+    assert test["diagnoses"] == ["BCC", "BKL", "NV"]
+    assert (tmp_path / "run" / "model" / "README.md").exists()
+
+
 def test_nothing_of_the_run_folder_leaks_a_path_into_the_model(finished):
     for path in (finished / "model").rglob("*"):
         if path.suffix in (".json", ".md", ".csv"):
