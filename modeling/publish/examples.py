@@ -37,7 +37,7 @@ def write_demo_examples(folder: Path, classifier: LesionClassifier) -> None:
         )
         for code in classifier.codes
     }
-    _write(folder, classifier, images, len(images), license_name=SYNTHETIC_LICENSE, attribution=SYNTHETIC)
+    _write(folder, classifier, images, len(images), {"license": SYNTHETIC_LICENSE, "attribution": SYNTHETIC})
 
 
 def write_isic_examples(
@@ -50,7 +50,7 @@ def write_isic_examples(
         for code in classifier.codes
     }
     attribution = f"{ATTRIBUTION} The image without a lesion: {SYNTHETIC}"
-    _write(folder, classifier, photos, n, license_name=WEIGHTS_LICENSE, attribution=attribution)
+    _write(folder, classifier, photos, n, {"license": WEIGHTS_LICENSE, "attribution": attribution})
 
 
 def _write(
@@ -58,9 +58,7 @@ def _write(
     classifier: LesionClassifier,
     images: Mapping[str, Iterator[Image.Image]],
     n: int,
-    *,
-    license_name: str,
-    attribution: str,
+    credit: dict[str, str],
 ) -> None:
     """Write the first n images that the model answers, the diagnoses in turn, and one without a lesion that it refuses."""
     chosen: list[tuple[str, Image.Image]] = []
@@ -78,4 +76,4 @@ def _write(
         name = f"{number}_{code}.jpg"
         image.save(place / name, quality=90)
         entries.append({"file": name, "diagnosis": None if code == "no_lesion" else code})
-    write_json(folder / EXAMPLES_NAME, {"examples": entries, "license": license_name, "attribution": attribution})
+    write_json(folder / EXAMPLES_NAME, {"examples": entries, **credit})
