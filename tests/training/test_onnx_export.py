@@ -109,6 +109,13 @@ def test_an_export_with_other_outputs_is_refused_and_writes_no_file(tmp_path, mo
     assert not list((tmp_path / "onnx").iterdir())
 
 
+@pytest.mark.parametrize("backbone", ["efficientvit_b0", "hgnetv2_b0"])
+def test_a_network_that_pads_before_other_operations_is_exported(tmp_path, backbone):
+    model = build_model(backbone, num_classes=2, size_px=64, pretrained=False).eval()
+    sentence = export_onnx(model, tmp_path / ONNX_NAME, codes=("MEL", "NV"), lesion={})
+    assert float(re.search(r"its feature maps by (\S+) of", sentence)[1]) < 1e-4
+
+
 def test_a_network_with_another_head_is_exported_without_evidence(tmp_path):
     """MobileNetV3 has a convolution and an activation between pooling and classifier."""
     model = build_model("mobilenetv3_small_050", num_classes=2, size_px=64, pretrained=False).eval()
