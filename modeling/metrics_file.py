@@ -115,6 +115,10 @@ class Data(Section):
     """the one source of test, which train and val are without"""
     leakage: dict[Name, Fraction | None]
     """fraction of test images whose lesion is also in train; overall and by diagnosis"""
+    test_without_lesion_id: Fraction | None = None
+    """fraction of test images whose lesion id is unknown; they are compared by near-duplicates"""
+    patients_apart: bool | None = None
+    """measured: true if the images of each patient are in one split; null if patients are unknown"""
     flow: Flow
     sources: dict[Name, Count]
 

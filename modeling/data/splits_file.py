@@ -1,7 +1,6 @@
 """splits.csv: written, read, compared with the data, and checked for lesions in more than one split."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,41 +58,27 @@ def leakage(splits: pd.DataFrame) -> dict[str, float]:
     return {"overall": float(leaks.mean()), **{str(code): float(rate) for code, rate in per_diagnosis.items()}}
 
 
-def describe_split(
-    splits: pd.DataFrame,
-    *,
-    protocol: str,
-    from_file: bool = False,
-    test_source: Sequence[str] = (),
-    patients: pd.Series | None = None,
-) -> dict[str, Any]:
-    """Return what a split may be called: by what was measured on it, not by what was asked for.
+def describe_split(splits: pd.DataFrame, *, patients: pd.Series | None = None) -> dict[str, Any]:
+    """Return what a split may be called: what was measured on it, not what was asked for.
 
     Args:
         splits: Rows of splits.csv.
-        protocol: "lesion", "original" or "given".
-        from_file: The splits were read from --splits, so the protocol did not make them.
-        test_source: Sources that are test alone (--test_source).
         patients: Patient id by image id, where the data have them.
 
     Returns:
-        protocol ("file" if they were read); unit, "lesion" if no lesion is in two splits, else "image" if images were split at
-        random, else "given"; n_lesions_in_two_splits; leakage (`leakage`); test_without_lesion_id, the fraction of test images
-        whose lesion id is unknown or made from near-duplicates; patients_apart, None where patients are unknown; test_source.
+        split_unit, "lesion" if no lesion is in two splits, else "image"; leakage (`leakage`); test_without_lesion_id, the
+        fraction of test images whose lesion id is unknown or made from near-duplicates; patients_apart, None where patients are
+        unknown.
     """
-    spread = in_several_splits(splits, "lesion_id")
     test = splits["lesion_id"][splits["split"] == "test"]
     apart = None
     if patients is not None and patients.notna().any():
         apart = not in_several_splits(splits.assign(patient_id=splits["image_id"].map(patients)), "patient_id")
     return {
-        "protocol": "file" if from_file else protocol,
-        "unit": "lesion" if not spread else "image" if protocol == "original" and not from_file else "given",
-        "n_lesions_in_two_splits": len(spread),
+        "split_unit": "image" if in_several_splits(splits, "lesion_id") else "lesion",
         "leakage": leakage(splits),
         "test_without_lesion_id": float((test.isna() | test.astype("string").str.startswith(DUPLICATE_PREFIX)).mean()),
         "patients_apart": apart,
-        "test_source": list(test_source),
     }
 
 

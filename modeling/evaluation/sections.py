@@ -9,7 +9,7 @@ from safetensors import safe_open
 from modeling.abstention import AbstentionRule
 from modeling.calibration import softmax
 from modeling.data.splits import lesions_of
-from modeling.data.splits_file import leakage, splits_hash
+from modeling.data.splits_file import describe_split, splits_hash
 from modeling.evaluation.bootstrap import (
     LEVEL,
     N_REPLICATES,
@@ -61,19 +61,18 @@ def model_section(context: Context) -> dict[str, Any]:
 def data_section(context: Context) -> dict[str, Any]:
     lesion, splits, table, codes = context.classifier.lesion, context.splits, context.table, context.classifier.codes
     other = table["label"][~table["label"].isin(codes)].value_counts()
-    rates = leakage(splits)
+    said = describe_split(splits, patients=table.get("patient_id"))
     lesions = lesions_of(splits, splits["image_id"].tolist())
     parts = {name: splits["split"] == name for name in ("train", "val", "test")}
-    divided = splits.groupby(lesions)["split"].nunique().max() > 1
     return {
         "dataset": context.dataset_name or lesion.get("dataset"),
         "synthetic": bool(lesion.get("synthetic")),
         "fingerprint": context.data_fingerprint or lesion.get("data_fingerprint"),
         "splits_sha256": splits_hash(splits),
         "protocol": context.protocol,
-        "split_unit": "image" if divided else "lesion",
+        **said,
         "test_source": ", ".join(((context.run or {}).get("options") or {}).get("test_source") or ()) or None,
-        "leakage": {name: rates.get(name) for name in ("overall", *codes)},
+        "leakage": {name: said["leakage"].get(name) for name in ("overall", *codes)},
         "flow": {
             "in_dataset": len(table),
             "skipped": context.n_skipped,

@@ -267,9 +267,7 @@ def test_the_lesions_of_a_patient_share_a_split() -> None:
     table = lesions().assign(patient_id=lambda table: (table["lesion_id"].str[-3:].astype(int) // 3).astype(str))
     splits = make_splits(table, diagnoses=["MEL", "NV"])
     assert splits.groupby("patient_id")["split"].nunique().max() == 1
-    assert describe_split(splits, protocol="lesion", patients=table.set_index("image_id")["patient_id"])[
-        "patients_apart"
-    ]
+    assert describe_split(splits, patients=table.set_index("image_id")["patient_id"])["patients_apart"]
     by_lesion = make_splits(table.drop(columns="patient_id"), diagnoses=["MEL", "NV"])
     with pytest.raises(LeakageError, match=r"patients are in more than one split"):
         check_no_leakage(by_lesion.assign(patient_id=table["patient_id"]))
@@ -490,9 +488,8 @@ def test_a_file_of_splits_is_checked_for_near_duplicates(tmp_path: Path, protoco
             splits_of(options, data, list(CODES[:2]), loaded)
         return
     splits = splits_of(options, data, list(CODES[:2]), loaded)
-    said = describe_split(splits, protocol=protocol, from_file=True)
-    assert (said["protocol"], said["unit"], said["leakage"]["overall"]) == ("file", "given", 1.0)
-    assert (said["n_lesions_in_two_splits"], said["test_without_lesion_id"]) == (8, 1.0)
+    said = describe_split(splits)
+    assert (said["split_unit"], said["leakage"]["overall"], said["test_without_lesion_id"]) == ("image", 1.0, 1.0)
 
 
 def test_the_random_split_of_images_reports_near_duplicates_as_leakage() -> None:
@@ -505,15 +502,14 @@ def test_the_random_split_of_images_reports_near_duplicates_as_leakage() -> None
     ]
     assert leakage(splits)["overall"] == pytest.approx(len(in_test) / (where == "test").sum())
     assert in_test
-    assert describe_split(splits, protocol="original")["unit"] == "image"
+    assert describe_split(splits)["split_unit"] == "image"
 
 
-def test_a_lesion_split_that_is_read_from_a_file_is_called_one(tmp_path: Path) -> None:
-    table = lesions()
-    splits = make_splits(table, diagnoses=["MEL", "NV"])
-    said = describe_split(splits, protocol="original", from_file=True, test_source=["HAM"])
-    assert (said["protocol"], said["unit"], said["test_source"]) == ("file", "lesion", ["HAM"])
-    assert (said["test_without_lesion_id"], said["patients_apart"]) == (0.0, None)
+def test_a_split_is_called_what_it_is_whatever_made_it() -> None:
+    splits = make_splits(lesions(), diagnoses=["MEL", "NV"])
+    said = describe_split(splits)
+    assert (said["split_unit"], said["test_without_lesion_id"], said["patients_apart"]) == ("lesion", 0.0, None)
+    assert describe_split(make_splits(lesions(), diagnoses=["MEL", "NV"], protocol="original"))["split_unit"] == "image"
 
 
 def test_train_and_val_need_each_diagnosis_and_test_does_not() -> None:
