@@ -187,16 +187,16 @@ function table(sorted, open) {
     const name = button(row.name, () => open(entry), { class: "open", title: unbroken(row.verdict) });
     const number = (label, value) =>
       el("td", { class: "number" }, el("span", { class: "label" }, label), value);
-    const told = !row.abstained;
+    const hasAnswer = !row.abstained;
     return el(
       "tr",
       { class: kind },
       picture,
       el("th", { scope: "row" }, name),
       tag,
-      el("td", { class: "diagnosis" }, told ? capital(row.diagnosis_name) : "–"),
-      number("", told ? percent(row.probability) : "–"),
-      knowsMalignant && number("malignant ", told ? percent(row.malignant_probability) : "–"),
+      el("td", { class: "diagnosis" }, hasAnswer ? capital(row.diagnosis_name) : "–"),
+      number("", hasAnswer ? percent(row.probability) : "–"),
+      knowsMalignant && number("malignant ", hasAnswer ? percent(row.malignant_probability) : "–"),
     );
   };
   const heads = [

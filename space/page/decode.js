@@ -13,12 +13,12 @@ const BY_HAND = "save it as JPEG or PNG";
 /**
  * @param {Blob} blob
  * @param {string} name for error sentences
- * @param {{side: number, kind: "bicubic" | "bilinear", thumbnail: boolean}} options
- * @returns {Promise<{square: Uint8Array, size: [number, number], thumbnail: string | null}>}
+ * @param {{side: number, kind: "bicubic" | "bilinear"}} options
+ * @returns {Promise<{square: Uint8Array, size: [number, number], thumbnail: string}>}
  *   square: RGB; size: [height, width]
  * @throws {Error} with a sentence for the visitor
  */
-export async function readSquare(blob, name, { side, kind, thumbnail }) {
+export async function readSquare(blob, name, { side, kind }) {
   await check(blob, name);
   let bitmap;
   try {
@@ -40,8 +40,7 @@ export async function readSquare(blob, name, { side, kind, thumbnail }) {
       context.drawImage(bitmap, 0, -from);
       resizer.add(context.getImageData(0, 0, width, nRows).data, from, nRows);
     }
-    const small = thumbnail ? await thumbnailOf(bitmap) : null;
-    return { square: resizer.result(), size: [height, width], thumbnail: small };
+    return { square: resizer.result(), size: [height, width], thumbnail: await thumbnailOf(bitmap) };
   } finally {
     bitmap.close();
   }

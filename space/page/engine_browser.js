@@ -49,13 +49,13 @@ export async function open(modelUrl, { onProgress = () => {}, origin = {} } = {}
   await worker.ask("open", job, onPart);
 
   const seen = new WeakMap(); // Blob → what the network made of it
-  async function look({ name, blob, error = null }, thumbnail = false) {
+  async function read({ name, blob, error = null }) {
     if (error) return { name, error };
     try {
       if (!seen.has(blob)) {
-        const outputs = await worker.ask("look", { blob, name, thumbnail });
+        const outputs = await worker.ask("infer", { blob, name });
         seen.set(blob, {
-          looked: readOutputs(model, outputs),
+          reading: readOutputs(model, outputs),
           size: outputs.size,
           thumbnail: outputs.thumbnail,
         });
@@ -74,18 +74,18 @@ export async function open(modelUrl, { onProgress = () => {}, origin = {} } = {}
     about: () => aboutModel(model, config, folder),
     async answer(photos, { priors = "equal" } = {}) {
       const list = photos instanceof Blob ? [{ name: photos.name ?? "photo", blob: photos }] : photos;
-      const looked = [];
-      for (const photo of list) looked.push(await look(photo));
-      return answerOf(model, looked, priors);
+      const reading = [];
+      for (const photo of list) reading.push(await read(photo));
+      return answerOf(model, reading, priors);
     },
     async batch(photos, { priors = "equal" }, onRow, signal) {
       for (const [number, photo] of photos.entries()) {
         if (signal?.aborted) return;
-        onRow(rowOf(model, await look(photo, true), number, priors));
+        onRow(rowOf(model, await read(photo), number, priors));
       }
     },
     /** The network's outputs for a photo, for comparisons with other engines. */
-    outputs: (blob) => worker.ask("look", { blob, name: "photo" }),
+    outputs: (blob) => worker.ask("infer", { blob, name: "photo" }),
     close: () => worker.end(),
   };
 }

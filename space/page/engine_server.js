@@ -63,9 +63,9 @@ export function serverEngine(base) {
       const rows = new Map(
         photos.filter((photo) => photo.error).map((photo) => [photo, { ...photo, blob: undefined }]),
       );
-      let told = 0;
-      const tell = () => {
-        while (told < photos.length && rows.has(photos[told])) onRow(rows.get(photos[told++]));
+      let nReported = 0;
+      const report = () => {
+        while (nReported < photos.length && rows.has(photos[nReported])) onRow(rows.get(photos[nReported++]));
       };
       for (let from = 0; from < readable.length; from += AT_ONCE) {
         const some = readable.slice(from, from + AT_ONCE);
@@ -75,12 +75,12 @@ export function serverEngine(base) {
           if (!row || done === some.length) return;
           rows.set(some[done], { ...row, name: some[done].name });
           done++;
-          tell();
+          report();
         };
         await call("batch", [files, priors], { onData, signal });
         if (done < some.length) throw new Error(UNREACHED);
       }
-      tell();
+      report();
     },
   };
 }

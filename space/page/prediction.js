@@ -211,7 +211,7 @@ function malignantProbability({ codes, label }, probabilities) {
 
 /**
  * The answer for the photos of one lesion.
- * @param {Array<{name: string, error: string | null, looked?: object, size?: [number, number]}>} photos
+ * @param {Array<{name: string, error: string | null, reading?: object, size?: [number, number]}>} photos
  * @param {"equal" | "dataset"} choice
  */
 export function answerOf(model, photos, choice) {
@@ -223,12 +223,12 @@ export function answerOf(model, photos, choice) {
   const read = photos.filter((photo) => !photo.error);
   if (!read.length) throw new Error(photos.map((photo) => photo.error).join(" "));
   const priors = resolvePriors(model, choice);
-  const confident = read.filter(({ looked }) => looked.reason === null);
+  const confident = read.filter(({ reading }) => reading.reason === null);
   const used = confident.length ? confident : read;
   const mean = model.codes.map(
-    (_, index) => sum(used.map(({ looked }) => looked.probs[index])) / used.length,
+    (_, index) => sum(used.map(({ reading }) => reading.probs[index])) / used.length,
   );
-  const lesion = predictionOf(model, mean, used[0].looked.reason, priors);
+  const lesion = predictionOf(model, mean, used[0].reading.reason, priors);
   const order = model.codes.toSorted((a, b) => lesion.probabilities[b] - lesion.probabilities[a]);
   const flaggedCodes = headlinePoints(model)
     .filter((point) => lesion.operating_points[point.name])
@@ -252,15 +252,15 @@ export function answerOf(model, photos, choice) {
   };
 }
 
-function photoFields(model, { name, error, looked, size }, used, priors) {
+function photoFields(model, { name, error, reading, size }, used, priors) {
   if (error) return { name, used: false, error };
   const { abstained, reason, verdict, probabilities } = predictionOf(
     model,
-    looked.probs,
-    looked.reason,
+    reading.probs,
+    reading.reason,
     priors,
   );
-  const { evidence, scale, strength, note } = looked;
+  const { evidence, scale, strength, note } = reading;
   return {
     name,
     used,
@@ -299,9 +299,9 @@ function notKnown({ codes, label, labels }) {
 }
 
 /** One row of a batch. */
-export function rowOf(model, { name, error, looked, thumbnail }, number, choice) {
+export function rowOf(model, { name, error, reading, thumbnail }, number, choice) {
   if (error) return { number, name, error };
-  const prediction = predictionOf(model, looked.probs, looked.reason, resolvePriors(model, choice));
+  const prediction = predictionOf(model, reading.probs, reading.reason, resolvePriors(model, choice));
   const { priors, notice, ...fields } = prediction;
   return {
     number,

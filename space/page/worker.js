@@ -54,10 +54,10 @@ async function open({ config, modelUrl, runtimeUrl, runtime }, tell) {
   return { outputs: session.outputNames };
 }
 
-async function look({ blob, name, thumbnail }) {
+async function infer({ blob, name }) {
   const { side } = preprocessing;
   const started = performance.now();
-  const photo = await readSquare(blob, name, { ...preprocessing, thumbnail });
+  const photo = await readSquare(blob, name, preprocessing);
   const decoded = performance.now();
   const nPixels = side * side;
   const values = new Float32Array(3 * nPixels);
@@ -81,7 +81,7 @@ async function look({ blob, name, thumbnail }) {
   };
 }
 
-const jobs = { open, look };
+const jobs = { open, infer };
 let last = Promise.resolve(); // one photo at a time
 
 self.onmessage = ({ data: { id, job, argument } }) => {

@@ -57,7 +57,7 @@ def findings(page, axe: str) -> list[str]:
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe)
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-    assert len(found["passes"]) > 10  # it looked at something
+    assert len(found["passes"]) > 10  # axe ran
     return [
         f"{rule['id']} ({rule['impact']}): {node['target']} {node['failureSummary']}"
         for rule in found["violations"]
