@@ -222,10 +222,6 @@ class OperatingPoint(Section):
     test: PointOnTest
 
 
-class NoOperatingPoint(NotMeasured):
-    name: Name
-
-
 class Answered(Section):
     """The images on which the model does not abstain."""
 
@@ -244,8 +240,6 @@ class FarOod(Sized):
 
     auroc: Rate
     """how well the OOD score separates them from test images"""
-    fpr_at_95_tpr: Fraction
-    """fraction of them at or below the score that keeps 95 % of test"""
     abstained: Rate
 
 
@@ -397,7 +391,7 @@ class Metrics(Section):
     val: Scores | NotMeasured
     test: TestScores
     calibration: Calibration
-    operating_points: list[OperatingPoint | NoOperatingPoint]
+    operating_points: list[OperatingPoint]
     abstention: Abstention | NotMeasured
     baselines: dict[Name, Baseline | NotMeasured] | NotMeasured
     """majority, metadata_only"""

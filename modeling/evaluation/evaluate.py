@@ -114,11 +114,10 @@ def summary(metrics: Mapping[str, Any]) -> str:
             f"specificity {format_estimate(melanoma['specificity'])}"
         )
     for point in metrics["operating_points"]:
-        if "test" in point:
-            lines.append(
-                f"  {point['name']} (threshold fitted on val): sensitivity {format_estimate(point['test']['sensitivity'])}, "
-                f"specificity {format_estimate(point['test']['specificity'])}"
-            )
+        lines.append(
+            f"  {point['name']} (threshold fitted on val): sensitivity {format_estimate(point['test']['sensitivity'])}, "
+            f"specificity {format_estimate(point['test']['specificity'])}"
+        )
     if metrics.get("external"):
         lines += external.summary_lines(metrics["external"])
     else:

@@ -110,11 +110,11 @@ def headline_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> d
             rows[f"{code}/{name}"] = (scores[name], external["test"]["per_class"][code][name])
     inside, outside = (metrics["calibration"]["test"]["after"] for metrics in (internal, external))
     rows |= {name: (inside[name], outside[name]) for name in ("ece", "brier", "nll")}
-    points = {point["name"]: point for point in internal["operating_points"] if "test" in point}
-    for point in external["operating_points"]:
-        if "test" in point and point["name"] in points:
-            for name in ("sensitivity", "specificity"):
-                rows[f"{point['name']}/{name}"] = (points[point["name"]]["test"][name], point["test"][name])
+    for one, other in zip(
+        internal["operating_points"], external["operating_points"], strict=True
+    ):  # of the same folder
+        for name in ("sensitivity", "specificity"):
+            rows[f"{one['name']}/{name}"] = (one["test"][name], other["test"][name])
     if "test" in internal["abstention"] and "test" in external["abstention"]:
         rows["abstained"] = (internal["abstention"]["test"]["abstained"], external["abstention"]["test"]["abstained"])
     return {

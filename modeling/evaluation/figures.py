@@ -1,4 +1,4 @@
-"""The figures of a model folder, drawn from numbers alone: they show no image of a patient.
+"""The figures of a model folder, plotted from numbers alone: they show no image of a patient.
 
 They are 390 px wide on a phone and have a transparent background, so that they fit light and dark pages. matplotlib's objects
 are used and not pyplot, which keeps a global state.
@@ -75,7 +75,7 @@ def _roc(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, 
     return {
         "title": areas[0] if areas else "No ROC curve: test has one diagnosis",
         "caption": "ROC curves on test: sensitivity against 1 − specificity over all thresholds.",
-        "alt": f"ROC curves on test. {'; '.join(areas) or 'None can be drawn'}.",
+        "alt": f"ROC curves on test. {'; '.join(areas) or 'There is none'}.",
     }
 
 

@@ -265,11 +265,3 @@ def score_operating_point(point: OperatingPoint, split: Split) -> dict[str, Any]
         "npv": estimate(ratio(cleared, cleared + missed), split.n_lesions, reason=reason),
         "missed": sorted(split.image_ids[place] for place in np.flatnonzero(is_positive & ~reached)),
     }
-
-
-def false_positives_at_95(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Return the fraction of OOD scores `outside` at or below the threshold that keeps 95 % of those `inside`.
-
-    Source: FPR at 95 % TPR, Hendrycks & Gimpel (2017), arXiv:1610.02136.
-    """
-    return float((outside <= np.quantile(inside, 0.95, method="higher")).mean())

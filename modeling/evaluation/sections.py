@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from safetensors import safe_open
 
 from modeling.abstention import AbstentionRule
@@ -23,7 +24,6 @@ from modeling.evaluation.bootstrap import (
 from modeling.evaluation.context import Context
 from modeling.evaluation.metrics import (
     ece_at_equal_priors,
-    false_positives_at_95,
     reliability_table,
     score_balanced,
     score_calibration,
@@ -33,7 +33,6 @@ from modeling.evaluation.metrics import (
 from modeling.evaluation.split import Split
 from modeling.labels import diagnosis_of
 from modeling.model_folder import WEIGHTS_NAME, fetch
-from modeling.operating_points import TARGET_SENSITIVITIES, operating_targets
 from modeling.schema import plain
 
 N_FAILURES = 10
@@ -125,26 +124,16 @@ def calibration_section(context: Context) -> dict[str, Any]:
 
 
 def operating_points_section(context: Context) -> list[dict[str, Any]]:
-    points = {point.name: point for point in context.classifier.operating_points}
-    names = [
-        f"{target}@{round(100 * sensitivity)}"
-        for target in operating_targets(context.classifier.codes)
-        for sensitivity in TARGET_SENSITIVITIES
-    ]
-    missing = {"reason": "not fitted: all images of val are on one of its two sides"}
     return [
         {
-            "name": name,
-            "codes": list(points[name].codes),
-            **{key: getattr(points[name], key) for key in ("target_sensitivity", "threshold")},
-            "val": {
-                key: getattr(points[name], key) for key in ("sensitivity", "specificity", "n_positive", "n_negative")
-            },
-            "test": score_operating_point(points[name], context.test),
+            "name": point.name,
+            "codes": list(point.codes),
+            "target_sensitivity": point.target_sensitivity,
+            "threshold": point.threshold,
+            "val": {key: getattr(point, key) for key in ("sensitivity", "specificity", "n_positive", "n_negative")},
+            "test": score_operating_point(point, context.test),
         }
-        if name in points
-        else {"name": name, **missing}
-        for name in names
+        for point in context.classifier.operating_points
     ]
 
 
@@ -213,25 +202,17 @@ def _score_detection(rule: AbstentionRule, test: Split, outside: Split) -> dict[
         "n_images": len(outside),
         "n_lesions": outside.n_lesions,
         "auroc": estimate(aurocs, outside.n_lesions),
-        "fpr_at_95_tpr": false_positives_at_95(inside_scores, outside_scores),
         "abstained": estimate_rate(outside_scores > rule.threshold, outside),
     }
 
 
 def failures_section(context: Context) -> list[dict[str, Any]]:
     """Name the most confident wrong predictions."""
-    test, codes = context.test, context.classifier.codes
-    confidence = test.probs.max(axis=1).round(6)
-    wrong = np.flatnonzero(test.predicted != test.labels).tolist()
-    return [
-        {
-            "image_id": test.image_ids[place],
-            "label": codes[test.labels[place]],
-            "predicted": codes[test.predicted[place]],
-            "probability": float(confidence[place]),
-        }
-        for place in sorted(wrong, key=lambda place: (-confidence[place], test.image_ids[place]))[:N_FAILURES]
-    ]
+    test, codes = context.test, np.array(context.classifier.codes)
+    table = pd.DataFrame({"image_id": test.image_ids, "label": codes[test.labels], "predicted": codes[test.predicted]})
+    table["probability"] = test.probs.max(axis=1).round(6)
+    wrong = table[test.predicted != test.labels].sort_values(["probability", "image_id"], ascending=[False, True])
+    return wrong.head(N_FAILURES).to_dict("records")
 
 
 def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

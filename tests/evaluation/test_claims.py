@@ -32,7 +32,7 @@ def no_metadata(row: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model folder of each kind of run. Figures are not drawn, and few OOD images generated."""
+    """A model folder of each kind of run. Figures are left out, and few OOD images are generated."""
 
     def make(kind: str, **options: object) -> Path:
         return make_scored_folder(tmp_path_factory.mktemp(kind), onnx=False, **options)  # type: ignore[arg-type]

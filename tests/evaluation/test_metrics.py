@@ -12,7 +12,6 @@ from modeling.evaluation.metrics import (
     ece_at_equal_priors,
     equal_mass_bins,
     expected_calibration_error,
-    false_positives_at_95,
     replicated_confusion,
     score_balanced,
     score_calibration,
@@ -266,11 +265,6 @@ def test_operating_point_without_positives_is_not_estimable() -> None:
     assert got["sensitivity"]["value"] is None
     assert "MEL" in got["sensitivity"]["reason"]
     assert got["ppv"]["value"] is None
-
-
-def test_false_positives_are_worked_out_by_hand() -> None:
-    # 95 % of the inside images are at or below 95; two of the four outside ones are as well.
-    assert false_positives_at_95(np.arange(100.0), np.array([98.5, 50.5, 200.0, 10.5])) == pytest.approx(2 / 4)
 
 
 def test_balanced_accuracy_of_a_group_is_over_the_diagnoses_that_occur() -> None:
