@@ -191,13 +191,8 @@ def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> t
     named = np.isin(loaded.dataset["image_id"], rows["image_id"])
     if options.splits is None:
         check_own_images(classifier, loaded, rows, name)
-    return (
-        loaded,
-        name,
-        read_splits(
-            splits_csv, loaded.dataset.select(np.flatnonzero(named)), hashes=loaded.hashes if options.splits else None
-        ),
-    )
+    part = loaded.dataset.select(np.flatnonzero(named))
+    return loaded, name, read_splits(splits_csv, part, hashes=loaded.hashes if options.splits else None)
 
 
 def check_own_images(classifier: LesionClassifier, loaded: LoadedImages, rows: pd.DataFrame, name: str) -> None:

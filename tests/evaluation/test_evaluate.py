@@ -315,7 +315,7 @@ def test_the_summary_says_which_priors_and_which_diagnoses(metrics) -> None:
 
 def test_the_command_gives_the_numbers_of_training(scored_folder, dataset, metrics, tmp_path, monkeypatch, capsys):
     hashes = hash_images(dataset)
-    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hashes, 3))
+    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hashes, n_skipped=3))
     masks = scored_folder.parent / "masks"
     assert main([str(scored_folder), "--output", str(tmp_path), "--masks", str(masks)]) == 0
     assert "balanced accuracy" in capsys.readouterr().out
