@@ -22,7 +22,7 @@ from modeling.publish.card import render_card
 from support.hashes import hash_images
 from support.scored import blot_dataset, make_scored_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test waits for seven evaluations
 BENIGN, OWN_LABELS = ("BKL", "DF", "NV"), ("mole", "scar", "wart")
 
 

@@ -21,6 +21,7 @@ from modeling.data.columns import FEATURES
 from modeling.data.duplicates import HASHES_NAME, write_hashes
 from modeling.data.splits_file import write_splits
 from modeling.evaluation import __main__ as command
+from modeling.evaluation import external
 from modeling.evaluation.__main__ import main
 from modeling.evaluation.bootstrap import estimate, estimate_rate
 from modeling.evaluation.external import (
@@ -110,7 +111,8 @@ def test_a_perfectly_separated_or_absent_diagnosis_has_no_slope():
     assert "no image" in calibration_slope(probs, np.zeros(100, bool), split)["reason"]
 
 
-def test_overconfident_probabilities_have_a_slope_below_one_and_calibrated_ones_about_one():
+def test_overconfident_probabilities_have_a_slope_below_one_and_calibrated_ones_about_one(monkeypatch):
+    monkeypatch.setattr(external, "N_SLOPE_REPLICATES", 20)
     rng = np.random.default_rng(3)
     probs = rng.dirichlet([1, 1, 1], size=2000)
     labels = np.array([rng.choice(3, p=row) for row in probs])
