@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from modeling.runtime import own_cores
 
-AT_ONCE = min(4, own_cores())  # photos; more would only compete for the same cores
+AT_ONCE = max(2, min(4, own_cores()))  # photos; more would only compete for the same cores
 MAX_EACH = 16  # requests of one visitor at once
 MAX_ALL = 100
 GONE_AFTER_S = 5.0
@@ -26,7 +26,8 @@ class Visitors:
 
     def __init__(self, at_once: int = AT_ONCE) -> None:
         self._changed = threading.Condition()
-        self._free = at_once
+        self._free, self._limit = at_once, max(1, at_once - 1)  # one visitor leaves a place for another
+        self._reading: Counter[str] = Counter()
         self._waiting: dict[str, deque[object]] = {}  # by visitor; first the one whose last turn is longest ago
         self._answering: Counter[str] = Counter()
         self._listening: Counter[str] = Counter()
@@ -54,19 +55,25 @@ class Visitors:
         ticket = object()
         with self._changed:
             self._waiting.setdefault(visitor, deque()).append(ticket)
-            self._changed.wait_for(lambda: self._free > 0 and next(iter(self._waiting.values()))[0] is ticket)
+            self._changed.wait_for(lambda: self._free > 0 and self._next() is ticket)
             tickets = self._waiting.pop(visitor)
             tickets.popleft()
             if tickets:
                 self._waiting[visitor] = tickets  # behind all other visitors
             self._free -= 1
+            self._reading[visitor] += 1
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._free += 1
+                self._reading -= Counter({visitor: 1})
                 self._changed.notify_all()
+
+    def _next(self) -> object:
+        waiting = self._waiting.items()
+        return next((tickets[0] for visitor, tickets in waiting if self._reading[visitor] < self._limit), None)
 
     @contextlib.contextmanager
     def listening(self, session: str) -> Iterator[None]:

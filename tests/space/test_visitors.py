@@ -54,6 +54,31 @@ def test_no_more_than_so_many_photos_are_read_at_once():
     assert max(most) == 2
 
 
+def test_one_visitor_leaves_a_place_for_another():
+    found, go, second = Visitors(at_once=2), threading.Event(), threading.Event()
+
+    def greedy() -> None:
+        with found.turn("greedy"):
+            go.wait(30)
+
+    threads = [threading.Thread(target=greedy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+
+    def other() -> None:
+        with found.turn("other"):
+            second.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert second.wait(10)  # while the photos of the first are still being read
+    go.set()
+    for one in (*threads, thread):
+        one.join(10)
+        assert not one.is_alive()
+
+
 def test_requests_of_one_visitor_and_of_all_are_bounded(monkeypatch):
     monkeypatch.setattr(visitors, "MAX_EACH", 2)
     monkeypatch.setattr(visitors, "MAX_ALL", 3)
