@@ -415,3 +415,25 @@ def test_forced_colours_keep_bars_and_legend(browser, page_url, picky):
         card = page.locator(".card").first.evaluate("node => getComputedStyle(node).backgroundColor")
         assert bar != card
         assert page.locator(".legend img.scale").evaluate("image => image.naturalWidth") == 256
+
+
+# ---- The Model tab ---------------------------------------------------------------------------------------------------
+
+
+def test_the_model_tab_shows_numbers_with_their_meaning_and_figures_in_words(browser, scored_folder):
+    metrics = json.loads((scored_folder / "metrics.json").read_text(encoding="utf-8"))
+    with served_static(scored_folder) as url, visit(browser, f"{url}/#model", color_scheme="dark") as page:
+        numbers = text_of(page, ".tables")
+        assert f"averaged over the diagnoses {percent(metrics['test']['balanced_accuracy']['value'])}" in numbers
+        assert "fraction of them that is flagged" in numbers
+        images = page.locator(".figures figure > button img")
+        assert images.count() == len(metrics["figures"]) > 0
+        assert images.evaluate_all("all => all.map((one) => one.alt)") == [one["alt"] for one in metrics["figures"]]
+        assert page.locator("figcaption").all_inner_texts() == [one["caption"] for one in metrics["figures"]]
+        page.get_by_role("button", name=f"Enlarge: {metrics['figures'][0]['title']}").click()
+        assert page.locator("dialog[open] img").is_visible()
+        page.keyboard.press("Escape")
+        for width in (320, 390, 768, 1280):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate(WIDE, width) == [], width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, width

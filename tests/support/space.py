@@ -156,7 +156,7 @@ def visit(browser, url: str, *, width: int = 1280, height: int = 900, **options)
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.requests = requests
     page.goto(url)
-    page.wait_for_selector("#photos")
+    page.wait_for_selector("#photos", state="attached")
     yield page
     context.close()
     # The test models have neither metrics nor examples, which the browser's console calls an error.
