@@ -1,6 +1,8 @@
 """evaluation.md of real evaluations of tiny models: what it claims holds for the run that it is about."""
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,3 +216,13 @@ def test_no_abstention_on_test_is_a_rate_with_its_bound(scored_folder, folders, 
     assert found["abstained"]["value"] == 0
     assert found["abstained"]["high"] > 0
     assert found["answered"]["n_images"] == len(context.test)
+
+
+def test_metrics_without_the_optional_entries_have_a_card(scored_folder, tmp_path) -> None:
+    folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for entry in ("test_without_lesion_id", "patients_apart"):
+        del metrics["data"][entry]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    for text in render_card(folder).values():
+        assert "Leakage rate" in text
