@@ -155,7 +155,7 @@ class TrainOptions:
         "10min", "Time or steps between checkpoints, such as 10min or 500steps; each epoch ends with one too."
     )
     report_to: list[str] = option(
-        [], "Trackers: tensorboard, trackio (local, pip install trackio), wandb, all. Default: none, but log.jsonl."
+        [], "Trackers: tensorboard, trackio (local, pip install trackio), wandb, all. Default: none; see log.jsonl."
     )
     # publishing
     examples: Annotated[int, Field(ge=0, le=8)] = option(

@@ -122,8 +122,8 @@ def trial_folder(run: Run) -> Iterator[Path]:
     folder = folder.with_name(f".{folder.name}.dry_run")
     try:
         yield folder
+        run.accelerator.wait_for_everyone()  # not after an error: the others may wait for this process elsewhere
     finally:
-        run.accelerator.wait_for_everyone()
         if run.is_main:
             shutil.rmtree(folder, ignore_errors=True)
 
