@@ -213,7 +213,7 @@ class StreamedDataset:
         timeout = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=FETCH_SECONDS)}}
         try:
             with fsspec.open(path, "rb", **(timeout if path.startswith("http") else {})) as file:
-                return file.read(MAX_FILE_BYTES + 1)  # type: ignore[no-any-return]
+                return file.read(MAX_FILE_BYTES + 1)
         except Exception as error:  # every kind of storage has errors of its own
             raise ImageError(f"{path!r:.300} could not be fetched ({_reason(error)}).") from error
 
