@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import tempfolder
 import zero_gpu
@@ -86,11 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
         port = port_of(options.port)
         committed = Path(__file__).with_name("model.json")  # of `publish space`; the variables override it
         given = os.environ.get("MODEL_ID")
-        hosted = {"model_id": given} if given else read_json(committed) if committed.is_file() else {}
+        hosted: dict[str, Any] = {"model_id": given} if given else read_json(committed) if committed.is_file() else {}
         hosted["revision"] = os.environ.get("MODEL_REVISION", hosted.get("revision"))
         is_hosted = bool(hosted.get("model_id")) and not options.model
         revision = options.revision or (hosted["revision"] if is_hosted else None) or None
-        model = Model(options.model or hosted.get("model_id") or released_model(), revision)
+        name = str(options.model or hosted.get("model_id") or released_model())
+        model = Model(name, revision)
         if options.static:
             static_space.serve(model.name, port, revision=revision)
             return 0

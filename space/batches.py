@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import images_out
@@ -105,11 +106,18 @@ def table(classifier: LesionClassifier, rows: Sequence[dict[str, Any]]) -> dict[
     }
 
 
+def as_sent(photo: Photo, _budget: Budget) -> Photo:
+    """Return a photo that was sent by itself."""
+    return photo
+
+
 def list_entries(uploads: Sequence[Photo]) -> list[Entry]:
     """List what is to be classified: the files themselves, and the images inside zip archives."""
     entries: list[Entry] = []
     for upload in uploads:
-        entries.extend(archive_entries(upload) if is_archive(upload) else [Entry(upload.name, lambda _, it=upload: it)])
+        entries.extend(
+            archive_entries(upload) if is_archive(upload) else [Entry(upload.name, partial(as_sent, upload))]
+        )
         if len(entries) > MAX_IMAGES:
             raise ImageError(f"More than {MAX_IMAGES} photos came; send them in parts.")
     if not entries:
@@ -141,9 +149,7 @@ def archive_entries(upload: Photo) -> list[Entry]:
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         return refused("is a damaged archive; pack it again.")
     return [
-        Entry(
-            name := shown_name(info.filename), lambda budget, info=info, name=name: unpack(archive, info, name, budget)
-        )
+        Entry(shown_name(info.filename), partial(unpack, archive, info, shown_name(info.filename)))
         for info in archive.infolist()
         if not NO_PHOTO.match(info.filename)
     ]

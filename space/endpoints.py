@@ -107,8 +107,8 @@ def add_endpoints(get: GetClassifier, visitors: Visitors) -> None:
     ):
         button.click(
             function,
-            inputs,  # type: ignore[arg-type]
-            outputs,  # type: ignore[arg-type]
+            inputs,
+            outputs,
             api_name=name,
             api_description=description,
             api_visibility="public" if description else "undocumented",

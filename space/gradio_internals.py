@@ -46,7 +46,7 @@ def photo_field(name: str, description: str, *, several: bool = False) -> gr.Fil
 def value_field(name: str, value: str, description: str) -> gr.Textbox:
     """Return a field for a text, or for any JSON value in its place."""
     field = gr.Textbox(value, label=name)
-    field.preprocess = lambda payload: payload  # type: ignore[assignment,method-assign]
+    field.preprocess = lambda payload: payload  # type: ignore[method-assign]
     return described(field, description)
 
 

@@ -98,7 +98,7 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
 
     @server.call_tool(validate_input=False)  # its messages repeat what was sent  # type: ignore[untyped-decorator]
     async def call_tool(name: str, arguments: dict[str, Any]) -> CallToolResult:
-        request = server.request_context.request
+        request: Any = server.request_context.request
         visitor, session = request.client.host, request.scope["session"]["id"]
 
         def run() -> CallToolResult:

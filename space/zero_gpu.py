@@ -11,7 +11,7 @@ def register() -> bool:
     except ImportError:
         return False
 
-    @spaces.GPU
+    @spaces.GPU  # type: ignore[untyped-decorator]
     def unused() -> None:
         """Exist: ZeroGPU looks for such a function when the app starts."""
 
