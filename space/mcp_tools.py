@@ -96,7 +96,7 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
             tool("batch", BATCH, {"photos": PHOTOS, "priors": PRIORS_SCHEMA}, ["photos"], MANY),
         ]
 
-    @server.call_tool(validate_input=False)  # its messages repeat what was sent  # type: ignore[untyped-decorator]
+    @server.call_tool(validate_input=False)  # type: ignore[untyped-decorator]  # its messages repeat what was sent
     async def call_tool(name: str, arguments: dict[str, Any]) -> CallToolResult:
         request: Any = server.request_context.request
         visitor, session = request.client.host, request.scope["session"]["id"]
