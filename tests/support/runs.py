@@ -22,9 +22,7 @@ CONTEXT.set_forkserver_preload(["train"])
 TINY = ["--backbone", "test_efficientnet", "--pretrained", "false", "--image_size", "32", "--batch_size", "16"]
 
 
-def _train(
-    arguments: list[str], log: str, environment: dict[str, str], spoil_index: int | None, failing_rank: int | None
-) -> None:
+def _train(arguments: list[str], log: str, environment: dict[str, str], failing_rank: int | None) -> None:
     os.setsid()
     os.environ.update(environment)
     # Loader processes start as in a program of its own, not from yet another fork server that imports everything again.
@@ -34,7 +32,6 @@ def _train(
     os.dup2(descriptor, 2)
     import train
     from modeling.data.dataset import LesionDataset
-    from modeling.training.trainer import Trainer
 
     read = LesionDataset.__getitem__
 
@@ -44,15 +41,7 @@ def _train(
             raise OSError("the disk of this process is gone")
         return row
 
-    train_batch = Trainer.train_batch
-
-    def train_batch_with_faults(trainer: Trainer, batch: dict) -> None:
-        if trainer.progress.epoch == 1 and spoil_index in batch["index"].tolist():
-            batch = {**batch, "pixels": batch["pixels"] * float("nan")}
-        train_batch(trainer, batch)
-
     LesionDataset.__getitem__ = read_with_faults  # type: ignore[method-assign]
-    Trainer.train_batch = train_batch_with_faults  # type: ignore[method-assign]
     sys.exit(train.main(arguments))
 
 
@@ -126,7 +115,6 @@ def start(
     log: Path,
     *,
     processes: int = 1,
-    spoil_index: int | None = None,
     failing_rank: int | None = None,
 ) -> Run:
     """Start train.py with these arguments, its output going to a file.
@@ -135,14 +123,11 @@ def start(
         arguments: As on the command line.
         log: Takes its output.
         processes: How many train together, as `accelerate launch --multi_gpu` would start them.
-        spoil_index: Give this training image pixels that are not finite, in the second epoch.
         failing_rank: Let this process be unable to read images, in the second epoch.
     """
     run = Run([], log)
     for environment in _environments(processes):
-        run.processes.append(
-            CONTEXT.Process(target=_train, args=(arguments, str(log), environment, spoil_index, failing_rank))
-        )
+        run.processes.append(CONTEXT.Process(target=_train, args=(arguments, str(log), environment, failing_rank)))
         run.processes[-1].start()
     return run
 
