@@ -7,12 +7,9 @@ is a function of weighted sums. Its first row is the split itself, so each metri
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from modeling.evaluation.split import Split
 
 N_REPLICATES = 1000
 LEVEL = 0.95
@@ -90,7 +87,14 @@ def estimate(numbers: np.ndarray, n_lesions: int, *, reason: str = "") -> Estima
     return {"value": float(value), "low": None, "high": None, "reason": no_interval}
 
 
-def estimate_mean(values: np.ndarray, split: "Split", *, reason: str = "") -> Estimate:
+class Resampled(Protocol):
+    """A split as these functions need it: the bootstrap of its lesions."""
+
+    @property
+    def bootstrap(self) -> Bootstrap: ...
+
+
+def estimate_mean(values: np.ndarray, split: Resampled, *, reason: str = "") -> Estimate:
     """Return the mean over the defined (not NaN) values (N,) with its interval; `reason` says why there are none."""
     values = np.asarray(values, dtype=np.float64)
     known = np.isfinite(values)
@@ -99,7 +103,7 @@ def estimate_mean(values: np.ndarray, split: "Split", *, reason: str = "") -> Es
 
 
 def estimate_rate(
-    hits: np.ndarray, split: "Split", *, among: np.ndarray | None = None, reason: str = "no image"
+    hits: np.ndarray, split: Resampled, *, among: np.ndarray | None = None, reason: str = "no image"
 ) -> Estimate:
     """Return the rate of hits, boolean (N,), with its interval: among all images of a split, or some, boolean (N,).
 

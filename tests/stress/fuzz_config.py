@@ -313,7 +313,7 @@ def make_model_folder(folder: Path) -> Path:
         "operating_points": points,
         "abstention": random_rule(4),
     }
-    return untrained_folder(folder, size_px=32, **lesion)
+    return untrained_folder(folder, size_px=32, onnx=True, **lesion)
 
 
 def main() -> int:
