@@ -97,6 +97,7 @@ def test_python_blocks_run_against_a_hub(number, tiny_model_folder, lesion_image
     if "gradio_client" in code:
         pytest.skip("needs a running Space; tests/space/ runs the same calls")
     lesion_image.save(tmp_path / "lesion.jpg")
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")  # as in a clone
     with HubServer() as hub:
         inside = [path for path in tiny_model_folder.rglob("*") if path.is_file()]
         files = {path.relative_to(tiny_model_folder).as_posix(): path.read_bytes() for path in inside}

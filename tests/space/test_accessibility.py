@@ -103,6 +103,9 @@ def test_axe_finds_nothing_serious_in_any_view(browser, axe, answering, abstaini
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_keyboard_alone_reaches_an_answer_and_its_focus_can_be_seen(browser, answering, lesions, scheme):
     with visit(browser, answering, color_scheme=scheme) as page:
+        # Playwright takes over file dialogues without waiting; a key pressed at once would open the system's own.
+        page.on("filechooser", lambda _: None)
+        page.wait_for_timeout(500)
         page.locator("#tab-lesion").focus()
         page.keyboard.press("Tab")
         style = page.evaluate(
