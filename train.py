@@ -238,8 +238,8 @@ def publish(run: Run, model_dir: Path) -> None:
     """Push the folder if requested, and print the next commands."""
     if run.options.push_to_hub:
         print(f"pushed: {push_model(model_dir, run.options.hub_model_id or '', private=run.options.hub_private)}")
-    print(f"open it in the browser: python space/app.py --model {model_dir}")
     print(f"classify files: python -m modeling.predictor {model_dir} IMAGES…")
+    print(f"open it in the browser: python space/app.py --model {model_dir}")
 
 
 if __name__ == "__main__":
