@@ -124,8 +124,8 @@ def test_the_last_lines_are_scores_and_the_next_commands(finished):
     lines = output.splitlines()
     assert lines[-3:] == [
         f"model folder: {finished / 'model'}",
-        f"open it in the browser: python space/app.py --model {finished / 'model'}",
         f"classify files: python -m modeling.predictor {finished / 'model'} IMAGES…",
+        f"open it in the browser: python space/app.py --model {finished / 'model'}",
     ]
     assert output.index("an epoch takes about") < output.index("epoch   1/3")
 
