@@ -183,7 +183,7 @@ def fit(run: Run, data: RunData, model: TimmModel) -> Fitted:
     """Train the model and go back to its best epoch on val."""
     options, accelerator = run.options, run.accelerator
     loaders = make_loaders(run, data, model)
-    trainer = Trainer(run, model, loaders, epoch_scorer(data.codes))
+    trainer = Trainer(run, model, loaders, epoch_scorer())
     if run.resuming and trainer.resume():
         accelerator.print(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
     if options.report_to:

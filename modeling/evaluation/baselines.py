@@ -8,10 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from modeling.evaluation.bootstrap import estimate_rate
 from modeling.evaluation.context import METADATA, Context
 from modeling.evaluation.metrics import score_balanced
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_rate
 
 UNKNOWN = "unknown"
 

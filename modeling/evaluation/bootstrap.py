@@ -7,7 +7,7 @@ is a function of weighted sums. Its first row is the split itself, so each metri
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -87,43 +87,6 @@ def estimate(numbers: np.ndarray, n_lesions: int, *, reason: str = "") -> Estima
     return {"value": float(value), "low": None, "high": None, "reason": no_interval}
 
 
-class Resampled(Protocol):
-    """A split as these functions need it: the bootstrap of its lesions."""
-
-    @property
-    def bootstrap(self) -> Bootstrap: ...
-
-
-def estimate_mean(values: np.ndarray, split: Resampled, *, reason: str = "") -> Estimate:
-    """Return the mean over the defined (not NaN) values (N,) with its interval; `reason` says why there are none."""
-    values = np.asarray(values, dtype=np.float64)
-    known = np.isfinite(values)
-    totals = split.bootstrap.totals(np.stack([np.where(known, values, 0), known], axis=1))
-    return estimate(ratio(totals[:, 0], totals[:, 1]), split.bootstrap.count(known), reason=reason)
-
-
-def estimate_rate(
-    hits: np.ndarray, split: Resampled, *, among: np.ndarray | None = None, reason: str = "no image"
-) -> Estimate:
-    """Return the rate of hits, boolean (N,), with its interval: among all images of a split, or some, boolean (N,).
-
-    Where every lesion agrees (0 % or 100 %) no replicate can differ, and the bootstrap would claim certainty. The open
-    end is then the exact binomial bound for that many lesions (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
-    """
-    counted = np.ones(len(hits), dtype=bool) if among is None else among
-    rate = estimate_mean(np.where(counted, hits, np.nan), split, reason=reason)
-    return with_exact_bound(rate, split.bootstrap.count(counted))
-
-
-def with_exact_bound(rate: Estimate, n_lesions: int) -> Estimate:
-    """Give a rate of exactly 0 or 1, where all lesions agree, the exact binomial bound for `n_lesions`."""
-    if rate.get("reason") != ALL_AGREE or rate["value"] not in (0.0, 1.0):
-        return rate
-    bound = ((1 - LEVEL) / 2) ** (1 / n_lesions)
-    low, high = (bound, 1.0) if rate["value"] == 1.0 else (0.0, 1 - bound)
-    return {"value": rate["value"], "low": low, "high": high}
-
-
 def not_estimable(reason: str) -> Estimate:
     """Return an estimate without a value, and the reason for it."""
     return {"value": None, "low": None, "high": None, "reason": reason}
@@ -137,21 +100,11 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def replicated_auroc(scores: np.ndarray, is_positive: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
     """Return the AUROC of scores (N,) in the split and each replicate, (1 + R,); NaN without positives or negatives."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf) != 0)  # where a group of tied scores begins
-    lesions, positive = bootstrap.lesion_index[order], is_positive[order].astype(np.float32)
-    aurocs = []
-    for draws in np.array_split(bootstrap.draws, max(1, len(bootstrap.draws) * len(scores) // 2_000_000)):
-        weights = draws[:, lesions]  # (r, N), best score first
-        true_positives = weights * positive
-        false_positives = weights - true_positives
-        if len(starts) < len(scores):
-            true_positives = np.add.reduceat(true_positives, starts, axis=1)
-            false_positives = np.add.reduceat(false_positives, starts, axis=1)
-        # Sums of whole numbers below 2^24 are exact in float32.
-        hits = np.cumsum(true_positives, axis=1)
-        # Each negative ranks below all positives above it, and counts half for those tied with it.
-        ranked = np.einsum("rg,rg->r", false_positives, hits - true_positives / 2, dtype=np.float64)
-        n_negative = false_positives.sum(axis=1, dtype=np.float64)
-        aurocs.append(ratio(ranked, hits[:, -1] * n_negative))
-    return np.concatenate(aurocs)
+    weights = bootstrap.draws[:, bootstrap.lesion_index]  # (1 + R, N)
+    of_positives, of_negatives = weights[:, is_positive], weights[:, ~is_positive]
+    # Of each pair: 1 if the positive has the higher score, 0 if both are tied, otherwise -1.
+    order = np.sign(scores[is_positive][:, None] - scores[~is_positive]).astype(np.float32)
+    # Sums of whole numbers below 2^24 are exact in float32.
+    in_order = np.einsum("rn,rn->r", of_positives @ order, of_negatives, dtype=np.float64)
+    n_pairs = of_positives.sum(axis=1, dtype=np.float64) * of_negatives.sum(axis=1, dtype=np.float64)
+    return (1 + ratio(in_order, n_pairs)) / 2

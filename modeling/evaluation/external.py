@@ -19,10 +19,10 @@ from modeling.data.isic2019 import UNKNOWN_CLASS
 from modeling.data.sources import LoadedImages
 from modeling.data.splits import group_lesions
 from modeling.data.splits_file import COLUMNS, to_table
-from modeling.evaluation.bootstrap import Estimate, estimate, estimate_mean, estimate_rate, not_estimable
+from modeling.evaluation.bootstrap import Estimate, estimate, not_estimable
 from modeling.evaluation.context import Context, External
 from modeling.evaluation.metrics import score_balanced
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_mean, estimate_rate
 from modeling.formatting import format_estimate
 from modeling.labels import CODES
 from modeling.model_folder import file_beside

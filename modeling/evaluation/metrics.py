@@ -5,7 +5,7 @@ accuracy, recall and the confusion matrix are measured with them. Accuracy and c
 diagnoses are, so they are measured with the probabilities re-weighted to the dataset's mix (`Split.probs_at_mix`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -19,13 +19,11 @@ from modeling.evaluation.bootstrap import (
     Bootstrap,
     Estimate,
     estimate,
-    estimate_mean,
-    estimate_rate,
     not_estimable,
     ratio,
     replicated_auroc,
 )
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_mean, estimate_rate
 from modeling.operating_points import OperatingPoint
 
 MAX_BINS = 15
@@ -37,15 +35,11 @@ ASSUMED_PREVALENCE = 0.02
 class LesionMetrics(evaluate.Metric):  # type: ignore[misc]  # the library has no types
     """Balanced accuracy, accuracy and macro F1 of an epoch, as an `evaluate` metric that works offline."""
 
-    def __init__(self, codes: Sequence[str], **kwargs: Any) -> None:
-        self.codes = tuple(codes)
-        super().__init__(**kwargs)
-
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Balanced accuracy, accuracy and macro F1 of probabilities.",
             citation="",
-            inputs_description="predictions: probabilities (N, C), columns in the order of `codes`; references: (N,)",
+            inputs_description="predictions: probabilities (N, C); references: labels (N,)",
             features=datasets.Features(
                 {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}
             ),
@@ -63,15 +57,10 @@ class LesionMetrics(evaluate.Metric):  # type: ignore[misc]  # the library has n
         }
 
 
-def epoch_scorer(codes: Sequence[str]) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+def epoch_scorer() -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
     """Return the function that scores an epoch: val probabilities (N, C) and labels (N,) → metrics by name."""
-    metric = LesionMetrics(codes, keep_in_memory=True)
-
-    def score(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        values: dict[str, float] = metric.compute(predictions=probs, references=labels)
-        return values
-
-    return score
+    metric = LesionMetrics(keep_in_memory=True)
+    return lambda probs, labels: metric.compute(predictions=probs, references=labels)
 
 
 def score_split(split: Split) -> dict[str, Any]:
@@ -79,10 +68,11 @@ def score_split(split: Split) -> dict[str, Any]:
     confusion = replicated_confusion(split.predicted, split)
     numbers = _from_confusion(confusion, split.present)
     aurocs = [
-        replicated_auroc(split.probs[:, label], split.labels == label, split.bootstrap) for label in split.present
+        replicated_auroc(split.probs[:, label], split.labels == label, split.bootstrap)
+        for label in range(len(split.codes))
     ]
     # A replicate that lacks one of the split's diagnoses has no average.
-    numbers["macro_auroc"] = np.mean(aurocs, axis=0)
+    numbers["macro_auroc"] = np.mean([aurocs[label] for label in split.present], axis=0)
     reason = f"all images show {split.codes[split.present[0]]}"
     return {
         "n_images": len(split),
@@ -94,16 +84,18 @@ def score_split(split: Split) -> dict[str, Any]:
         },
         "accuracy_at_equal_priors": estimate_rate(split.predicted == split.labels, split),
         "accuracy": estimate_rate(split.predicted_at_mix == split.labels, split),
-        "per_class": {code: _score_diagnosis(split, code, numbers) for code in split.codes},
+        "per_class": {
+            code: _score_diagnosis(split, code, f1=numbers["f1"][:, label], auroc=aurocs[label])
+            for code, label in split.label_of.items()
+        },
         "confusion": confusion[0].astype(int).tolist(),
     }
 
 
-def _score_diagnosis(split: Split, code: str, numbers: dict[str, np.ndarray]) -> dict[str, Any]:
-    label = split.label_of[code]
-    shown, predicted = split.labels == label, split.predicted == label
+def _score_diagnosis(split: Split, code: str, *, f1: np.ndarray, auroc: np.ndarray) -> dict[str, Any]:
+    """Score one diagnosis; F1 and AUROC, (1 + R,), are those of the split and each replicate."""
+    shown, predicted = split.shows([code]), split.predicted == split.label_of[code]
     no_image, everywhere = f"no image of {code} in this split", f"every image shows {code}"
-    auroc = replicated_auroc(split.probs[:, label], shown, split.bootstrap)
     n_lesions = split.bootstrap.count(shown)
     return {
         "n_images": int(shown.sum()),
@@ -111,7 +103,7 @@ def _score_diagnosis(split: Split, code: str, numbers: dict[str, np.ndarray]) ->
         "precision": estimate_rate(shown, split, among=predicted, reason=f"no image was predicted {code}"),
         "recall": estimate_rate(predicted, split, among=shown, reason=no_image),
         "specificity": estimate_rate(~predicted, split, among=~shown, reason=everywhere),
-        "f1": estimate(numbers["f1"][:, label], n_lesions, reason=no_image),
+        "f1": estimate(f1, n_lesions, reason=no_image),
         "auroc": estimate(auroc, n_lesions, reason=everywhere if shown.all() else no_image),
     }
 

@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from modeling.data.artefacts import draw_ink, draw_ruler, draw_vignette
-from modeling.evaluation.bootstrap import estimate_rate
 from modeling.evaluation.context import Context, track
 from modeling.evaluation.metrics import score_balanced
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_rate
 from modeling.inference import run_images
 from modeling.prediction import Prediction
 

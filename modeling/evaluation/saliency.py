@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from modeling.evaluation.bootstrap import estimate_mean
 from modeling.evaluation.context import Context, track
+from modeling.evaluation.split import estimate_mean
 from modeling.images import decode_image
 
 MASK_NAME = "{image_id}_segmentation.png"

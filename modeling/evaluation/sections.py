@@ -17,7 +17,6 @@ from modeling.evaluation.bootstrap import (
     SEED,
     bootstrap_lesions,
     estimate,
-    estimate_rate,
     not_estimable,
     replicated_auroc,
 )
@@ -30,7 +29,7 @@ from modeling.evaluation.metrics import (
     score_operating_point,
     score_split,
 )
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_rate
 from modeling.labels import diagnosis_of
 from modeling.model_folder import WEIGHTS_NAME, fetch
 from modeling.schema import plain

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from modeling.evaluation.bootstrap import Bootstrap, bootstrap_lesions
+from modeling.evaluation.bootstrap import ALL_AGREE, LEVEL, Bootstrap, Estimate, bootstrap_lesions, estimate, ratio
 from modeling.inference import Outputs
 from modeling.operating_points import OperatingPoint
 from modeling.priors import reweight
@@ -105,3 +105,28 @@ class Split:
         sums = np.stack([np.bincount(index, weights=column) for column in self.probs.T], axis=1)
         ids, labels = (np.asarray(lesions.get_level_values(level)) for level in (0, 1))
         return Split(self.codes, sums / np.bincount(index)[:, None], labels.astype(int), ids, self.mix)
+
+
+def estimate_mean(values: np.ndarray, split: Split, *, reason: str = "") -> Estimate:
+    """Return the mean over the defined (not NaN) values (N,) with its interval; `reason` says why there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(values)
+    totals = split.bootstrap.totals(np.stack([np.where(known, values, 0), known], axis=1))
+    return estimate(ratio(totals[:, 0], totals[:, 1]), split.bootstrap.count(known), reason=reason)
+
+
+def estimate_rate(
+    hits: np.ndarray, split: Split, *, among: np.ndarray | None = None, reason: str = "no image"
+) -> Estimate:
+    """Return the rate of hits, boolean (N,), with its interval: among all images of a split, or some, boolean (N,).
+
+    Where every lesion agrees (0 % or 100 %) no replicate can differ, and the bootstrap would claim certainty. The open
+    end is then the exact binomial bound for that many lesions (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
+    """
+    counted = np.ones(len(hits), dtype=bool) if among is None else among
+    rate = estimate_mean(np.where(counted, hits, np.nan), split, reason=reason)
+    if rate.get("reason") != ALL_AGREE or rate["value"] not in (0.0, 1.0):
+        return rate
+    bound = ((1 - LEVEL) / 2) ** (1 / split.bootstrap.count(counted))
+    low, high = (bound, 1.0) if rate["value"] == 1.0 else (0.0, 1 - bound)
+    return {"value": rate["value"], "low": low, "high": high}

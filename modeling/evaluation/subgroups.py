@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from modeling.evaluation.baselines import UNKNOWN
-from modeling.evaluation.bootstrap import Estimate, estimate_rate, not_estimable
+from modeling.evaluation.bootstrap import Estimate, not_estimable
 from modeling.evaluation.metrics import score_balanced
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_rate
 from modeling.operating_points import OperatingPoint
 
 MIN_LESIONS = 30

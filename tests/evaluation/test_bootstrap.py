@@ -6,9 +6,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from modeling.calibration import softmax
-from modeling.evaluation.bootstrap import bootstrap_lesions, estimate, estimate_mean, estimate_rate, replicated_auroc
+from modeling.evaluation.bootstrap import bootstrap_lesions, estimate, replicated_auroc
 from modeling.evaluation.metrics import score_calibration, score_split
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_mean, estimate_rate
 
 
 def split_of(lesions: np.ndarray) -> Split:

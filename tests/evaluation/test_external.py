@@ -23,7 +23,7 @@ from modeling.data.splits_file import write_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation import external
 from modeling.evaluation.__main__ import main
-from modeling.evaluation.bootstrap import estimate, estimate_rate
+from modeling.evaluation.bootstrap import estimate
 from modeling.evaluation.external import (
     _challenge_answers,
     calibration_in_the_large,
@@ -31,7 +31,7 @@ from modeling.evaluation.external import (
     challenge_score,
     compare_estimates,
 )
-from modeling.evaluation.split import Split
+from modeling.evaluation.split import Split, estimate_rate
 from modeling.inference import Outputs
 from modeling.labels import CODES as CODES_8
 from modeling.labels import REFERENCE_CODES
