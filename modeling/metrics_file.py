@@ -14,7 +14,7 @@ from modeling.files import ModelFolderError, read_json, shortened
 METRICS_SCHEMA = 3
 
 Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Name = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[Text, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -112,7 +112,7 @@ class Data(Section):
     split_unit: Literal["lesion", "image"]
     """measured: lesion if the images of each lesion are in one split"""
     test_source: Name | None
-    """the one source of test, which train and val are without"""
+    """the source or sources of test, which train and val are without"""
     leakage: dict[Name, Fraction | None]
     """fraction of test images whose lesion is also in train; overall and by diagnosis"""
     test_without_lesion_id: Fraction | None = None
@@ -165,8 +165,6 @@ class CalibrationScores(Section):
     """Brier score, 0 to 2"""
     ece: CalibrationError
     """of the most probable diagnosis"""
-    ece_per_class: dict[Name, CalibrationError]
-    """of each diagnosis' own probability"""
 
 
 class SplitCalibration(Section):

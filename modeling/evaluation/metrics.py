@@ -19,7 +19,6 @@ from modeling.evaluation.bootstrap import (
     Bootstrap,
     Estimate,
     estimate,
-    not_estimable,
     ratio,
     replicated_auroc,
 )
@@ -145,26 +144,19 @@ def score_balanced(predicted: np.ndarray, split: Split, *, minus: np.ndarray | N
 
 
 def score_calibration(probs: np.ndarray, split: Split) -> dict[str, Any]:
-    """Return negative log-likelihood (nats) and Brier score (0 to 2) with intervals, and expected calibration errors.
+    """Return negative log-likelihood (nats) and Brier score (0 to 2) with intervals, and the expected calibration error.
 
-    The ECE is computed for the most probable diagnosis over bins of equal mass, and for each diagnosis with its own
-    probability (Nixon et al. 2019, arXiv:1904.01685). By chance alone it is above 0, and more so in bootstrap replicates,
-    whose interval could exclude its own value. So it has the range that a perfectly calibrated model would have instead.
+    The ECE is that of the most probable diagnosis, over bins of equal mass. By chance alone it is above 0, and more so in
+    bootstrap replicates, whose interval could exclude its own value. So it has the range that a perfectly calibrated model
+    would have instead.
     """
-    labels, rows = split.labels, np.arange(len(split))
+    labels, confidence = split.labels, probs.max(axis=1)
     log_probs = np.log(np.maximum(probs, np.finfo(np.float64).tiny))
-    one_hot, most_probable = np.eye(len(split.codes))[labels], probs.argmax(axis=1)
-    simulated = calibrated_labels(probs, split.bootstrap)
+    one_hot = np.eye(len(split.codes))[labels]
     return {
-        "nll": estimate_mean(-log_probs[rows, labels], split),
+        "nll": estimate_mean(-log_probs[np.arange(len(split)), labels], split),
         "brier": estimate_mean(((probs - one_hot) ** 2).sum(axis=1), split),
-        "ece": ece_with_range(probs[rows, most_probable], labels == most_probable, simulated == most_probable),
-        "ece_per_class": {
-            code: ece_with_range(probs[:, label], labels == label, simulated == label)
-            if (labels == label).any()
-            else not_estimable(f"no image of {code} in this split")
-            for code, label in split.label_of.items()
-        },
+        "ece": ece_with_range(confidence, labels == probs.argmax(axis=1), if_calibrated(confidence, split.bootstrap)),
     }
 
 
@@ -175,32 +167,28 @@ def ece_at_equal_priors(split: Split) -> Estimate:
     return {"value": expected_calibration_error(confidence, correct, 1 / counts[split.labels])}
 
 
-def calibrated_labels(probs: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
-    """Simulate the labels that the images would have if probabilities (N, C) were perfectly calibrated: int16 (R, N).
+def if_calibrated(confidence: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
+    """Simulate whether events of such probabilities (N,) occur if these are perfectly calibrated: bool (R, N).
 
-    The photos of a lesion share one random number, so that they get one label as far as their probabilities agree.
+    The photos of a lesion share one random number, so that they agree as far as their probabilities do.
     """
     shape = len(bootstrap.draws) - 1, bootstrap.n_lesions
-    chance = np.random.default_rng(SEED).random(shape, dtype=np.float32)[:, bootstrap.lesion_index]  # (R, N)
-    labels = np.zeros(chance.shape, dtype=np.int16)
-    for below in np.cumsum(probs, axis=1).T[:-1]:
-        labels += chance > below
-    return labels
+    return np.random.default_rng(SEED).random(shape, dtype=np.float32)[:, bootstrap.lesion_index] < confidence
 
 
-def ece_with_range(confidence: np.ndarray, correct: np.ndarray, if_calibrated: np.ndarray) -> dict[str, Any]:
+def ece_with_range(confidence: np.ndarray, correct: np.ndarray, simulated: np.ndarray) -> dict[str, Any]:
     """Return the ECE, and the middle 95 % of the ECEs that a perfectly calibrated model would have on the same images.
 
     Args:
         confidence: Probability of the event, shape (N,).
         correct: Whether it occurred, shape (N,).
-        if_calibrated: Whether it occurred in R simulations of a calibrated model, shape (R, N).
+        simulated: Whether it occurred in R simulations of a calibrated model, shape (R, N).
 
     Source: consistency resampling, Broecker & Smith (2007), doi:10.1175/WAF993.1.
     """
     bins = equal_mass_bins(confidence)
     membership = np.eye(bins.max() + 1)[bins]  # (N, bins)
-    gaps = confidence @ membership - if_calibrated.astype(np.float32) @ membership.astype(np.float32)  # (R, bins)
+    gaps = confidence @ membership - simulated.astype(np.float32) @ membership.astype(np.float32)  # (R, bins)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(np.abs(gaps).sum(axis=1) / len(confidence), [tail, 100 - tail])
     value = expected_calibration_error(confidence, correct)

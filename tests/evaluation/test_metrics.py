@@ -8,10 +8,10 @@ from modeling.evaluation.bootstrap import ALL_AGREE, bootstrap_lesions
 from modeling.evaluation.metrics import (
     LesionMetrics,
     _from_confusion,
-    calibrated_labels,
     ece_at_equal_priors,
     equal_mass_bins,
     expected_calibration_error,
+    if_calibrated,
     replicated_confusion,
     score_balanced,
     score_calibration,
@@ -185,8 +185,6 @@ def test_calibration_scores_agree_with_scikit_learn() -> None:
     )
     # 600 images are 15 bins of 40, so that every bin weighs the same.
     assert got["ece"]["value"] == pytest.approx(np.abs(correct - confidence).mean(), abs=1e-9)
-    correct, confidence = calibration_curve(labels == 2, probs[:, 2], n_bins=15, strategy="quantile")
-    assert got["ece_per_class"]["MEL"]["value"] == pytest.approx(np.abs(correct - confidence).mean(), abs=1e-9)
 
 
 def test_the_ece_at_equal_priors_weighs_the_diagnoses_alike() -> None:
@@ -197,27 +195,22 @@ def test_the_ece_at_equal_priors_weighs_the_diagnoses_alike() -> None:
     assert expected_calibration_error(probs.max(axis=1), split.labels == 0) == pytest.approx(abs(0.8 - 15 / 19))
 
 
-def test_simulated_labels_follow_the_probabilities_and_the_lesions() -> None:
-    probs = random_split(60).probs.copy()
-    probs[1] = probs[0]
-    labels = calibrated_labels(probs, bootstrap_lesions(np.repeat(np.arange(30), 2), n_replicates=4000))
-    for label in range(4):
-        assert (labels == label).mean(axis=0) == pytest.approx(probs[:, label], abs=0.04)
-    assert np.array_equal(labels[:, 0], labels[:, 1])  # photos of one lesion with the same probabilities
-    assert not np.array_equal(labels[:, 0], labels[:, 2])
-    many = np.zeros((4, 200))
-    many[:, 190] = 1
-    assert (calibrated_labels(many, bootstrap_lesions(np.arange(4), n_replicates=3)) == 190).all()
+def test_simulated_events_follow_the_probabilities_and_the_lesions() -> None:
+    confidence = np.random.default_rng(0).uniform(size=60)
+    confidence[1] = confidence[0]
+    occurs = if_calibrated(confidence, bootstrap_lesions(np.repeat(np.arange(30), 2), n_replicates=4000))
+    assert occurs.mean(axis=0) == pytest.approx(confidence, abs=0.04)
+    assert np.array_equal(occurs[:, 0], occurs[:, 1])  # photos of one lesion with the same probability
+    assert not np.array_equal(occurs[:, 0], occurs[:, 2])
 
 
 def test_the_range_beside_an_ece_is_that_of_the_scikit_learn_errors_of_simulated_labels() -> None:
     split, rng = random_split(600), np.random.default_rng(5)
     split = Split(CODES, split.probs, split.labels, np.arange(600))
-    got, probs = score_calibration(split.probs, split)["ece_per_class"]["MEL"], split.probs
+    got, given = score_calibration(split.probs, split)["ece"], split.probs.max(axis=1)
     errors = []
     for _ in range(600):
-        shown = rng.random(600) < probs[:, 2]
-        correct, confidence = calibration_curve(shown, probs[:, 2], n_bins=15, strategy="quantile")
+        correct, confidence = calibration_curve(rng.random(600) < given, given, n_bins=15, strategy="quantile")
         errors.append(np.abs(correct - confidence).mean())
     assert got["if_calibrated"]["low"] == pytest.approx(np.percentile(errors, 2.5), abs=0.003)
     assert got["if_calibrated"]["high"] == pytest.approx(np.percentile(errors, 97.5), abs=0.004)
