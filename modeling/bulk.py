@@ -1,9 +1,9 @@
 """Archives: classify any number of images over all processes, one row per image; a killed run resumes.
 
-Images are split into chunks; chunks are distributed over processes. A finished chunk is a file in `<output>.parts`, so
-a kill costs at most one chunk a process, and the same command resumes, with any number of processes. The output merges
-the chunks in the order of the images and is accompanied by `<output>.json` (provenance and counts). While rows have an
-error, the chunks are kept, and the same command tries those rows again.
+Images are split into chunks, which the processes take in turn. A finished chunk is a file in `<output>.parts`, so a kill
+costs at most one chunk a process, and the same command resumes, with any number of processes. The output merges the chunks
+in the order of the images and is accompanied by `<output>.json` (provenance and counts). While rows have an error, the
+chunks are kept, and the same command tries those rows again.
 """
 
 import json
@@ -11,17 +11,18 @@ import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from modeling.classifier import LesionClassifier
 from modeling.engines import BATCH_SIZE
-from modeling.files import ModelFolderError, file_sha256, flush, read_json, write_json
+from modeling.files import ModelFolderError, file_sha256, flush, read_json
 from modeling.images import ImageInput
 from modeling.inputs import (
     ArchiveError,
@@ -32,14 +33,12 @@ from modeling.inputs import (
     list_files,
     needs,
     no_image,
-    pinned,
 )
 from modeling.prediction import rounded
 from modeling.rows import Row, columns_of, printable, row_of, write_rows
 
 CHUNK_SIZE = 2 * BATCH_SIZE  # images: the cost of a kill for each process
 ROW_GROUP_SIZE = 32 * CHUNK_SIZE  # rows of a Parquet file that are held in memory at once
-WHOLE, WITH_ERRORS = ".json", ".errors.json"  # endings of a finished chunk
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def join_processes() -> Processes:
         return Processes()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    # The others wait for the slowest at the end: with datasets of uneven files that may be hours.
+    # The others wait for the slowest at the end, which on uneven machines may be hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     return Processes(accelerator.process_index, accelerator.num_processes, str(accelerator.device))
 
@@ -102,10 +101,7 @@ def classify_archive(
     if output.suffix == ".parquet":
         needs("pyarrow", "writing Parquet")
     columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
-    dataset, revision = None, None
-    if is_dataset(inputs, split):
-        name, revision = pinned(inputs[0], output.name)
-        dataset = StreamedDataset(name, revision, split, fetch_urls=fetch_urls)
+    dataset = StreamedDataset(inputs[0], split, fetch_urls=fetch_urls) if is_dataset(inputs, split) else None
     run = {
         **classifier.provenance,
         "priors": {
@@ -115,21 +111,24 @@ def classify_archive(
         "inputs": [printable(given) for given in inputs],
         "folder": None if all(map(os.path.isabs, inputs)) else printable(os.getcwd()),  # of relative paths
         "split": split,
-        "data_revision": revision,
+        "data_revision": dataset.revision if dataset else None,
     }
-    parts, classified = _beside(output, ".parts"), 0
+    classified = 0
     try:
-        with _locked(output, processes):
+        with _locked(output) if processes.rank == 0 else nullcontext():
             if processes.rank == 0:
                 _begin(run, () if dataset else inputs, output)
             processes.wait()
-            if (parts / "run.json").exists():
-                source = dataset or ListedFiles(parts / "files")
-                classified = _classify_chunks(classifier, source, parts, processes, tta=tta)
+            if not _is_complete(output):
+                source = dataset or ListedFiles(_beside(output, ".parts") / "files")
+                classified = _classify_chunks(classifier, source, output, processes, tta=tta)
                 processes.wait()
                 if processes.rank == 0:
-                    _merge(source, output, columns, {"provenance": classifier.provenance, "notice": classifier.notice})
-        state = read_json(_beside(output, ".json")) if processes.rank == 0 else {}
+                    _merge(output, columns, {"provenance": classifier.provenance, "notice": classifier.notice})
+            state = read_json(_beside(output, ".json")) if processes.rank == 0 else {}
+            if state.get("unreadable") == 0:
+                for path in _chunks(output):
+                    path.unlink()
     except OSError as error:
         raise ArchiveError(
             f"{output} cannot be written ({error.strerror or error}). Make room, or choose another --output; finished "
@@ -145,12 +144,17 @@ def _beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
 
 
+def _chunks(output: Path) -> list[Path]:
+    return sorted(_beside(output, ".parts").glob("*.json"))
+
+
+def _is_complete(output: Path) -> bool:
+    return output.exists() and read_json(_beside(output, ".json")).get("unreadable") == 0
+
+
 @contextmanager
-def _locked(output: Path, processes: Processes) -> Iterator[None]:
+def _locked(output: Path) -> Iterator[None]:
     """Keep other runs away from this output; at the end, delete the parts unless they hold chunks to keep."""
-    if processes.rank != 0:
-        yield
-        return
     from filelock import FileLock, Timeout
 
     parts = _beside(output, ".parts")
@@ -163,55 +167,39 @@ def _locked(output: Path, processes: Processes) -> Iterator[None]:
     try:
         yield
     finally:
-        if not _is_begun(parts):
+        if not _chunks(output):
             shutil.rmtree(parts)
         lock.release()
 
 
-def _is_begun(parts: Path) -> bool:
-    """True if there are chunks of a run; without run.json they are left over from a run killed during cleanup."""
-    return (parts / "run.json").exists() and any(parts.glob("*-*.json"))
-
-
 def _begin(run: Row, files: Sequence[str], output: Path) -> None:
-    """Prepare the parts of a new run, or check that what is here is whole and of this run."""
+    """Note what a new run is, or check that what is here is whole and of this run."""
     parts, left_out = _beside(output, ".parts"), Counter[str]()
-    if output.exists():
-        advice = "Move it away, or choose another --output"
-        state = _check_same(run, _beside(output, ".json"), f"{output} exists and is not of this run", advice)
-        if file_sha256(output) != state.get("sha256"):
+    if output.exists() or _chunks(output):
+        advice = f"Choose another --output, or move {output} away and delete {parts} to start over"
+        notes = _beside(output, ".json") if output.exists() else parts / "run"
+        try:
+            state = read_json(notes) if notes.exists() else {}
+        except ModelFolderError as error:
+            raise ArchiveError(f"{error} {advice}.") from error
+        before = state["run"] if isinstance(state.get("run"), dict) else {}
+        different = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
+        if different:
+            raise ArchiveError(
+                f"{output} exists, or has unfinished work, of another run: {'; '.join(different)}. {advice}."
+            )
+        if output.exists() and file_sha256(output) != state.get("sha256"):
             raise ArchiveError(f"{output} was changed or damaged after its run. {advice}.")
-    if _is_begun(parts):
-        advice = f"Run the earlier command to complete it, or delete {parts} to start over"
-        _check_same(run, parts / "run.json", f"{parts} holds unfinished work of another run", advice)
-    elif not output.exists():
-        for left in parts.glob("*-*.json"):
-            left.unlink()
-        if files:
-            with (parts / "files").open("w", encoding="ascii") as listing:
-                listing.writelines(json.dumps(path) + "\n" for path in list_files(files, left_out, output.name))
-            if not (parts / "files").stat().st_size:
-                raise no_image(files, left_out)
-        _write_whole(parts / "run.json", json.dumps({"run": run, "left_out": in_words(left_out)}))
+    else:
+        with (parts / "files").open("w", encoding="ascii") as listing:
+            listing.writelines(json.dumps(path) + "\n" for path in list_files(files, left_out, output.name))
+        _write_whole(parts / "run", {"run": run, "left_out": in_words(left_out)})
 
 
-def _check_same(run: Row, path: Path, problem: str, advice: str) -> Row:
-    """Return the content of a file beside the output; raise an ArchiveError unless it says that it is of this run."""
-    try:
-        content = read_json(path) if path.exists() else {}
-    except ModelFolderError as error:
-        raise ArchiveError(f"{error} {advice}.") from error
-    before = content["run"] if isinstance(content.get("run"), dict) else {}
-    different = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
-    if different:
-        raise ArchiveError(f"{problem}: {'; '.join(different)}. {advice}.")
-    return content
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole or not there, also after a power cut."""
+def _write_whole(path: Path, content: Any) -> None:
+    """Write a JSON file that is whole or not there, also after a power cut."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     flush(partial)
     partial.replace(path)
 
@@ -219,103 +207,73 @@ def _write_whole(path: Path, text: str) -> None:
 # ---- classifying ---------------------------------------------------------------------------------------------------
 
 
-def _chunk(parts: Path, part: int, number: int) -> Path:
-    return parts / f"{part:05d}-{number:07d}{WHOLE}"
-
-
 def _read_chunk(path: Path) -> list[Row]:
     """Return the rows of a chunk; if it is damaged, delete it, so that the next run classifies its images again."""
     try:
         rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
         return rows
-    except (ValueError, FileNotFoundError) as error:
-        path.unlink(missing_ok=True)
+    except ValueError as error:
+        path.unlink()
         raise ArchiveError(f"{path} was damaged; run the same command to classify its images again.") from error
 
 
 def _classify_chunks(
-    classifier: LesionClassifier, source: ListedFiles | StreamedDataset, parts: Path, processes: Processes, *, tta: bool
+    classifier: LesionClassifier,
+    source: ListedFiles | StreamedDataset,
+    output: Path,
+    processes: Processes,
+    *,
+    tta: bool,
 ) -> int:
-    """Classify what is missing in the chunks of this process; return the number of images."""
-    present = {path.name for path in parts.glob(f"*-*{WHOLE}") if not path.name.endswith(WITH_ERRORS)}
-    in_part = Counter(name.partition("-")[0] for name in present)
-    by_part = source.num_parts >= processes.count  # else each process reads all parts, and takes its chunks of them
-    pending: deque[tuple[Path, list[tuple[str, Row]]]] = deque()  # with earlier rows, or empty ones
-
-    def is_whole(part: int) -> bool:
-        """True if the last chunk of a part is there, the only one that is not full."""
-        last = _chunk(parts, part, in_part[f"{part:05d}"] - 1)
-        return last.name in present and len(_read_chunk(last)) < CHUNK_SIZE
+    """Classify what is missing, or has an error, in the chunks of this process; return the number of images."""
+    pending: deque[tuple[Path, list[str], list[Row]]] = deque()  # with earlier rows, or empty ones
 
     def images() -> Iterator[ImageInput | Callable[[], ImageInput] | None]:
-        for part in range(source.num_parts):
-            if (by_part and part % processes.count != processes.rank) or is_whole(part):
+        items = iter(tqdm(source.items(), total=source.total, unit=" images", disable=processes.rank != 0))
+        for number, chunk in enumerate(iter(lambda: list(islice(items, CHUNK_SIZE)), [])):
+            path = _beside(output, ".parts") / f"{number:07d}.json"
+            if number % processes.count != processes.rank:
                 continue
-            items = source.read(part)
-            for number in count():
-                chunk = list(islice(items, CHUNK_SIZE))
-                path, missing = _chunk(parts, part, number), CHUNK_SIZE - len(chunk)
-                if path.name not in present and (by_part or (part + number) % processes.count == processes.rank):
-                    earlier = path.with_suffix(WITH_ERRORS)
-                    rows = _read_chunk(earlier) if earlier.exists() else [Row()] * len(chunk)
-                    pending.append((path, [(name, row) for (name, _), row in zip(chunk, rows, strict=True)]))
-                    for (_, image), row in zip(chunk, rows, strict=True):
-                        yield image if not row or "error" in row else None
-                    yield from [None] * missing  # so that batches are those of a run without a kill
-                if missing:
-                    break
+            rows = _read_chunk(path) if path.exists() else [Row()] * len(chunk)
+            if any(not row or "error" in row for row in rows):
+                pending.append((path, [name for name, _ in chunk], rows))
+                for (_, image), row in zip(chunk, rows, strict=True):  # None, so that batches are those of a first run
+                    yield image if not row or "error" in row else None
 
     done = 0
     answers = classifier.predict_each(images(), tta=tta)
-    left = None if source.total is None else max(0, source.total - len(present) * CHUNK_SIZE) // processes.count
-    with tqdm(total=left, unit=" images", disable=processes.rank != 0, mininterval=1.0) as progress:
-        while results := list(islice(answers, CHUNK_SIZE)):
-            path, items = pending.popleft()
-            rows = [
-                row if answer is None else row_of(answer, name)
-                for (name, row), answer in zip(items, results, strict=False)
-            ]
-            with_errors = any("error" in row for row in rows)
-            _write_whole(path.with_suffix(WITH_ERRORS) if with_errors else path, json.dumps(rows))
-            if not with_errors:
-                path.with_suffix(WITH_ERRORS).unlink(missing_ok=True)
-            progress.update(len(rows))
-            done += sum(answer is not None for answer in results)
+    while results := list(islice(answers, CHUNK_SIZE)):
+        path, names, rows = pending.popleft()
+        answered = zip(names, rows, results, strict=True)
+        _write_whole(path, [row if answer is None else row_of(answer, name) for name, row, answer in answered])
+        done += sum(answer is not None for answer in results)
     return done
 
 
-def _merge(source: ListedFiles | StreamedDataset, output: Path, columns: dict[str, type], notes: Row) -> None:
-    """Write all chunks into the output, in order, and `<output>.json`; without errors, the chunks may then go."""
-    parts, counts = _beside(output, ".parts"), Counter(images=0, unreadable=0, abstained=0)
+def _merge(output: Path, columns: dict[str, type], notes: Row) -> None:
+    """Write all chunks into the output, in order, and `<output>.json`."""
+    counts, state = Counter(images=0, unreadable=0, abstained=0), read_json(_beside(output, ".parts") / "run")
 
     def rows() -> Iterator[Row]:
-        for part in range(source.num_parts):
-            for number in count():
-                path = _chunk(parts, part, number)
-                chunk = _read_chunk(path if path.exists() else path.with_suffix(WITH_ERRORS))
-                for row in chunk:
-                    counts.update(images=1, unreadable="error" in row, abstained=row.get("abstained", False))
-                    yield row
-                if len(chunk) < CHUNK_SIZE:
-                    break
+        for path in _chunks(output):
+            for row in _read_chunk(path):
+                counts.update(images=1, unreadable="error" in row, abstained=row.get("abstained", False))
+                yield row
 
-    merged, run = parts / f"merged{output.suffix}", read_json(parts / "run.json")
+    merged = _beside(output, ".parts") / f"merged{output.suffix}"
     if output.suffix == ".csv":
         write_rows(merged, rows(), columns)
     else:
         _write_parquet(merged, columns, rows(), notes)
-    flush(merged)
-    if counts["images"]:
-        state = {**run, **notes, **counts, "columns": list(columns), "sha256": file_sha256(merged)}
-        write_json(parts / "state.json", state)
-        # A kill between these steps leaves no output, and the same command merges again.
-        output.unlink(missing_ok=True)
-        (parts / "state.json").replace(_beside(output, ".json"))
-        merged.replace(output)
-    if not counts["unreadable"]:
-        (parts / "run.json").unlink()  # without it, `_locked` deletes the parts
     if not counts["images"]:
-        raise no_image(run["run"]["inputs"], Counter())
+        raise no_image(state["run"]["inputs"], state["left_out"])
+    flush(merged)
+    # A kill between these steps leaves no output, and the same command merges again.
+    output.unlink(missing_ok=True)
+    _write_whole(
+        _beside(output, ".json"), {**state, **notes, **counts, "columns": list(columns), "sha256": file_sha256(merged)}
+    )
+    merged.replace(output)
 
 
 def _write_parquet(path: Path, columns: dict[str, type], rows: Iterator[Row], notes: Row) -> None:

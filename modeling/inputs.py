@@ -1,6 +1,5 @@
 """Inputs of the command line: image files in a fixed order, or the rows of a dataset, streamed."""
 
-import hashlib
 import importlib
 import json
 import os
@@ -51,28 +50,27 @@ def list_files(inputs: Sequence[str], left_out: Counter[str], own: str = "") -> 
     folders = {path for name, path in real.items() if os.path.isdir(name)}
     seen: set[Path] = set()
     for name, path in real.items():
-        if path in seen or not folders.isdisjoint(path.parents):
-            continue
-        seen.add(path)
-        for found in files_below(name, left_out, own) if path in folders else [name]:
-            if found == name or found.lower().endswith(IMAGE_SUFFIXES):
-                yield found
-            else:
-                left_out[f"{os.path.splitext(found)[1]!r:.40} files"] += 1
+        if path not in seen and folders.isdisjoint(path.parents):
+            seen.add(path)
+            yield from _images_below(name, left_out, own) if path in folders else [name]
 
 
-def files_below(top: str, left_out: Counter[str], own: str = "") -> Iterator[str]:
-    """Yield the files of a folder and of the folders in it, but not of hidden or linked ones."""
-
+def _images_below(top: str, left_out: Counter[str], own: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise ArchiveError(f"the folder {error.filename!r} cannot be read ({error.strerror}); check its rights.")
 
     for folder, below, names in os.walk(top, onerror=refuse):
-        below[:] = sorted(name for name in below if not (own and name.startswith(own)))
+        below[:], names = (
+            sorted(name for name in some if not (own and name.startswith(own))) for some in (below, names)
+        )
         skipped = [name for name in below if name.startswith(".") or os.path.islink(os.path.join(folder, name))]
         left_out.update(f"hidden or linked folder {os.path.join(folder, name)!r:.300}" for name in skipped)
         below[:] = [name for name in below if name not in skipped]
-        yield from (os.path.join(folder, name) for name in sorted(names) if not (own and name.startswith(own)))
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                yield os.path.join(folder, name)
+            else:
+                left_out[f"{os.path.splitext(name)[1]!r:.40} files"] += 1
 
 
 def in_words(left_out: Counter[str]) -> str:
@@ -81,21 +79,19 @@ def in_words(left_out: Counter[str]) -> str:
     return f"Left out: {what}{', and more' if len(left_out) > 9 else ''}." if left_out else ""
 
 
-def no_image(inputs: Iterable[str], left_out: Counter[str]) -> ArchiveError:
-    return ArchiveError(f"there is no image in {', '.join(map(repr, inputs)):.300}. {in_words(left_out)}".rstrip())
+def no_image(inputs: Iterable[str], left_out: str) -> ArchiveError:
+    return ArchiveError(f"there is no image in {', '.join(map(repr, inputs)):.300}. {left_out}".rstrip())
 
 
 class ListedFiles:
     """The files of a list on disk, one JSON string a line: memory stays flat, and a resumed run reads the same list."""
-
-    num_parts = 1
 
     def __init__(self, listing: Path) -> None:
         self.listing = listing
         with listing.open(encoding="ascii") as file:
             self.total: int | None = sum(1 for _ in file)
 
-    def read(self, part: int) -> Iterator[Item]:
+    def items(self) -> Iterator[Item]:
         with self.listing.open(encoding="ascii") as file:
             yield from ((path, path) for path in map(json.loads, file))
 
@@ -115,52 +111,31 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and not os.path.lexists(name) and not name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def pinned(name: str, own: str = "") -> tuple[str, str]:
-    """Return the name of a dataset without "@revision", and its commit on the Hub or a hash of its local files' state.
-
-    Raises:
-        ArchiveError: If there is no such dataset.
-    """
-    if is_hub_id(name):
-        from huggingface_hub import HfApi
-
-        name, _, revision = name.partition("@")
-        with _explained(f"{name!r} does not exist here, and the Hub gave no dataset of that name"):
-            info = HfApi().dataset_info(name, revision=revision or None, timeout=15)
-            return info.id, info.sha or ""
-    if not (os.path.isfile(name) or os.path.isdir(name)):
-        raise ArchiveError(f"{name!r:.300} does not exist, or is neither a file nor a folder; check the path.")
-    state = hashlib.sha256()
-    for path in files_below(name, Counter(), own) if os.path.isdir(name) else [name]:
-        stat = os.stat(path, follow_symlinks=os.path.exists(path))
-        state.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
-    return name, state.hexdigest()
-
-
 class StreamedDataset:
-    """One split of a dataset, streamed.
+    """One split of a dataset, streamed. `revision` is its commit on the Hub, or a hash of the state of its local files."""
 
-    Its parts are its data files, as `split_dataset_by_node` gives them to as many nodes, so they do not depend on the
-    number of processes.
-    """
-
-    def __init__(self, name: str, revision: str, split: str | None, *, fetch_urls: bool = False) -> None:
-        """Open a dataset as `pinned` returns it.
+    def __init__(self, given: str, split: str | None, *, fetch_urls: bool = False) -> None:
+        """Open a dataset.
 
         Args:
-            name: What `datasets.load_dataset` takes: a Hub id, a folder, or a Parquet file.
-            revision: Commit on the Hub; not used for local files.
+            given: A Hub id, also with "@revision"; a folder, or a Parquet file.
             split: Default: its only split.
             fetch_urls: Fetch images for which a row has nothing but a web address.
 
         Raises:
             ArchiveError: If it cannot be opened, the split must be chosen, or there is not one image column.
         """
-        datasets = needs("datasets", "reading a dataset")
+        datasets, on_hub = needs("datasets", "reading a dataset"), is_hub_id(given)
+        if not (on_hub or os.path.isfile(given) or os.path.isdir(given)):
+            raise ArchiveError(f"{given!r:.300} does not exist, or is neither a file nor a folder; check the path.")
+        name, _, revision = given.partition("@") if on_hub else (given, "", "")
         source = {"path": "parquet", "data_files": [name]} if name.endswith(".parquet") else {"path": name}
-        on_hub = not os.path.lexists(name)
-        with _explained(f"{name!r:.200} cannot be opened as a dataset"):
-            loaded = datasets.load_dataset(**source, revision=revision if on_hub else None, streaming=True)
+        with _explained(
+            f"{given!r:.300} cannot be opened as a dataset{' of the Hub; it is not here' if on_hub else ''}"
+        ):
+            builder = datasets.load_dataset_builder(**source, revision=revision or None)
+            loaded = builder.as_streaming_dataset()
+        self.revision: str = builder.hash if on_hub else f"{builder.hash}/{builder.config_id}"
         splits = list(loaded)
         if split not in splits and not (split is None and len(splits) == 1):
             problem = f"has no split {split!r:.300}" if split else "has several splits"
@@ -177,21 +152,20 @@ class StreamedDataset:
                 "datasets.Image, is needed, or one of them named 'image'."
             )
         self.column = "image" if "image" in images else images[0]
-        names = [column for column in NAME_COLUMNS if column in features][:1]
+        self.name_column = next((column for column in NAME_COLUMNS if column in features), None)
+        columns = [self.column, *([self.name_column] if self.name_column else [])]
         # Undecoded: a damaged image must become a row, not the end of the stream.
-        undecoded = dataset.select_columns([self.column, *names]).cast_column(self.column, datasets.Image(decode=False))
-        self.dataset, self.name_column = undecoded, names[0] if names else None
-        self.num_parts: int = dataset.num_shards
+        self.dataset = dataset.select_columns(columns).cast_column(self.column, datasets.Image(decode=False))
         known = (dataset.info.splits or {}).get(self.split)
         self.total: int | None = known.num_examples or None if known else None
 
-    def read(self, part: int) -> Iterator[Item]:
-        """Yield the images of one part in order; pixels are not decoded yet."""
+    def items(self) -> Iterator[Item]:
+        """Yield the images in order; pixels are not decoded yet."""
         with _explained("the dataset cannot be read further", "; run the same command again to go on"):
-            for index, row in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
+            for index, row in enumerate(self.dataset):
                 image, name = row[self.column] or {}, row[self.name_column] if self.name_column else None
                 if name in (None, ""):  # 0 is a name
-                    name = image.get("path") or f"{self.split}-{part:05d}-{index:07d}"
+                    name = image.get("path") or f"{self.split}-{index:07d}"
                 yield str(name), image.get("bytes") or partial(self._located, image.get("path"))
 
     def _located(self, path: str | None) -> ImageInput:

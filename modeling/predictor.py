@@ -25,7 +25,7 @@ from modeling.bulk import classify_archive, join_processes
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError
 from modeling.images import IMAGE_SUFFIXES, ImageError
-from modeling.inputs import ArchiveError, StreamedDataset, in_words, is_dataset, list_files, no_image, pinned
+from modeling.inputs import ArchiveError, StreamedDataset, in_words, is_dataset, list_files, no_image
 from modeling.labels import NOTICE
 from modeling.model_folder import CONFIG_NAME, RUN_NAME
 from modeling.prediction import Prediction
@@ -136,15 +136,14 @@ def answer_few(
     """
     left_out = Counter[str]()
     if is_dataset(inputs, split):
-        source = StreamedDataset(*pinned(inputs[0]), split, fetch_urls=fetch_urls)
-        items = (item for part in range(source.num_parts) for item in source.read(part))
+        items = StreamedDataset(inputs[0], split, fetch_urls=fetch_urls).items()
     else:
         items = ((path, path) for path in list_files(inputs, left_out))
     few = list(islice(items, MAX_TABLE_ROWS + 1))
     if len(few) > MAX_TABLE_ROWS:
         raise ArchiveError(f"there are more than {MAX_TABLE_ROWS} images: add --output FILE.csv or FILE.parquet.")
     if not few:
-        raise no_image(inputs, left_out)
+        raise no_image(inputs, in_words(left_out))
     answers = classifier.predict_each((image for _, image in few), tta=tta)
     return f"{table(zip((name for name, _ in few), answers, strict=True))}\n{in_words(left_out)}".rstrip()
 

@@ -26,7 +26,7 @@ from pyarrow import parquet
 from modeling import bulk
 from modeling.bulk import CHUNK_SIZE, Processes, classify_archive
 from modeling.classifier import LesionClassifier
-from modeling.inputs import ArchiveError, StreamedDataset, pinned
+from modeling.inputs import ArchiveError, StreamedDataset
 from modeling.labels import NOTICE
 from modeling.predictor import main
 from support.corpus import make_corpus
@@ -139,13 +139,13 @@ def test_a_killed_run_goes_on_without_redoing_or_losing_a_row(classifier, tiny_m
     command = [sys.executable, "-m", "modeling.predictor", str(tiny_model_folder), str(folder), "--output", str(output)]
     process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL)
     parts = tmp_path / "out.csv.parts"
-    while len(finished := list(parts.glob("0*-*.json"))) < 2:
+    while len(finished := list(parts.glob("0*.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not output.exists()
-    finished = list(parts.glob("0*-*.json"))
+    finished = list(parts.glob("0*.json"))
     # A file that came later is not of this run, and one that went is a row that says so.
     (folder / "00000-new.jpg").write_bytes(pictures[0].read_bytes())
     (folder / f"{count - 1:05}.jpg").unlink()
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_without_redoing_or_losing_a_row(classifier, tiny_m
 
 def test_unfinished_work_of_another_model_or_with_other_options_is_refused(classifier, pictures, tmp_path, monkeypatch):
     images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
-    notes = tmp_path / "out.csv.parts" / "run.json"
+    notes = tmp_path / "out.csv.parts" / "run"
     run = json.loads(notes.read_text())["run"]
     with pytest.raises(ArchiveError, match="tta was False and is True"):
         classify_archive(classifier, [str(images)], output, processes=ALONE, tta=True)
@@ -187,7 +187,7 @@ def test_a_run_that_fails_before_its_first_chunk_leaves_nothing(classifier, pict
     monkeypatch.undo()
     # A kill leaves the folder, and the corrected command is not refused.
     (tmp_path / "out.csv.parts").mkdir()
-    (tmp_path / "out.csv.parts" / "run.json").write_text('{"run": {"tta": true}}')
+    (tmp_path / "out.csv.parts" / "run").write_text('{"run": {"tta": true}}')
     assert classify_archive(classifier, [str(folder)], output, processes=ALONE)["images"] == 3
 
 
@@ -198,7 +198,7 @@ def test_a_finished_run_is_not_done_again_and_no_other_file_is_replaced(classifi
     again = classify_archive(classifier, [str(folder)], output, processes=ALONE)
     assert (again["images"], again["classified_now"]) == (3, 0)
     assert output.stat().st_mtime_ns == written
-    with pytest.raises(ArchiveError, match="exists and is not of this run"):
+    with pytest.raises(ArchiveError, match="exists, or has unfinished work, of another run"):
         classify_archive(classifier, [str(folder)], output, processes=ALONE, tta=True)
     (tmp_path / "notes.csv").write_text("mine")
     with pytest.raises(ArchiveError, match="exists"):
@@ -275,19 +275,19 @@ def test_a_data_set_is_streamed_and_its_damaged_images_are_rows(classifier, parq
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_data_set_is_shared_out_by_files_or_by_chunks(classifier, parquet_files, tmp_path, count, monkeypatch):
+def test_a_data_set_is_shared_out_by_chunks(classifier, parquet_files, tmp_path, count, monkeypatch):
     # Each process in its turn, here; the waiting is left out.
     monkeypatch.setattr(Processes, "wait", lambda self: None)
     output, parts = tmp_path / "out.csv", tmp_path / "out.csv.parts"
     parts.mkdir()
-    source = StreamedDataset(*pinned(str(parquet_files)), "train")
+    source = StreamedDataset(str(parquet_files), "train")
     shares = []
     for rank in range(count):
-        shares.append(bulk._classify_chunks(classifier, source, parts, Processes(rank, count), tta=False))
+        shares.append(bulk._classify_chunks(classifier, source, output, Processes(rank, count), tta=False))
     assert sum(shares) == 309
     assert sum(share > 0 for share in shares) == min(count, 3)
-    (parts / "run.json").write_text("{}")
-    bulk._merge(source, output, dict.fromkeys(["image", "error"], str), {})
+    (parts / "run").write_text("{}")
+    bulk._merge(output, dict.fromkeys(["image", "error"], str), {})
     assert [row["image"] for row in rows_of(output)] == [f"ISIC_{number:07}" for number in range(309)]
 
 
@@ -418,7 +418,7 @@ def test_a_finished_output_that_was_changed_is_not_called_complete(classifier, p
     folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
     classify_archive(classifier, [str(folder)], output, processes=ALONE)
     output.write_bytes(damage)
-    with pytest.raises(ArchiveError, match=r"was changed or damaged after its run\. Move it away"):
+    with pytest.raises(ArchiveError, match=r"was changed or damaged after its run\. Choose another --output"):
         classify_archive(classifier, [str(folder)], output, processes=ALONE)
     assert output.read_bytes() == damage
 
@@ -518,7 +518,7 @@ def unfinished(classifier, pictures, folder: Path, monkeypatch) -> tuple[Path, P
 
 def test_half_a_chunk_is_classified_again_and_the_others_are_kept(classifier, pictures, tmp_path, monkeypatch):
     images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
-    for chunk in (f"{0:05}-{1:07}.json", f"{0:05}-{2:07}.json"):
+    for chunk in ("0000001.json", "0000002.json"):
         path = tmp_path / "out.csv.parts" / chunk
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(ArchiveError, match="was damaged; run the same command to"):
@@ -533,17 +533,15 @@ def test_half_a_chunk_is_classified_again_and_the_others_are_kept(classifier, pi
 def test_damaged_notes_of_a_run_are_named_and_its_work_is_kept(classifier, pictures, tmp_path, monkeypatch, content):
     images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
     parts = tmp_path / "out.csv.parts"
-    notes = (parts / "run.json").read_text()
-    (parts / "run.json").write_text(content)
-    with pytest.raises(
-        ArchiveError, match=r"run\.json.*or delete .* to start over|unfinished work of another run.*or delete"
-    ):
+    notes = (parts / "run").read_text()
+    (parts / "run").write_text(content)
+    with pytest.raises(ArchiveError, match=r"(parts/run\b|unfinished work).*delete .* to start over"):
         classify_archive(classifier, [str(images)], output, processes=ALONE)
-    assert len(list(parts.glob("0*-*.json"))) == 3
-    (parts / "run.json").write_text(notes)
+    assert len(list(parts.glob("0*.json"))) == 3
+    (parts / "run").write_text(notes)
     assert classify_archive(classifier, [str(images)], output, processes=ALONE)["classified_now"] == 0
     (tmp_path / "out.csv.json").write_text(content)
-    with pytest.raises(ArchiveError, match="Move it away, or choose another --output"):
+    with pytest.raises(ArchiveError, match="Choose another --output, or move"):
         classify_archive(classifier, [str(images)], output, processes=ALONE)
     assert output.exists()
 

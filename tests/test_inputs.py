@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from modeling.images import ImageError
-from modeling.inputs import ArchiveError, StreamedDataset, in_words, is_dataset, is_hub_id, list_files, pinned
+from modeling.inputs import ArchiveError, StreamedDataset, in_words, is_dataset, is_hub_id, list_files
 
 
 @pytest.fixture
@@ -92,15 +92,15 @@ def test_a_path_that_exists_is_no_hub_id(tmp_path, monkeypatch):
 def test_a_missing_path_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArchiveError, match=f"'{name}' does not exist"):
-        pinned(name)
+        StreamedDataset(name, "train")
     with pytest.raises(ArchiveError, match=f"'{name}' does not exist"):
         list(list_files([name], Counter()))
 
 
 def test_a_name_that_the_hub_does_not_give_is_told_as_path_and_as_dataset(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", Mock(side_effect=OSError("no\n way")))
-    with pytest.raises(ArchiveError, match=r"'me/lesions' does not exist here, .* Hub gave .* \(OSError: no way\)"):
-        pinned("me/lesions@v1")
+    monkeypatch.setattr("datasets.load_dataset_builder", Mock(side_effect=OSError("no\n way")))
+    with pytest.raises(ArchiveError, match=r"'me/lesions@v1' cannot be opened .* not here \(OSError: no way\)"):
+        StreamedDataset("me/lesions@v1", None)
 
 
 def test_a_split_needs_one_dataset():
@@ -113,7 +113,7 @@ def one_image(tmp_path: Path, image, **columns) -> StreamedDataset:
     rows = {"image": [image], **{name: [value] for name, value in columns.items()}}
     table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
     table.to_parquet(str(tmp_path / "one.parquet"))
-    return StreamedDataset(*pinned(str(tmp_path / "one.parquet")), None)
+    return StreamedDataset(str(tmp_path / "one.parquet"), None)
 
 
 def test_an_image_whose_id_is_zero_is_named_so(tmp_path):
@@ -121,8 +121,8 @@ def test_an_image_whose_id_is_zero_is_named_so(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"a")
     rows = {"image": [str(tmp_path / "a.jpg")] * 2, "id": [0, None]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "ids.parquet"))
-    dataset = StreamedDataset(*pinned(str(tmp_path / "ids.parquet")), None)
-    assert [name for name, _ in dataset.read(0)] == ["0", str(tmp_path / "a.jpg")]
+    dataset = StreamedDataset(str(tmp_path / "ids.parquet"), None)
+    assert [name for name, _ in dataset.items()] == ["0", str(tmp_path / "a.jpg")]
 
 
 def test_files_of_a_hub_dataset_are_its_own_and_other_addresses_are_not(tmp_path, monkeypatch):
@@ -166,4 +166,4 @@ def test_files_of_a_hub_dataset_are_its_own_and_other_addresses_are_not(tmp_path
 def test_a_dataset_without_one_image_column_is_refused(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(str(tmp_path / "t.parquet"))
     with pytest.raises(ArchiveError, match="0 image columns among text"):
-        StreamedDataset(*pinned(str(tmp_path / "t.parquet")), None)
+        StreamedDataset(str(tmp_path / "t.parquet"), None)
