@@ -5,19 +5,15 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from accelerate.tracking import get_available_trackers
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import HfArgumentParser
 
 from modeling.files import shortened
 from modeling.labels import REFERENCE_CODES
-
-MAX_CONFIG_BYTES = 100_000  # all options with their values are 2 kB
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def option(default: Any, text: str) -> Any:
@@ -39,6 +35,8 @@ def option(default: Any, text: str) -> Any:
 @dataclass(frozen=True)
 class TrainOptions:
     """All options of a training run. After `parse_options`, None means that an option is not used in this run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(str_min_length=1)  # an unset variable is empty
 
     # data
     dataset: str = option(
@@ -118,7 +116,7 @@ class TrainOptions:
         "on, 1 - (1 + step)^(-2/3), up to this decay: a run of 2,000 steps ends at 0.994. 0: no average. Default: 0.999; "
         "recipe original 0.",
     )
-    max_grad_norm: Positive | None = option(
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = option(
         None, "Gradients are clipped to this norm, against rare spikes. Default: 1; not used by recipe original."
     )
     patience: Annotated[int, Field(ge=1, le=10_000)] | None = option(
@@ -151,7 +149,7 @@ class TrainOptions:
     dry_run: bool = option(
         False, "Try every stage on a few images and stop. Every new run begins with this; it takes seconds."
     )
-    checkpoint_every: str = option(
+    checkpoint_every: Annotated[str, Field(pattern=r"^[1-9][0-9]*(min|steps?)$")] = option(
         "10min", "Time or steps between checkpoints, such as 10min or 500steps; each epoch ends with one too."
     )
     report_to: list[str] = option(
@@ -198,11 +196,12 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         epilog="--config FILE.yaml holds lines such as `epochs: 30`; options on the command line override it. "
         "For several GPUs or machines: accelerate launch train.py …, see docs/cluster.md.",
         formatter_class=argparse.HelpFormatter,  # the texts name the defaults
+        allow_abbrev=False,
     )
     if len(given.config) > 1:
         raise ValueError("--config was given more than once; put all options into one file.")
-    for path in given.config:  # argparse reads these strings as it does those of the command line
-        parser.set_defaults(**read_config(Path(path)))
+    for path in given.config:
+        arguments = [*read_config(Path(path)), *arguments]
     options, unknown = parser.parse_args_into_dataclasses(
         arguments,
         return_remaining_strings=True,
@@ -213,55 +212,28 @@ def parse_options(arguments: list[str]) -> TrainOptions:
     return resolve(options)
 
 
-def read_config(path: Path) -> dict[str, str | list[str]]:
-    """Return the options of a YAML file as strings; null is the default, as in train_config.json.
+def read_config(path: Path) -> list[str]:
+    """Return the options of a YAML file as arguments of the command line; null is the default, as in train_config.json.
 
     Raises:
-        ValueError: If it is not a short file of `option: value` lines.
+        ValueError: If it does not hold lines such as `epochs: 30`.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1000} kB")
-        content = yaml.load(text.decode(), Loader=PlainLoader) or {}
-    except (
-        Exception
-    ) as error:  # PyYAML also answers damage with KeyError, IndexError, AttributeError, RecursionError, …
-        raise ValueError(f"--config {path} cannot be read ({type(error).__name__}: {str(error)[:300]}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"--config {path} must hold lines such as `epochs: 30`, got {shortened(content)}.")
-    kinds = get_type_hints(TrainOptions)
-    options: dict[str, str | list[str]] = {}
-    for given, value in content.items():
-        name = given.replace("-", "_") if isinstance(given, str) else given
-        if name not in kinds:
-            raise ValueError(f"--config {path}: there is no option {shortened(given)}; --help lists them.")
-        takes_list = get_origin(kinds[name]) is list
-        if isinstance(value, list) and not takes_list:
-            raise ValueError(f"--config {path}: {name} takes one value, got the list {shortened(value)}.")
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, str) for item in values):
-            raise ValueError(f"--config {path}: {name} must be a value or a list of values, got {shortened(value)}.")
-        if value not in ("", "~", "null"):
-            options[name] = values if takes_list else value
-    return options
-
-
-class PlainLoader(yaml.BaseLoader):
-    """Load YAML scalars as strings (plain YAML reads 042 as 34 and `no` as False); refuse references and repeated keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # they can grow to any size
-            raise ValueError("it has references (*name); write the values out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise ValueError(f"it has {shortened(twice)} more than once")
-        return super().construct_mapping(node, deep)
+        # This loader leaves words as they are; plain YAML reads 042 as 34 and `no` as False.
+        content = dict(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {})
+    except Exception as error:  # of PyYAML also KeyError, IndexError, AttributeError, RecursionError, …
+        raise ValueError(
+            f"--config {path} must hold lines such as `epochs: 30` ({type(error).__name__}: {str(error)[:300]})."
+        ) from error
+    arguments: list[str] = []
+    for name, value in content.items():
+        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"--config {path}: {name!r} must be a value or a list of values, got {shortened(value)}.")
+        if isinstance(value, list):
+            arguments += [f"--{name}", *value] if value else []
+        elif value not in ("", "~", "null"):
+            arguments.append(f"--{name}={value}")
+    return arguments
 
 
 def resolve(options: TrainOptions) -> TrainOptions:
@@ -271,10 +243,6 @@ def resolve(options: TrainOptions) -> TrainOptions:
         ValueError: If a value is out of its range, or options contradict each other.
     """
     demo, original = options.dataset == "demo", options.recipe == "original"
-    for entry in dataclasses.fields(options):
-        value = getattr(options, entry.name)
-        if value == "" or (isinstance(value, list) and "" in value):
-            raise ValueError(f"--{entry.name} is empty (an unset variable?); give a value, or leave the option out.")
     if options.init_from and options.pretrained:
         raise ValueError(
             "--init_from and --pretrained true exclude each other: choose one kind of weights to start from."
@@ -305,23 +273,13 @@ def resolve(options: TrainOptions) -> TrainOptions:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"--{first['loc'][0]}: {first['msg'].lower()}, got {shortened(first['input'])}.") from error
-    checkpoint_interval(options.checkpoint_every)
-    if options.data_dir and demo:
-        raise ValueError("--dataset demo makes its own images; leave --data_dir out.")
     if options.examples and options.dataset != "isic2019":
         raise ValueError(
             "--examples takes images of ISIC 2019 with its licence and attribution; leave it out for other data."
         )
-    if options.push_to_hub and not options.hub_model_id:
-        raise ValueError("--push_to_hub needs --hub_model_id, such as me/skin-lesion-b0.")
-    if not options.push_to_hub and (options.hub_model_id or options.hub_private):
+    if options.push_to_hub != bool(options.hub_model_id) or (options.hub_private and not options.push_to_hub):
         raise ValueError(
-            "--hub_model_id and --hub_private have no effect without --push_to_hub; add it, or leave them out."
-        )
-    if options.warmup_epochs is not None and options.warmup_epochs > options.epochs:
-        raise ValueError(
-            f"--warmup_epochs {options.warmup_epochs:g} is longer than --epochs {options.epochs}: the learning rate would "
-            "never reach its peak."
+            "--push_to_hub and --hub_model_id, such as me/skin-lesion-b0, need each other, and --hub_private needs both."
         )
     installed = [str(tracker) for tracker in get_available_trackers()]
     absent = [name for name in options.report_to if name not in [*installed, "all"]]
@@ -339,16 +297,6 @@ def dataset_name(options: TrainOptions) -> str:
 
 
 def checkpoint_interval(text: str) -> tuple[float, float]:
-    """Read "10min" or "500steps": return seconds and steps between checkpoints, one of them infinite.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(min|step)s?", text)
-    if found is None or float(found[1]) == 0:
-        raise ValueError(
-            f"--checkpoint_every must be a time or a number of steps, such as 10min or 500steps, got {shortened(text)}; each "
-            "epoch ends with a checkpoint anyway."
-        )
-    number = float(found[1])
-    return (60 * number, float("inf")) if found[2] == "min" else (float("inf"), number)
+    """Read "10min" or "500steps": return seconds and steps between checkpoints, one of them infinite."""
+    number = int(re.sub(r"\D", "", text))
+    return (60 * number, float("inf")) if text.endswith("min") else (float("inf"), number)

