@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
 
 from modeling.calibration import lesion_folds
 from modeling.formatting import TEXTS
-from modeling.schema import Array, Fraction, Positive
+from modeling.schema import Fraction, Positive, bounds
 
 FALSE_ALARM_RATE = 0.05
 # Chosen on val against generated images; a direction for every ten images, since more fit val better than new images.
@@ -27,12 +26,12 @@ class AbstentionRule:
     (Mahalanobis++, arXiv:2505.18032), because blank images have small features in some networks and large ones in others.
     """
 
-    threshold: Annotated[float, Field(gt=-1e6, lt=1e6)]  # images with a higher score are refused
+    threshold: Annotated[float, bounds(gt=-1e6, lt=1e6)]  # images with a higher score are refused
     false_alarm_rate: Fraction  # fraction of val images above the threshold
     residual_weight: Positive  # brings the distance to the scale of the logits
     length: Positive  # of the features, on average over val
-    centre: Array  # mean of what `_both` makes of the features of val, float32 (2 D,)
-    directions: Array  # orthonormal, of greatest variance, float32 (K, 2 D)
+    centre: np.ndarray  # mean of what `_both` makes of the features of val, float32 (2 D,)
+    directions: np.ndarray  # orthonormal, of greatest variance, float32 (K, 2 D)
     method: Literal["ViM with and without normalisation"] = "ViM with and without normalisation"
 
     def __post_init__(self) -> None:

@@ -1,15 +1,12 @@
 """The content of a model folder's config.json: timm's Hub layout plus one root key, `lesion`."""
 
-from typing import Annotated, Any, Literal, NotRequired, Required
-
-from pydantic import AfterValidator, ConfigDict, Field, with_config
-from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+from typing import Annotated, Any, Literal, TypedDict
 
 from modeling.abstention import AbstentionRule
 from modeling.calibration import Calibration
 from modeling.files import MAX_TEXT, ModelFolderError, shortened
 from modeling.operating_points import OperatingPoint
-from modeling.schema import Name, Sha256, checked
+from modeling.schema import Name, Sha256, bounds, checked
 
 CONFIG_SCHEMA = 4  # probabilities at equal priors, class_priors, the ONNX output `evidence`
 MAX_CLASSES = 1000
@@ -24,18 +21,18 @@ def _check_size(size: list[int]) -> list[int]:
     return size
 
 
-_THREE = Field(min_length=3, max_length=3)
+_THREE = bounds(min_length=3, max_length=3)
 
 
-class PretrainedCfg(TypedDict, total=False):
+class PretrainedCfg(TypedDict):
     """The preprocessing, and the names of the first and last layers, for timm and transformers."""
 
-    input_size: Required[Annotated[list[int], _THREE, AfterValidator(_check_size)]]
-    interpolation: Required[Literal["bicubic", "bilinear"]]
-    crop_pct: Required[Annotated[float, Field(ge=1, le=1)]]  # no part of an image is cut off
-    crop_mode: Required[Literal["squash"]]
-    mean: Required[Annotated[list[Annotated[float, Field(ge=0, lt=10)]], _THREE]]
-    std: Required[Annotated[list[Annotated[float, Field(ge=0.001, lt=10)]], _THREE]]
+    input_size: Annotated[Annotated[list[int], _THREE], _check_size]
+    interpolation: Literal["bicubic", "bilinear"]
+    crop_pct: Annotated[float, bounds(ge=1, le=1)]  # no part of an image is cut off
+    crop_mode: Literal["squash"]
+    mean: Annotated[list[Annotated[float, bounds(ge=0, lt=10)]], _THREE]
+    std: Annotated[list[Annotated[float, bounds(ge=0.001, lt=10)]], _THREE]
     custom_load: Literal[False] | None
     fixed_input_size: bool | None
     pool_size: list[int] | None
@@ -43,11 +40,11 @@ class PretrainedCfg(TypedDict, total=False):
     classifier: str | list[str] | None
 
 
-class Lesion(TypedDict, total=False):
+class Lesion(TypedDict):
     """What this package adds to timm's layout."""
 
-    schema: Required[Literal[4]]
-    weights_sha256: Required[Sha256]
+    schema: Literal[4]
+    weights_sha256: Sha256
     onnx_sha256: Sha256 | None
     config_sha256: Sha256 | None
     package_version: Name | None
@@ -59,20 +56,19 @@ class Lesion(TypedDict, total=False):
     data_fingerprint: Name | None
     splits_sha256: Name | None
     synthetic: bool | None
-    class_priors: dict[Name, Annotated[float, Field(gt=0, le=1)]] | None  # fraction of each diagnosis in train and val
+    class_priors: dict[Name, Annotated[float, bounds(gt=0, le=1)]] | None  # fraction of each diagnosis in train and val
     calibration: Calibration | None  # already folded into the weights
-    operating_points: Annotated[list[OperatingPoint], Field(max_length=MAX_OPERATING_POINTS)] | None
+    operating_points: Annotated[list[OperatingPoint], bounds(max_length=MAX_OPERATING_POINTS)] | None
     abstention: AbstentionRule | None
 
 
-@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Config(TypedDict):
     """Everything else is refused: timm or transformers might act on it (model_args, auto_map, url, file and more)."""
 
-    architecture: Annotated[str, Field(pattern="^[a-z0-9_]+$", max_length=MAX_TEXT)]
+    architecture: Annotated[str, bounds(pattern="^[a-z0-9_]+$", max_length=MAX_TEXT)]
     num_classes: int
-    num_features: NotRequired[int | None]
-    label_names: Annotated[list[Name], Field(min_length=2, max_length=MAX_CLASSES)]
+    num_features: int | None
+    label_names: Annotated[list[Name], bounds(min_length=2, max_length=MAX_CLASSES)]
     label_descriptions: dict[str, Name]
     pretrained_cfg: PretrainedCfg
     lesion: Lesion

@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modeling.files import ModelFolderError, read_json, shortened
-from modeling.schema import Count, Fraction, Sha256
 
 METRICS_SCHEMA = 3
 
 Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[Text, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
 from modeling.labels import diagnosis_of
-from modeling.schema import Count, Fraction, Name
+from modeling.schema import Count, Fraction, Name, bounds
 
 TARGET_SENSITIVITIES = (0.90, 0.95)
 MIN_THRESHOLD = 1e-12  # a threshold of 0 would flag every image
@@ -20,9 +19,9 @@ class OperatingPoint:
     """A threshold on the summed probability of `codes`, with its sensitivity and specificity on val."""
 
     name: Name
-    codes: Annotated[tuple[Name, ...], Field(min_length=1)]
-    target_sensitivity: Annotated[float, Field(gt=0, le=1)]
-    threshold: Annotated[float, Field(gt=0, le=1)]
+    codes: Annotated[tuple[Name, ...], bounds(min_length=1)]
+    target_sensitivity: Annotated[float, bounds(gt=0, le=1)]
+    threshold: Annotated[float, bounds(gt=0, le=1)]
     sensitivity: Fraction
     specificity: Fraction
     n_positive: Count
