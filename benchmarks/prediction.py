@@ -36,8 +36,8 @@ sys.path.append(str(Path(__file__).parents[1] / "space"))
 import answers
 
 from modeling.classifier import LesionClassifier
-from modeling.model_folder import ONNX_NAME
-from modeling.network import load_model_folder
+from modeling.model_folder import ONNX_NAME, WEIGHTS_NAME, read_config
+from modeling.network import load_network
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 COMPILED_SIZES = (1, 16)  # each takes a minute to compile
@@ -67,8 +67,7 @@ def in_batches(forward: Forward, pixel_values: np.ndarray, size: int) -> Callabl
 
 
 def torch_forward(folder: Path, *, compiled: bool) -> Forward:
-    network, _ = load_model_folder(folder)
-    network = network.to(memory_format=torch.channels_last)
+    network = load_network(folder / WEIGHTS_NAME, read_config(folder)).to(memory_format=torch.channels_last)
     if compiled:
         from torch._inductor import config
 

@@ -73,10 +73,6 @@ def lesion_folds(lesion_ids: Sequence[str] | np.ndarray) -> np.ndarray:
     return (np.random.default_rng(0).permutation(len(lesions)) % min(N_FOLDS, len(lesions)))[index]
 
 
-def _no_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.ones(logits.shape[1]), np.zeros(logits.shape[1])
-
-
 def _temperature_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy.optimize import minimize_scalar  # fitting is for training only; serving does not install scipy
 
@@ -111,7 +107,7 @@ def _vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 # From the simplest to the richest.
 CALIBRATIONS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
-    "none": _no_scaling,
+    "none": lambda logits, labels: (np.ones(logits.shape[1]), np.zeros(logits.shape[1])),
     "temperature scaling": _temperature_scaling,
     "vector scaling": _vector_scaling,
 }

@@ -192,8 +192,7 @@ class LesionClassifier:
             ModelFolderError: If the heat maps of this network need torch, and that is not installed.
         """
         upright = decode_image(image)
-        model_input = self.transform.squash(upright)
-        outputs = self.engine.forward(self.transform.normalise(model_input)[None], evidence=True)
+        outputs = self.engine.forward(self.transform(upright)[None], evidence=True)
         if outputs.evidence is None or outputs.evidence.ndim != 4 or outputs.evidence.shape[1] != len(self.codes):
             raise ModelFolderError(f"{self.source.path}: the heat maps of this network do not fit its diagnoses.")
         prediction = self.predictions(outputs, outputs.probs)[0]
@@ -201,7 +200,6 @@ class LesionClassifier:
             codes=self.codes,
             evidence=outputs.evidence[0],
             size=(upright.height, upright.width),
-            model_input=model_input,
             prediction=prediction,
             shown_code=self.shown_code(prediction),
         )
@@ -219,10 +217,6 @@ class LesionClassifier:
     def preprocess(self, image: ImageInput) -> np.ndarray:
         """Decode and preprocess one image exactly as evaluation does: pixel_values, float32 (3, S, S)."""
         return self.transform(decode_image(image))
-
-    def forward(self, pixel_values: np.ndarray) -> ModelOutputs:
-        """Run the network once on pixel_values, float32 (B, 3, S, S)."""
-        return self.engine.forward(pixel_values)
 
     def _answers(self, pixel_values: np.ndarray, *, tta: bool, single_thread: bool = False) -> list[Prediction]:
         outputs = self.engine.forward(pixel_values, single_thread=single_thread)
@@ -277,14 +271,6 @@ class LesionClassifier:
     def notice(self) -> str:
         """The disclaimer shown wherever this model is used."""
         return f"{NOTICE} {SYNTHETIC_NOTICE}" if self.lesion.get("synthetic") else NOTICE
-
-    @property
-    def origin(self) -> str:
-        """The provenance of every answer in one line, for people."""
-        return (
-            f"{self.model_id}, revision {self.revision or 'local'}, weights sha256 {self.provenance['weights_sha256']}, "
-            f"data {self.provenance['data_fingerprint'] or 'not recorded'}, skin-lesion-classifier {__version__}"
-        )
 
 
 def map_ahead(

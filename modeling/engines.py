@@ -141,11 +141,6 @@ class OnnxEngine:
             return replace(outputs, evidence=self._torch.forward(pixel_values, evidence=True).evidence)
         return outputs
 
-    @property
-    def network(self) -> Any:
-        """The network in timm, frozen; loaded on first use."""
-        return self._torch.network
-
     # Two threads may both compute one of these at first; then one result is kept.
     @cached_property
     def _single_thread_session(self) -> Any:

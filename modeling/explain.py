@@ -20,7 +20,6 @@ class Explanation:
         evidence: Signed Grad-CAM before clipping, float32 (C, h, w), in units of the logit: for a network that ends in
             average pooling and a linear layer, a map's mean is the logit without its bias.
         size: (height, width) of the upright image in pixels.
-        model_input: The square that the network saw, uint8 RGB (S, S, 3).
         prediction: The answer for the same image, from the same forward pass.
         shown_code: The diagnosis whose map to show first: the most probable one of what was flagged, or of all.
     """
@@ -28,7 +27,6 @@ class Explanation:
     codes: tuple[str, ...]
     evidence: np.ndarray
     size: tuple[int, int]
-    model_input: np.ndarray
     prediction: Prediction
     shown_code: str
 

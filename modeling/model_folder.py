@@ -21,7 +21,6 @@ ONNX_NAME = "onnx/model.onnx"  # where the Hub's tools look for it
 # Beside them: the scores, and the options and splits of the run.
 METRICS_NAME, RUN_NAME, SPLITS_NAME = "metrics.json", "train_config.json", "splits.csv"
 EXAMPLES_NAME = "examples/examples.json"  # and the images that it lists
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 UNKNOWN_ORIGIN = "unknown origin"  # used when initial weights carry no provenance
 MAX_GIB = {WEIGHTS_NAME: 4, ONNX_NAME: 2}  # protobuf's own limit for the second
 
@@ -72,12 +71,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     repo_id = str(repo_or_folder)
     # Imported late: a local folder must open without the Hub client's start-up cost.
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         earlier = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
@@ -88,18 +82,10 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         raise ModelFolderError(
             f"{repo_id!r:.300} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
         ) from None
-    except GatedRepoError:
+    except (RepositoryNotFoundError, RevisionNotFoundError):  # a gated repository is a kind of the first
         raise ModelFolderError(
-            f"{repo_id} is gated: accept its terms on the Hub and log in with `hf auth login`."
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelFolderError(
-            f"the Hub has no model {repo_id!r} that you may read, and there is no such folder here; "
-            "check the name, and log in with `hf auth login` if it is private."
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelFolderError(
-            f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit hash."
+            f"the Hub has no model {repo_id!r}{f' with a revision {revision!r}' if revision else ''} that you may read, and "
+            "there is no such folder here; check the name; if it is private or gated, log in with `hf auth login`."
         ) from None
     except Exception as error:  # whatever keeps the Hub from answering, an earlier download is used
         if not isinstance(earlier, str):
@@ -122,14 +108,11 @@ def read_config(folder: Path) -> Config:
         raise ModelFolderError(f"{folder} has no {CONFIG_NAME}; give the folder `model` of a run or a Hub repository.")
     content = read_json(path)
     lesion = content.get("lesion")
-    if not isinstance(lesion, dict):
+    schema = lesion.get("schema") if isinstance(lesion, dict) else None
+    if schema != CONFIG_SCHEMA:
         raise ModelFolderError(
-            f"{path}: no entry 'lesion', so this package did not write it; load such a model with timm or transformers."
-        )
-    if lesion.get("schema") != CONFIG_SCHEMA:
-        raise ModelFolderError(
-            f"{path}: its schema is {shortened(lesion.get('schema'))} and this version reads {CONFIG_SCHEMA}; "
-            "update skin-lesion-classifier or take another revision of the model."
+            f"{path}: the schema of its entry 'lesion' is {shortened(schema)} and this version reads {CONFIG_SCHEMA}; update "
+            "skin-lesion-classifier, or take another revision; a model of others opens with timm or transformers."
         )
     config = checked_config(content, str(path))
     if config["lesion"].get("config_sha256") not in (None, config_sha256(content)):
@@ -148,10 +131,8 @@ def fetch(source: ModelFolder, name: str) -> Path:
     """
     path = file_beside(source, name)
     if path is None:
-        pickles = sorted(file.name for file in source.path.iterdir() if file.suffix in PICKLE_SUFFIXES)
-        hint = f"; {pickles[0]} is a pickle, which can run code when it is opened, and is refused" if pickles else ""
         where = source.path if source.revision is None else source.model_id
-        raise ModelFolderError(f"{where} has no {name}{hint}; give a model folder or a repository that has it.")
+        raise ModelFolderError(f"{where} has no {name}; give a model folder or a repository that has it.")
     if path.stat().st_size > MAX_GIB[name] * 1024**3:
         raise ModelFolderError(f"{path} is larger than {MAX_GIB[name]} GiB; refused.")
     return path

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,19 +16,8 @@ from modeling.calibration import Calibration
 from modeling.config import CONFIG_SCHEMA, Config, PretrainedCfg
 from modeling.files import ModelFolderError, file_sha256, shortened, write_json
 from modeling.labels import diagnosis_of
-from modeling.model_folder import (
-    CONFIG_NAME,
-    ONNX_NAME,
-    WEIGHTS_NAME,
-    checked_file,
-    config_sha256,
-    fetch,
-    read_config,
-    resolve_model_folder,
-)
+from modeling.model_folder import CONFIG_NAME, ONNX_NAME, WEIGHTS_NAME, checked_file, config_sha256
 from modeling.schema import plain
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 
 
 class TimmModel(Protocol):
@@ -128,7 +117,7 @@ def build_model(
 
 
 def normalise(pixels: torch.Tensor, pretrained_cfg: Mapping[str, Any]) -> torch.Tensor:
-    """Normalise a batch on its device, as `Preprocessing.normalise` does.
+    """Normalise a batch on its device, as `Preprocessing` does.
 
     Args:
         pixels: uint8 RGB (B, S, S, 3), a quarter of the bytes to transfer.
@@ -157,7 +146,7 @@ def fold_calibration(model: TimmModel, calibration: Calibration) -> None:
 
 
 def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
-    """Write `model.safetensors` and `config.json`, as timm, transformers and `load_model_folder` read them.
+    """Write `model.safetensors` and `config.json`, as timm, transformers and `load_network` read them.
 
     Args:
         model: Network of `build_model`, calibration already folded into its classifier.
@@ -192,12 +181,6 @@ def save_model_folder(model: TimmModel, folder: Path, *, codes: Sequence[str], l
     write_json(folder / CONFIG_NAME, config)
 
 
-def load_model_folder(folder: Path) -> tuple[TimmModel, Config]:
-    """Return the network of a model folder, as `load_network` does, and its configuration."""
-    config = read_config(folder)
-    return load_network(fetch(resolve_model_folder(folder), WEIGHTS_NAME), config), config
-
-
 def load_network(weights: Path, config: Config) -> TimmModel:
     """Load the weights of a model folder into timm's network, in evaluation mode and frozen.
 
@@ -209,35 +192,31 @@ def load_network(weights: Path, config: Config) -> TimmModel:
             f"{weights.parent / CONFIG_NAME}: architecture {shortened(config['architecture'])} is no timm network of this "
             "installation; update timm."
         )
-    # First without memory, so that no more is allocated than the file holds.
-    with torch.device("meta"):
-        _check_weights_fit(weights, _create(config["architecture"], num_classes=config["num_classes"]))
-    checked_file(weights, config["lesion"].get("weights_sha256"))
-    model = _create(config["architecture"], num_classes=config["num_classes"])
-    model.load_state_dict(load_file(weights))
-    model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
-    model.requires_grad_(False)
-    return model.eval()
-
-
-def _check_weights_fit(weights: Path, model: TimmModel) -> None:
-    """Compare the file's header with the network, before any tensor is read."""
-    wanted = {key: (list(value.shape), value.dtype) for key, value in model.state_dict().items()}
     try:
-        with safe_open(weights, framework="pt") as file:
-            entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            found = {key: (entry.get_shape(), DTYPES.get(entry.get_dtype())) for key, entry in entries.items()}
+        tensors = load_file(weights)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFolderError(
             f"{weights} is no whole safetensors file ({str(error)[:300]}); download it again."
         ) from error
-    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if wrong:
+    with torch.device("meta"):  # first without memory, so that no more is allocated than the file holds
+        wanted = _shapes(_create(config["architecture"], num_classes=config["num_classes"]).state_dict())
+    found = _shapes(tensors)
+    if wrong := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
         first = wrong[0]
         raise ModelFolderError(
             f"{weights} does not fit the network: {len(wrong)} tensors differ, first {shortened(first)}: "
             f"{shortened(found.get(first, 'missing'))} instead of {wanted.get(first, 'none')}."
         )
+    checked_file(weights, config["lesion"].get("weights_sha256"))
+    model = _create(config["architecture"], num_classes=config["num_classes"])
+    model.load_state_dict(tensors)
+    model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[list[int], torch.dtype]]:
+    return {key: (list(value.shape), value.dtype) for key, value in tensors.items()}
 
 
 def class_evidence(model: TimmModel, feature_maps: torch.Tensor) -> np.ndarray:

@@ -9,6 +9,12 @@ from PIL import Image
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
+def squash(image: Image.Image, size_px: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    """Return an RGB image resized to a square, whatever its shape, uint8 (S, S, 3); training and prediction share it."""
+    # Pillow only copies an image that already has this size, and so does timm's transform.
+    return np.asarray(image.resize((size_px, size_px), resampling))
+
+
 class Preprocessing:
     """The preprocessing of evaluation and prediction: RGB image → pixel_values, float32 (3, S, S).
 
@@ -25,16 +31,7 @@ class Preprocessing:
         )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        return self.normalise(self.squash(image))
-
-    def squash(self, image: Image.Image) -> np.ndarray:
-        """Return the square of the network's size, uint8 (S, S, 3)."""
-        # Pillow only copies an image that already has this size, and so does timm's transform.
-        return np.asarray(image.resize((self.size_px, self.size_px), self.resampling))
-
-    def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """Return pixel_values, float32 (3, S, S), of uint8 (S, S, 3)."""
-        values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+        values = squash(image, self.size_px, self.resampling).transpose(2, 0, 1).astype(np.float32, order="C")
         values /= 255
         values -= self.mean
         values /= self.std

@@ -18,6 +18,7 @@ from modeling.data.dataset import LesionDataset
 from modeling.data.decoding import decode_images
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
+from modeling.model_folder import read_config
 from modeling.network import normalise
 from modeling.operating_points import OperatingPoint
 from support.untrained import random_rule, untrained_folder
@@ -59,7 +60,7 @@ def test_a_list_is_answered_in_its_order_whatever_its_length(classifier, lesion_
     assert classifier.predict([]) == []
 
 
-def test_prediction_and_evaluation_preprocess_the_same_pixels(classifier, lesion_image, tmp_path):
+def test_prediction_and_evaluation_preprocess_the_same_pixels(classifier, tiny_model_folder, lesion_image, tmp_path):
     import datasets
 
     paths = []
@@ -69,7 +70,7 @@ def test_prediction_and_evaluation_preprocess_the_same_pixels(classifier, lesion
     data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
     pixels = decode_images(data, size_px=classifier.size_px).add_column("image_id", paths)
     (batch,) = DataLoader(LesionDataset(pixels, [0, 0]), batch_size=2)
-    scored = normalise(batch["pixels"], classifier.engine.network.pretrained_cfg)
+    scored = normalise(batch["pixels"], read_config(tiny_model_folder)["pretrained_cfg"])
     assert scored.is_contiguous(memory_format=torch.channels_last)
     for index, path in enumerate(paths):
         torch.testing.assert_close(scored[index], torch.from_numpy(classifier.preprocess(path)), rtol=0, atol=0)
@@ -100,7 +101,7 @@ def test_operating_points_and_abstention_of_the_folder_are_applied(tmp_path, les
         classifier = LesionClassifier.from_pretrained(folder, device="cpu")
         prediction = classifier.predict(lesion_image)
         assert prediction.operating_points == {"MEL@95": threshold < 1}
-        outputs = classifier.forward(classifier.preprocess(lesion_image)[None])
+        outputs = classifier.engine.forward(classifier.preprocess(lesion_image)[None])
         assert prediction.abstained == bool(rule.abstains(outputs.logits, outputs.features)[0])
         assert (prediction.reason is not None) == prediction.abstained
 

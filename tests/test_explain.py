@@ -76,11 +76,9 @@ def test_explaining_leaves_no_gradient_and_no_hook_on_the_model(classifier, lesi
     assert not any(module._forward_hooks for module in classifier.engine.network.modules())
 
 
-def test_the_model_input_is_the_square_that_the_network_saw(classifier, lesion_image):
-    explanation = classifier.explain(lesion_image)
-    assert (explanation.model_input.shape, explanation.model_input.dtype) == ((160, 160, 3), np.uint8)
-    again = classifier.engine.forward(classifier.transform.normalise(explanation.model_input)[None])
-    assert classifier.predictions(again, again.probs)[0] == explanation.prediction
+def test_the_answer_beside_the_maps_is_that_of_the_same_image(classifier, lesion_image):
+    again = classifier.engine.forward(classifier.preprocess(lesion_image)[None])
+    assert classifier.predictions(again, again.probs)[0] == classifier.explain(lesion_image).prediction
 
 
 def test_the_map_of_what_was_flagged_is_shown_first(classifier):

@@ -17,8 +17,8 @@ from modeling.classifier import LesionClassifier
 from modeling.config import CONFIG_SCHEMA, Config
 from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import config_sha256, file_beside, resolve_model_folder
-from modeling.network import build_model, check_backbone, load_model_folder, save_model_folder
+from modeling.model_folder import WEIGHTS_NAME, config_sha256, file_beside, read_config, resolve_model_folder
+from modeling.network import build_model, check_backbone, load_network, save_model_folder
 from modeling.predictor import main as classify
 from support.hub import HubServer
 
@@ -40,6 +40,10 @@ def deep(levels):
     return [] if levels == 0 else [deep(levels - 1)]
 
 
+def opened(folder):
+    return LesionClassifier.from_pretrained(folder, device="cpu", engine="torch")
+
+
 def edit(folder, change):
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -52,7 +56,7 @@ def edit(folder, change):
 def test_three_loaders_give_the_same_logits_labels_and_preprocessing(folder, lesion_image):
     image = lesion_image.resize((401, 299))
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
-    ours = torch.from_numpy(classifier.forward(classifier.preprocess(image)[None]).logits)
+    ours = torch.from_numpy(classifier.engine.forward(classifier.preprocess(image)[None]).logits)
 
     by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=by_timm), is_training=False)
@@ -82,8 +86,8 @@ def test_the_folder_says_which_key_is_whose(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.pop("lesion"), "no entry 'lesion'"),
-        (lambda c: c["lesion"].update(schema=99), "schema is 99"),
+        (lambda c: c.pop("lesion"), "entry 'lesion' is None and this version reads 4"),
+        (lambda c: c["lesion"].update(schema=99), "'lesion' is 99"),
         (lambda c: c.update(num_classes=5), "num_classes is 5, but there are 4 label_names"),
         (lambda c: c.update(label_names=["a", "a", "b", "c"]), "different names"),
         (lambda c: c.update(label_names=["x"] * 10**5), "at most 1000 items"),
@@ -112,7 +116,7 @@ def test_the_folder_says_which_key_is_whose(folder):
         (lambda c: c["lesion"].update(class_priors=dict.fromkeys(REFERENCE_CODES, 0.0)), r"class_priors\.BCC: Input"),
         (lambda c: c["lesion"].update(class_priors=[0.25] * 4), r"lesion\.class_priors"),
         (lambda c: c["lesion"].update(decision={"tau": 1}), r"lesion\.decision: unknown entry"),
-        (lambda c: c["lesion"].update(schema=3), "its schema is 3 and this version reads 4"),
+        (lambda c: c["lesion"].update(schema=3), "'lesion' is 3 and this version reads 4"),
         (lambda c: c["lesion"].update(operating_points=[{}] * 101), "at most 100 items"),
         (lambda c: c["lesion"].update(threshold=float("nan")), "not valid JSON"),
         (lambda c: c["lesion"].update(run_id="\ud800"), "not valid JSON"),
@@ -148,19 +152,19 @@ def test_a_wrong_configuration_is_refused_with_the_reason(folder, change, words)
 def test_no_entry_of_the_configuration_may_be_missing(folder, key):
     edit(folder, lambda config: config.pop(key))
     with pytest.raises(ModelFolderError, match=r"config\.json: "):
-        load_model_folder(folder)
+        opened(folder)
 
 
 def test_a_configuration_of_any_size_is_not_read(folder):
     os.truncate(folder / "config.json", 10**10)  # of zeros, which take no place on the disk
     with pytest.raises(ModelFolderError, match="larger than 16 MiB"):
-        load_model_folder(folder)
+        opened(folder)
 
 
 def test_a_message_about_a_untrusted_value_stays_short(folder):
     edit(folder, lambda config: config["pretrained_cfg"].update(mean=["x" * 10**6]))
     with pytest.raises(ModelFolderError) as caught:
-        load_model_folder(folder)
+        opened(folder)
     assert len(str(caught.value)) < 500
 
 
@@ -186,7 +190,7 @@ def rewrite(folder, change):
 def test_weights_that_do_not_fit_are_refused_with_the_reason(folder, change, words):
     rewrite(folder, change)
     with pytest.raises(ModelFolderError, match=words):
-        load_model_folder(folder)
+        opened(folder)
 
 
 def with_header(entries):
@@ -211,14 +215,14 @@ def with_header(entries):
 def test_a_damaged_weights_file_is_refused(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelFolderError, match="no whole safetensors file"):
-        load_model_folder(folder)
+        opened(folder)
 
 
 def test_a_cut_off_weights_file_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelFolderError, match="no whole safetensors file"):
-        load_model_folder(folder)
+        opened(folder)
 
 
 class Bomb:
@@ -229,22 +233,22 @@ class Bomb:
 def test_a_pickle_is_never_opened(folder, capsys):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelFolderError, match=r"pytorch_model\.bin is a pickle"):
-        load_model_folder(folder)
+    with pytest.raises(ModelFolderError, match=r"has no model\.safetensors"):
+        opened(folder)
     assert "opened" not in capsys.readouterr().out
 
 
 def test_weights_of_any_size_are_not_read(folder):
     os.truncate(folder / "model.safetensors", 5 * 1024**3)
     with pytest.raises(ModelFolderError, match="larger than 4 GiB"):
-        load_model_folder(folder)
+        opened(folder)
 
 
 def test_a_network_is_built_only_after_its_weights_are_seen_to_be_there(folder):
     edit(folder, lambda config: config.update(architecture="eva_giant_patch14_224"))  # four gigabytes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ModelFolderError, match="does not fit the network"):
-        load_model_folder(folder)
+        opened(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
 
 
@@ -295,7 +299,7 @@ def test_a_snapshot_in_the_hubs_cache_opens_as_a_folder(tiny_model_folder, lesio
 def test_a_damaged_configuration_is_refused(folder, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(ModelFolderError, match=r"config\.json"):
-        load_model_folder(folder)
+        opened(folder)
 
 
 def test_without_a_name_the_released_model_of_the_clone_opens(tiny_model_folder, tmp_path, monkeypatch, lesion_image):
@@ -342,7 +346,7 @@ def test_a_key_that_occurs_twice_is_refused(folder):
     path = folder / "config.json"
     path.write_text(path.read_text().replace("{", '{"architecture": "test_resnet",', 1))
     with pytest.raises(ModelFolderError, match="a key occurs twice"):
-        load_model_folder(folder)
+        opened(folder)
 
 
 def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):
@@ -356,7 +360,7 @@ def test_every_backbone_of_one_linear_classifier_survives_the_round_trip(tmp_pat
     for backbone in ("test_resnet", "test_convnext", "test_efficientnet"):
         model = build_model(backbone, num_classes=3, size_px=64, pretrained=False).eval()
         save_model_folder(model, tmp_path / backbone, codes=["BCC", "MEL", "NV"], lesion={})
-        loaded, _ = load_model_folder(tmp_path / backbone)
+        loaded = load_network(tmp_path / backbone / WEIGHTS_NAME, read_config(tmp_path / backbone))
         pixel_values = torch.randn(2, 3, 64, 64)
         torch.testing.assert_close(loaded(pixel_values), model(pixel_values), rtol=0, atol=0)
 
@@ -470,7 +474,7 @@ def test_a_missing_repository_and_a_missing_revision_are_told_apart(folder, monk
     with HubServer() as hub:
         hub.connect(monkeypatch, cache=tmp_path / "cache")
         hub.add_repo("me/lesions", folder)
-        with pytest.raises(ModelFolderError, match="no revision 'v9'"):
+        with pytest.raises(ModelFolderError, match="no model 'me/lesions' with a revision 'v9'"):
             LesionClassifier.from_pretrained("me/lesions", revision="v9")
         with pytest.raises(ModelFolderError, match="has no model 'me/nothing'"):
             LesionClassifier.from_pretrained("me/nothing")
@@ -491,8 +495,12 @@ def test_a_revision_pins_what_is_loaded_and_is_shown(folder, lesion_image, monke
         for revision in ("v1.0", first):
             assert classify(["me/lesions", str(tmp_path / "lesion.png"), "--revision", revision]) == 0
             assert f"Model: me/lesions, revision {first}." in capsys.readouterr().err
-            origin = LesionClassifier.from_pretrained("me/lesions", revision=revision).origin
-            assert f"me/lesions, revision {first}, weights sha256 {first_sha256}, data not recorded" in origin
-            assert f"skin-lesion-classifier {__version__}" in origin
+            assert LesionClassifier.from_pretrained("me/lesions", revision=revision).provenance == {
+                "model_id": "me/lesions",
+                "revision": first,
+                "weights_sha256": first_sha256,
+                "data_fingerprint": None,
+                "package_version": __version__,
+            }
         assert classify(["me/lesions", str(tmp_path / "lesion.png")]) == 0
         assert f"me/lesions, revision {later.head.oid}" in capsys.readouterr().err

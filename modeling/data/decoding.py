@@ -13,6 +13,7 @@ from PIL import Image
 
 from modeling.files import file_sha256
 from modeling.images import ImageError, decode_image
+from modeling.preprocessing import squash
 from modeling.runtime import own_cores
 
 DECODING_VERSION = 1  # of what `decode_images` caches
@@ -69,8 +70,7 @@ def _decode(image: dict[str, Any] | None, size_px: int | None) -> tuple[str, str
         empty = not content or (path and os.path.isfile(path) and os.path.getsize(path) == 0)
         kind = "image file is empty" if empty else "image cannot be read (truncated, or no image)"
         return path, kind, str(error), "", "", b""
-    side = (size_px or 0, size_px or 0)
-    pixels = decoded.resize(side, Image.Resampling.BICUBIC).tobytes() if size_px else b""
+    pixels = squash(decoded, size_px).tobytes() if size_px else b""
     return path, "", "", perceptual_hash(decoded), sha256, pixels
 
 

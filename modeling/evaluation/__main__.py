@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verify:
             classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
-            print(f"{classifier.origin}\n{verify(classifier)}")
+            print(*(f"{key}: {value}" for key, value in classifier.provenance.items()), verify(classifier), sep="\n")
             return 0
         metrics = evaluate_folder(model, options)
     except (OSError, ValueError) as error:

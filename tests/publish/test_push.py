@@ -438,7 +438,7 @@ def test_a_tag_is_loaded_as_a_revision_and_one_that_is_missing_is_named(hub, fol
     hub.connect(monkeypatch, cache=tmp_path / "cache")
     model = push_model(folders[0], "me/lesions", tag="v1.0")
     assert resolve_model_folder("me/lesions", "v1.0").revision == model.revision
-    with pytest.raises(ModelFolderError, match=r"me/lesions has no revision 'v2\.0'"):
+    with pytest.raises(ModelFolderError, match=r"'me/lesions' with a revision 'v2\.0'"):
         resolve_model_folder("me/lesions", "v2.0")
 
 

@@ -83,7 +83,6 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     from modeling.evaluation.verify import verify
     from modeling.files import ModelFolderError, file_sha256
     from modeling.model_folder import ONNX_NAME
-    from modeling.network import load_model_folder
     from modeling.publish.card import render_card
     from modeling.publish.hub import PublishError
     from modeling.training.options import parse_options
@@ -100,7 +99,7 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
             return is_refusal(error)
         # What opens must answer, and the answer must be text that can be sent.
         answer = classifier.predict(picture).to_dict()
-        json.dumps([answer, classifier.origin, classifier.notice], allow_nan=False, ensure_ascii=False).encode()
+        json.dumps([answer, classifier.notice], allow_nan=False, ensure_ascii=False).encode()
         assert abs(sum(answer["probabilities"].values()) - 1) < 1e-6
         with contextlib.suppress(ModelFolderError):
             verify(classifier)
@@ -117,7 +116,7 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
         content["lesion"].pop("config_sha256", None)  # else every change would be refused for its hash alone
         (heavy / "config.json").write_text(json.dumps(content))
         try:
-            load_model_folder(heavy)
+            LesionClassifier.from_pretrained(heavy, device="cpu", engine="torch")
         except ModelFolderError as error:
             return is_refusal(error)
         return True
