@@ -67,7 +67,7 @@ def ood_score() -> Callable[[LesionClassifier, str | Path], float]:
     """How unlike the training data a model finds a photo."""
 
     def score(classifier: LesionClassifier, file: str | Path) -> float:
-        outputs = classifier.forward(classifier.preprocess(file)[None])
+        outputs = classifier.engine.forward(classifier.preprocess(file)[None])
         return float(classifier.abstention.score(outputs.logits, outputs.features)[0])
 
     return score
