@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, read_hashes, write_hashes
+from modeling.data.duplicates import read_hashes, write_hashes
 from modeling.data.sources import load_images, select_diagnoses
 from modeling.data.splits import diagnoses_of, split_table, splits_of
 from modeling.data.splits_file import check_no_leakage, leakage, load_splits, write_splits
@@ -34,7 +34,7 @@ from modeling.evaluation.metrics import epoch_scorer
 from modeling.files import write_json
 from modeling.inference import run_model
 from modeling.labels import SYNTHETIC_NOTICE
-from modeling.model_folder import RUN_NAME, SPLITS_NAME
+from modeling.model_folder import HASHES_NAME, RUN_NAME, SPLITS_NAME
 from modeling.network import TimmModel, build_model, check_backbone
 from modeling.publish.card import write_card
 from modeling.publish.examples import write_demo_examples, write_isic_examples
@@ -223,8 +223,7 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
         splits=data.splits,
         protocol="file" if options.splits else options.protocol,
         n_skipped=data.n_skipped,
-        run=data.config,
-        history=fitted.history,
+        run={**data.config, "history": fitted.history},
     )
     metrics = evaluate_model(context, output_dir=unfinished, predictions_csv=run.dir / "predictions.csv")
     write_card(unfinished)

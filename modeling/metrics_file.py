@@ -4,6 +4,7 @@ The file may come from an untrusted repository: texts are bounded and printable,
 their meaning allows, and entries that are not declared here are dropped.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,7 +75,6 @@ class Model(Section):
     names: dict[Name, Name]
     architecture: Name
     image_size_px: Count
-    n_parameters: Count
     weights_sha256: Sha256
     license: Name | None
     run_id: Name | None
@@ -167,7 +167,7 @@ class CalibrationScores(Section):
     """of the most probable diagnosis"""
 
 
-class SplitCalibration(Section):
+class CalibrationOnTest(Section):
     before: CalibrationScores
     """the network's own probabilities, which estimate the mix of train"""
     after: CalibrationScores
@@ -188,10 +188,9 @@ class Fitted(Section):
 
 class Calibration(Section):
     fitted: Fitted | NotMeasured
-    val: SplitCalibration | NotMeasured
-    test: SplitCalibration
+    test: CalibrationOnTest
     reliability: dict[Name, list[dict[Name, Count | Number]]]
-    """of test, before and after: n_images, confidence and correct of bins of equally many images"""
+    """before and after: n_images, confidence and correct of bins of equally many images"""
 
 
 class PointOnTest(Section):
@@ -245,7 +244,6 @@ class NearOod(FarOod):
     """Images of a diagnosis that the model does not have."""
 
     malignant: bool
-    predicted: dict[Name, Count]
     above: dict[Name, Rate]
     """fraction above each operating point"""
 
@@ -291,12 +289,12 @@ class SuppressedGroup(Sized):
 class Change(Section):
     flip_rate: Rate
     """fraction of predictions that change"""
-    balanced_accuracy: Rate
     balanced_accuracy_gain: Quantity
 
 
 class Robustness(Sized):
-    sample: Text
+    """On a sample of test: equally many images of each diagnosis, as far as there are so many."""
+
     balanced_accuracy: Rate
     """of the unchanged images"""
     changes: dict[Name, Change]
@@ -311,13 +309,11 @@ class MapScores(Section):
     """fraction of maps whose hottest pixel is inside the lesion"""
     iou: Rate
     """overlap of the lesion with as many of the hottest pixels"""
-    n_without_heat: Count
 
 
 class HeatMaps(Sized):
     """Heat maps of the predicted diagnosis against lesion masks."""
 
-    n_without_mask: Count
     mean_lesion_fraction: Fraction
     model: MapScores
     centred_blob: MapScores
@@ -433,4 +429,17 @@ def read_metrics(path: Path) -> dict[str, Any]:
         shape = [len(row) for row in scores.get("confusion", [])]
         if "reason" not in scores and (set(scores["per_class"]) != set(codes) or shape != [len(codes)] * len(codes)):
             raise ModelFolderError(f"{path} is damaged: {name} is not about the diagnoses of model.codes; {advice}")
+    return metrics
+
+
+def read_metrics_of(path: Path, codes: Sequence[str], weights_sha256: str) -> dict[str, Any]:
+    """Read a metrics.json that must be about the model with these diagnoses and weights.
+
+    Raises:
+        ModelFolderError: If it is not, or cannot be read.
+    """
+    metrics = read_metrics(path)
+    model = metrics["model"]
+    if model["codes"] != list(codes) or model["weights_sha256"] != weights_sha256:
+        raise ModelFolderError(f"{path} is of another model: its weights_sha256 or diagnoses differ; remove it.")
     return metrics

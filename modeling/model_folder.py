@@ -18,8 +18,8 @@ from modeling.files import ROOT, ModelFolderError, file_sha256, read_json, short
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 ONNX_NAME = "onnx/model.onnx"  # where the Hub's tools look for it
-# Beside them: the scores, and the options and splits of the run.
-METRICS_NAME, RUN_NAME, SPLITS_NAME = "metrics.json", "train_config.json", "splits.csv"
+# Beside them: the scores, and the options, splits and image hashes of the run.
+METRICS_NAME, RUN_NAME, SPLITS_NAME, HASHES_NAME = "metrics.json", "train_config.json", "splits.csv", "image_hashes.csv"
 EXAMPLES_NAME = "examples/examples.json"  # and the images that it lists
 UNKNOWN_ORIGIN = "unknown origin"  # used when initial weights carry no provenance
 MAX_GIB = {WEIGHTS_NAME: 4, ONNX_NAME: 2}  # protobuf's own limit for the second

@@ -20,7 +20,6 @@ MAX_HASH_DISTANCE = 32
 HASH_DIGITS = HASH_SIDE**2 // 4  # hexadecimal digits of a hash
 BLOCK_PAIRS = 2**24  # compared at once: 200 MB, however many images there are
 
-HASHES_NAME = "image_hashes.csv"  # in a model folder, beside splits.csv
 MAX_HASHES_BYTES = 400_000_000  # 2 million images
 COLUMNS = ("image_id", "lesion_id", "hash", "sha256")
 DUPLICATE_PREFIX = "dup:"  # of the lesion ids that are made from near-duplicates

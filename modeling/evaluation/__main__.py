@@ -12,7 +12,7 @@ import pandas as pd
 from transformers import HfArgumentParser
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, check_same_images, read_hashes
+from modeling.data.duplicates import check_same_images, read_hashes
 from modeling.data.sources import LoadedImages, load_images
 from modeling.data.splits import read_splits
 from modeling.data.splits_file import load_splits
@@ -21,9 +21,8 @@ from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
 from modeling.evaluation.saliency import MASK_NAME
 from modeling.evaluation.verify import verify
-from modeling.files import ModelFolderError
-from modeling.metrics_file import read_metrics
-from modeling.model_folder import METRICS_NAME, SPLITS_NAME, file_beside
+from modeling.metrics_file import read_metrics_of
+from modeling.model_folder import HASHES_NAME, METRICS_NAME, SPLITS_NAME, file_beside
 from modeling.training.options import option
 
 
@@ -64,20 +63,23 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
     output = Path(options.output)
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
     check_options(classifier, options)
-    before = own_metrics(classifier)
+    path = file_beside(classifier.source, METRICS_NAME)
+    own = read_metrics_of(path, classifier.codes, classifier.lesion["weights_sha256"]) if path else None
     external: External | None = None
     if options.external or options.official_test:
         loaded, name = open_data(classifier, options)
         dataset, splits, external = open_external(
-            classifier, loaded, name=name, challenge=options.official_test, internal=before
+            classifier, loaded, name=name, challenge=options.official_test, internal=own
         )
+        protocol = "external"
     else:
         loaded, name, splits = open_own_data(classifier, options)
         dataset = loaded.dataset
-    check_test(splits, options)
-    output.mkdir(parents=True, exist_ok=True)
+        recorded = own["data"]["protocol"] if own else classifier.lesion.get("protocol") or "lesion"
+        protocol = "file" if options.splits else recorded
+    if not (splits["split"] == "test").any():
+        raise ValueError("no row of the splits says test: there is nothing to report on.")
     other_data = external is not None or options.splits is not None
-    protocol = before["data"]["protocol"] if before else classifier.lesion.get("protocol") or "lesion"
     context = Context(
         classifier=classifier,
         dataset=dataset,
@@ -85,12 +87,12 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
         dataset_name=name if other_data else None,
         data_fingerprint=loaded.fingerprint if other_data else None,
         n_skipped=loaded.n_skipped,
-        protocol="external" if external else "file" if options.splits else protocol,
-        run=before["training"] if before else None,
-        history=before["training"]["history"] if before else (),
+        protocol=protocol,
+        run=own["training"] if own else {},
         masks_dir=Path(options.masks) if options.masks else None,
         external=external,
     )
+    output.mkdir(parents=True, exist_ok=True)
     return evaluate_model(context, output_dir=output, predictions_csv=output / "predictions.csv")
 
 
@@ -100,13 +102,11 @@ def check_options(classifier: LesionClassifier, options: EvaluationOptions) -> N
     Raises:
         ValueError: With the option and what to do.
     """
-    output = Path(options.output)
-    if output.resolve() == classifier.source.path.resolve() and (options.external or options.official_test):
+    others = options.external or options.official_test
+    if others and Path(options.output).resolve() == classifier.source.path.resolve():
         raise ValueError(
-            f"--output {output} is the model folder, whose own {METRICS_NAME} would be replaced; name another folder."
+            f"--output {options.output} is the model folder, whose own {METRICS_NAME} would be replaced; name another folder."
         )
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file; name a folder.")
     if options.masks is not None and not any(Path(options.masks).glob(MASK_NAME.format(image_id="*"))):
         raise ValueError(
             f"--masks {options.masks} is no folder with files {MASK_NAME.format(image_id='<image_id>')}; give one, or "
@@ -114,34 +114,16 @@ def check_options(classifier: LesionClassifier, options: EvaluationOptions) -> N
         )
     if options.external and options.splits:
         raise ValueError("--external makes every image test; leave --splits out.")
-
-
-def check_test(splits: pd.DataFrame, options: EvaluationOptions) -> None:
-    """Refuse splits without a test image, or without a mask of one where masks are given.
-
-    Raises:
-        ValueError: With what is missing.
-    """
-    test = splits["image_id"][splits["split"] == "test"]
-    if test.empty:
-        raise ValueError("no row of the splits says test: there is nothing to report on.")
-    if options.masks and not any(
-        (Path(options.masks) / MASK_NAME.format(image_id=image_id)).is_file() for image_id in test
-    ):
-        raise ValueError(f"--masks {options.masks} has no mask of a test image; give another folder, or leave it out.")
+    if options.official_test and options.dataset not in (None, "isic2019"):
+        raise ValueError(f"--official_test is of isic2019; leave --dataset {options.dataset} out.")
 
 
 def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str]:
     """Return the images that the options name, and the name that files for others use for them."""
-    name = options.dataset or ("isic2019" if options.data_dir else classifier.lesion.get("dataset"))
-    if options.official_test:
-        if options.dataset not in (None, "isic2019"):
-            raise ValueError(f"--official_test is of isic2019; leave --dataset {options.dataset} out.")
-        name, title = "isic2019", "ISIC 2019 official test"
-    elif name is None:
+    given = options.dataset or ("isic2019" if options.data_dir or options.official_test else None)
+    name = given or classifier.lesion.get("dataset")
+    if name is None:
         raise ValueError(f"{classifier.model_id} has no dataset in config.json: give --dataset.")
-    else:
-        title = Path(name).resolve().name if Path(name).is_dir() else name
     images = load_images(
         name,
         data_dir=options.data_dir,
@@ -149,23 +131,9 @@ def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple
         skipped_csv=Path(options.output) / "skipped.csv",
         official_test=options.official_test,
     )
-    return images, title
-
-
-def own_metrics(classifier: LesionClassifier) -> dict[str, Any] | None:
-    """Return the content of the metrics.json that was published with a model, None if there is none.
-
-    Raises:
-        ModelFolderError: If it is damaged, or of another model.
-    """
-    path = file_beside(classifier.source, METRICS_NAME)
-    if path is None:
-        return None
-    metrics = read_metrics(path)
-    model = metrics["model"]
-    if model["weights_sha256"] != classifier.lesion["weights_sha256"] or tuple(model["codes"]) != classifier.codes:
-        raise ModelFolderError(f"{path} is of another model: its weights_sha256 or diagnoses differ; remove it.")
-    return metrics
+    if options.official_test:
+        return images, "ISIC 2019 official test"
+    return images, Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str, pd.DataFrame]:
@@ -188,28 +156,17 @@ def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> t
         )
     loaded, name = open_data(classifier, options)
     # A run that leaves a source out has no row for the other sources' test images.
-    named = np.isin(loaded.dataset["image_id"], rows["image_id"])
-    if options.splits is None:
-        check_own_images(classifier, loaded, rows, name)
-    part = loaded.dataset.select(np.flatnonzero(named))
-    return loaded, name, read_splits(splits_csv, part, hashes=loaded.hashes if options.splits else None)
-
-
-def check_own_images(classifier: LesionClassifier, loaded: LoadedImages, rows: pd.DataFrame, name: str) -> None:
-    """Compare the data with the images of the model's splits: by id and, where the model has hashes, by content.
-
-    Raises:
-        ValueError: If an image is missing or is another one.
-    """
-    n_found = int(np.isin(rows["image_id"], loaded.dataset["image_id"]).sum())
-    if n_found < len(rows):
+    part = loaded.dataset.select(np.flatnonzero(np.isin(loaded.dataset["image_id"], rows["image_id"])))
+    if options.splits:
+        return loaded, name, read_splits(splits_csv, part, hashes=loaded.hashes)
+    if len(part) < len(rows):
         raise ValueError(
-            f"{name} is not the data that the model was trained on: it has {n_found} of the {len(rows)} images of the model's "
+            f"{name} is not the data that the model was trained on: it has {len(part)} of the {len(rows)} images of the model's "
             f"{SPLITS_NAME}. Add --external to score the model on other data, or give the data that it was trained on."
         )
-    hashes_csv = file_beside(classifier.source, HASHES_NAME)
-    if hashes_csv is not None:
+    if hashes_csv := file_beside(classifier.source, HASHES_NAME):
         check_same_images(loaded.hashes, read_hashes(hashes_csv))
+    return loaded, name, read_splits(splits_csv, part)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,12 +1,10 @@
 """Inputs shared by all sections of an evaluation: the model, its outputs for val and test, and the images."""
 
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -26,8 +24,6 @@ from modeling.inference import run_images
 METADATA = ("age_approx", "sex", "anatom_site_general", "source")
 # Costly measurements use a sample of test; the images of each OOD kind are a part of it.
 MAX_SAMPLE, MAX_NEAR, N_FAR = 200, 100, 40
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,17 @@ class Context:
     data_fingerprint: str | None = None
     protocol: str = "lesion"
     n_skipped: int = 0  # images left out because they cannot be used
-    run: Mapping[str, Any] | None = None  # content of train_config.json, if known
-    history: Sequence[Mapping[str, Any]] = ()  # one record an epoch, as in log.jsonl
+    run: Mapping[str, Any] = field(default_factory=dict)  # options, origin and history of the training, if known
     masks_dir: Path | None = None  # of <image_id>_segmentation.png, to score heat maps against
     external: External | None = None  # only where the images are not the model's own data
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """Every column of the dataset except the pixels, with the label as a code, indexed by image id."""
-        return metadata_table(self.dataset)
+        table: pd.DataFrame = self.dataset.remove_columns("image").with_format("pandas")[:]
+        codes = np.array(self.dataset.features["label"].names, dtype=object)
+        table = table.assign(label=codes[table["label"]], position=np.arange(len(table)))
+        return table.set_index("image_id", drop=False)
 
     @cached_property
     def val(self) -> Split | None:
@@ -90,7 +88,7 @@ class Context:
         ids = [f"{number}" for number in range(N_FAR)]
         return {
             kind: self.split_of(far_images(kind, N_FAR), ids, [-1] * N_FAR, np.array(ids))
-            for kind in track(FAR_KINDS, "out-of-distribution images")
+            for kind in tqdm(FAR_KINDS, desc="out-of-distribution images")
         }
 
     def load(self, image_id: str) -> Image.Image:
@@ -103,7 +101,7 @@ class Context:
         label_of = {code: label for label, code in enumerate(self.classifier.codes)}
         labels = [label_of.get(code, -1) for code in rows["label"]]
         lesions = rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy(dtype=object)
-        images = (lambda image_id=image_id: self.load(image_id) for image_id in track(rows["image_id"].tolist(), stage))
+        images = (partial(self.load, image_id) for image_id in tqdm(rows["image_id"].tolist(), desc=stage))
         return self.split_of(images, rows["image_id"].tolist(), labels, lesions, rows)
 
     def split_of(
@@ -134,27 +132,8 @@ class Context:
         return self.score_rows(rows, name)
 
 
-def metadata_table(dataset: datasets.Dataset) -> pd.DataFrame:
-    """Return every column except the pixels, with the label as a code, indexed by image id."""
-    table: pd.DataFrame = dataset.remove_columns("image").with_format("pandas")[:]
-    names = dataset.features["label"].names
-    table = table.assign(label=[names[label] for label in table["label"]], position=np.arange(len(table)))
-    return table.set_index("image_id", drop=False)
-
-
 def sample_evenly(labels: np.ndarray, size: int) -> np.ndarray:
     """Choose positions with equally many images of each diagnosis, as far as there are so many; always the same ones."""
-    order = np.random.default_rng(SEED).permutation(len(labels))
-    place_in_class = np.empty(len(labels), dtype=int)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        place_in_class[members] = np.arange(len(members))
+    shuffled = pd.Series(labels).iloc[np.random.default_rng(SEED).permutation(len(labels))]
+    place_in_class = shuffled.groupby(shuffled).cumcount().sort_index()
     return np.sort(np.lexsort((labels, place_in_class))[:size])
-
-
-def track(items: Iterable[_Item], stage: str) -> Iterator[_Item]:
-    """Yield the items behind a progress bar with the name of the stage; without a terminal, print its duration."""
-    started = time.monotonic()
-    yield from tqdm(items, desc=stage, leave=True, disable=None, mininterval=0.5)
-    if not sys.stderr.isatty():
-        print(f"{stage}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)

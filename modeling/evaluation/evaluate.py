@@ -35,9 +35,9 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
         "schema_version": METRICS_SCHEMA,
         "model": sections.model_section(context),
         "data": sections.data_section(context),
-        "intervals": sections.intervals_section(),
-        "val": score_split(context.val) if context.val else sections.NO_VAL,
-        "test": sections.test_section(context),
+        "intervals": sections.INTERVALS,
+        "val": score_split(context.val) if context.val else {"reason": "the splits have no val images"},
+        "test": {**score_split(context.test), "by_lesion": score_split(context.test.by_lesion())},
         "calibration": sections.calibration_section(context),
         "operating_points": sections.operating_points_section(context),
         "abstention": sections.abstention_section(context),
@@ -46,7 +46,7 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
         "robustness": of_the_model if context.external else robustness_section(context),
         "heat_maps": of_the_model if context.external else heat_maps_section(context),
         "failures": sections.failures_section(context),
-        "training": sections.training_section(context.run, context.history),
+        "training": sections.training_section(context),
     }
     if context.external:
         metrics["external"] = external.external_section(context, metrics)
@@ -73,58 +73,42 @@ def rounded(value: Any) -> Any:
 
 def write_predictions(path: Path, context: Context) -> None:
     """Write image_id, lesion_id, split, label, one probability for each diagnosis (equal priors), predicted, abstained."""
-    rows, rule = [], context.classifier.abstention
+    rows: list[Any] = []
+    rule = context.classifier.abstention
     for name, split in (("val", context.val), ("test", context.test)):
         if split is None or split.table is None or split.outputs is None:
             continue
-        abstained = rule.abstains(split.outputs.logits, split.outputs.features) if rule else np.zeros(len(split), bool)
-        for place, (image_id, lesion_id, label) in enumerate(
-            split.table[["image_id", "lesion_id", "label"]].itertuples(index=False)
-        ):
-            probs = {code: f"{value:.6f}" for code, value in zip(split.codes, split.probs[place], strict=True)}
-            rows.append(
-                {"image_id": image_id, "lesion_id": lesion_id, "split": name, "label": label, **probs}
-                | {"predicted": split.codes[split.predicted[place]], "abstained": bool(abstained[place])}
-            )
+        table = split.table[["image_id", "lesion_id"]].assign(split=name, label=split.table["label"])
+        for code, probs in zip(split.codes, split.probs.T, strict=True):
+            table[code] = [f"{value:.6f}" for value in probs]
+        table["predicted"] = np.array(split.codes)[split.predicted]
+        table["abstained"] = rule.abstains(split.outputs.logits, split.outputs.features) if rule else False
+        rows += table.to_dict("records")
     write_rows(path, rows)
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """Return the main scores, for the console."""
-    test, mix = metrics["test"], metrics["model"]["class_priors"]
-    lacking = [code for code in metrics["model"]["codes"] if code not in test["diagnoses"]]
-    over = f", over {', '.join(test['diagnoses'])}" if lacking else ""
+    model, data, test = metrics["model"], metrics["data"], metrics["test"]
+    priors = "mix of train and val" if model["class_priors"] else "equal priors"
+    over = f", over {', '.join(test['diagnoses'])}" if len(test["diagnoses"]) < len(model["codes"]) else ""
     named = {
         f"balanced accuracy (equal priors{over})": test["balanced_accuracy"],
-        f"accuracy ({'mix of train and val' if mix else 'equal priors'})": test["accuracy"],
-        f"macro AUROC{f' ({over[2:]})' if over else ''}": test["macro_auroc"],
-        f"calibration error, ECE ({'mix of train and val' if mix else 'equal priors'})": (
-            metrics["calibration"]["test"]["after"]["ece"]
-        ),
+        f"accuracy ({priors})": test["accuracy"],
+        "macro AUROC": test["macro_auroc"],
+        f"calibration error, ECE ({priors})": metrics["calibration"]["test"]["after"]["ece"],
+        **{f"recall of {code}": scores["recall"] for code, scores in test["per_class"].items()},
     }
-    baseline = metrics["baselines"].get("metadata_only", {}).get("balanced_accuracy")
-    if baseline:
-        named["balanced accuracy of the metadata-only baseline"] = baseline
+    if "balanced_accuracy" in (baseline := metrics["baselines"].get("metadata_only", {})):
+        named["balanced accuracy of the metadata-only baseline"] = baseline["balanced_accuracy"]
+    for point in metrics["operating_points"]:
+        named |= {f"{point['name']}: {score}": point["test"][score] for score in ("sensitivity", "specificity")}
     lines = [f"test: {test['n_images']} images of {test['n_lesions']} lesions; 95 % intervals by lesion"]
     lines += [f"  {name}: {format_estimate(number)}" for name, number in named.items()]
-    if "MEL" in test["per_class"]:
-        melanoma = test["per_class"]["MEL"]
-        lines.append(
-            f"  melanoma is the most probable diagnosis: sensitivity {format_estimate(melanoma['recall'])}, "
-            f"specificity {format_estimate(melanoma['specificity'])}"
-        )
-    for point in metrics["operating_points"]:
-        lines.append(
-            f"  {point['name']} (threshold fitted on val): sensitivity {format_estimate(point['test']['sensitivity'])}, "
-            f"specificity {format_estimate(point['test']['specificity'])}"
-        )
     if metrics.get("external"):
         lines += external.summary_lines(metrics["external"])
     else:
-        lines.append(
-            f"  {metrics['data']['leakage']['overall']:.1%} of the test images show a lesion that is also in train"
-        )
-    model, data = metrics["model"], metrics["data"]
+        lines.append(f"  {data['leakage']['overall']:.1%} of the test images show a lesion that is also in train")
     lines.append(
         f"model of run {model['run_id']}, revision {model['revision'] or 'local'}, weights sha256 "
         f"{model['weights_sha256'][:12]}, data {str(data['fingerprint'])[:12]}, {model['engine']} engine"

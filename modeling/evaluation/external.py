@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, find_known, read_hashes
+from modeling.data.duplicates import find_known, read_hashes
 from modeling.data.isic2019 import UNKNOWN_CLASS
 from modeling.data.sources import LoadedImages
 from modeling.data.splits import group_lesions
@@ -25,7 +25,7 @@ from modeling.evaluation.metrics import score_balanced
 from modeling.evaluation.split import Split, estimate_mean, estimate_rate
 from modeling.formatting import format_estimate
 from modeling.labels import CODES
-from modeling.model_folder import file_beside
+from modeling.model_folder import HASHES_NAME, file_beside
 
 CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
 HEADLINE = ("balanced_accuracy", "accuracy", "macro_auroc", "macro_f1")
@@ -110,12 +110,10 @@ def headline_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> d
             rows[f"{code}/{name}"] = (scores[name], external["test"]["per_class"][code][name])
     inside, outside = (metrics["calibration"]["test"]["after"] for metrics in (internal, external))
     rows |= {name: (inside[name], outside[name]) for name in ("ece", "brier", "nll")}
-    for one, other in zip(
-        internal["operating_points"], external["operating_points"], strict=True
-    ):  # of the same folder
+    for one, other in zip(internal["operating_points"], external["operating_points"], strict=True):
         for name in ("sensitivity", "specificity"):
             rows[f"{one['name']}/{name}"] = (one["test"][name], other["test"][name])
-    if "test" in internal["abstention"] and "test" in external["abstention"]:
+    if "test" in external["abstention"]:
         rows["abstained"] = (internal["abstention"]["test"]["abstained"], external["abstention"]["test"]["abstained"])
     return {
         name: {"internal": one, "external": other, "difference": compare_estimates(one, other)}

@@ -30,6 +30,9 @@ STYLE: Any = {
     "legend.fontsize": 9,
     "legend.framealpha": 0,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **{f"boxplot.{part}.color": GREY for part in ("boxprops", "whiskerprops", "capprops")},
+    "boxplot.whiskers": (5, 95),
+    "boxplot.showfliers": False,
 }
 
 Draw = Callable[[Axes, Mapping[str, Any], Context], dict[str, str]]
@@ -39,8 +42,6 @@ def draw_figures(folder: Path, metrics: Mapping[str, Any], context: Context) -> 
     """Draw the figures of one evaluation into a folder; return file, title, caption and alt text of each."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Draw] = {"roc": _roc, "reliability": _reliability, "confusion": _confusion}
-    if "changes" in metrics["robustness"]:
-        figures["robustness"] = _robustness
     if metrics["abstention"].get("far"):
         figures["ood"] = _ood
     described = []
@@ -119,39 +120,9 @@ def _confusion(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict
     }
 
 
-def _robustness(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
-    changes = metrics["robustness"]["changes"]
-    rates = {name: change["flip_rate"] for name, change in changes.items()}
-    axes.barh(list(rates), [rate["value"] for rate in rates.values()])
-    for place, rate in enumerate(rates.values()):
-        if rate["low"] is not None:
-            axes.plot([rate["low"], rate["high"]], [place, place], color=GREY)
-    axes.invert_yaxis()
-    axes.set(xlabel="flip rate", xlim=(0, None))
-    highest = max(rate["value"] for rate in rates.values())
-    worst = [name for name, rate in rates.items() if rate["value"] == highest]
-    return {
-        "title": f"At most {highest:.0%} of predictions flip" if highest else "No prediction flips",
-        "caption": "Flip rate: the fraction of predictions that change when the image is changed, with 95 % intervals; a "
-        "sample of test.",
-        "alt": f"Flip rates under {len(rates)} changes of the image. Highest: {highest:.2f} ({', '.join(worst)})."
-        if highest
-        else f"Flip rates under {len(rates)} changes of the image: all are 0.",
-    }
-
-
 def _ood(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
     scores, rule = ood_scores(context), metrics["abstention"]
-    axes.boxplot(
-        list(scores.values())[::-1],
-        orientation="horizontal",
-        whis=(5, 95),
-        showfliers=False,
-        boxprops={"color": GREY},
-        whiskerprops={"color": GREY},
-        capprops={"color": GREY},
-    )
-    axes.set_yticks(range(1, len(scores) + 1), list(scores)[::-1])
+    axes.boxplot(list(scores.values())[::-1], tick_labels=list(scores)[::-1], orientation="horizontal")
     axes.axvline(rule["threshold"], color="#d62728", linestyle="--", label="abstains above")
     spread = np.concatenate(list(scores.values()))
     if spread.min() > 0 and spread.max() > 20 * np.median(scores["test"]):

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from modeling.evaluation.context import Context, track
+from modeling.evaluation.context import Context
 from modeling.evaluation.split import estimate_mean
 from modeling.images import decode_image
 
@@ -30,7 +31,7 @@ def heat_maps_section(context: Context) -> dict[str, Any]:
     masked = sample.subset(has_mask)
     scores: dict[str, list[dict[str, float]]] = {"model": [], "centred_blob": []}
     fractions = []
-    for image_id in track(masked.image_ids, "heat maps"):
+    for image_id in tqdm(masked.image_ids, desc="heat maps"):
         image = context.load(image_id)
         inside = read_mask(folder, image_id, (image.height, image.width))
         explanation = context.classifier.explain(image)
@@ -41,15 +42,11 @@ def heat_maps_section(context: Context) -> dict[str, Any]:
     return {
         "n_images": len(masked),
         "n_lesions": masked.n_lesions,
-        "n_without_mask": int((~has_mask).sum()),
         "mean_lesion_fraction": float(np.mean(fractions)),
         **{
             name: {
-                "n_without_heat": int(sum(np.isnan(row["iou"]) for row in rows)),
-                **{
-                    score: estimate_mean(np.array([row[score] for row in rows]), masked, reason="no map has any heat")
-                    for score in SCORES
-                },
+                score: estimate_mean(np.array([row[score] for row in rows]), masked, reason="no map has any heat")
+                for score in SCORES
             }
             for name, rows in scores.items()
         },

@@ -1,11 +1,9 @@
 """The sections of metrics.json that need no file of their own, one function of the context each."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
 
 from modeling.abstention import AbstentionRule
 from modeling.calibration import softmax
@@ -27,28 +25,28 @@ from modeling.evaluation.metrics import (
     score_balanced,
     score_calibration,
     score_operating_point,
-    score_split,
 )
 from modeling.evaluation.split import Split, estimate_rate
 from modeling.labels import diagnosis_of
-from modeling.model_folder import WEIGHTS_NAME, fetch
 from modeling.schema import plain
 
 N_FAILURES = 10
-NO_VAL = {"reason": "the splits have no val images"}
-NO_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of batch normalisation
+INTERVALS = {
+    "method": "percentile bootstrap; Clopper-Pearson for a rate of 0 or 1, where all lesions agree",
+    "level": LEVEL,
+    "n_replicates": N_REPLICATES,
+    "seed": SEED,
+    "unit": "lesion",
+}
 
 
 def model_section(context: Context) -> dict[str, Any]:
     classifier = context.classifier
-    with safe_open(fetch(classifier.source, WEIGHTS_NAME), framework="numpy") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys() if not key.endswith(NO_PARAMETERS)]  # noqa: SIM118
     return {
         "codes": list(classifier.codes),
         "names": classifier.names,
         "architecture": classifier.architecture,
         "image_size_px": classifier.size_px,
-        "n_parameters": sum(int(np.prod(shape)) for shape in shapes),
         **{key: classifier.lesion.get(key) for key in ("weights_sha256", "license", "run_id", "package_version")},
         "revision": classifier.revision,
         "engine": classifier.engine.name,
@@ -69,7 +67,7 @@ def data_section(context: Context) -> dict[str, Any]:
         "splits_sha256": splits_hash(splits),
         "protocol": context.protocol,
         **said,
-        "test_source": ", ".join(((context.run or {}).get("options") or {}).get("test_source") or ()) or None,
+        "test_source": ", ".join(context.run.get("options", {}).get("test_source") or ()) or None,
         "leakage": {name: said["leakage"].get(name) for name in ("overall", *codes)},
         "flow": {
             "in_dataset": len(table),
@@ -90,36 +88,23 @@ def data_section(context: Context) -> dict[str, Any]:
     }
 
 
-def intervals_section() -> dict[str, Any]:
-    method = "percentile bootstrap; Clopper-Pearson for a rate of 0 or 1, where all lesions agree"
-    return {"method": method, "level": LEVEL, "n_replicates": N_REPLICATES, "seed": SEED, "unit": "lesion"}
-
-
-def test_section(context: Context) -> dict[str, Any]:
-    return {**score_split(context.test), "by_lesion": score_split(context.test.by_lesion())}
-
-
 def calibration_section(context: Context) -> dict[str, Any]:
-    stored = context.classifier.lesion.get("calibration")
-    result: dict[str, Any] = {
-        "fitted": plain(stored) if stored else {"reason": "the calibration is not recorded in config.json"}
+    """Score the calibration on test; val was used to fit it."""
+    stored, test = context.classifier.lesion.get("calibration"), context.test
+    assert test.outputs is not None
+    before = softmax(stored.undo(test.outputs.logits)) if stored else test.probs_at_mix
+    moments = {"before": before, "after": test.probs_at_mix}
+    return {
+        "fitted": plain(stored) if stored else {"reason": "the calibration is not recorded in config.json"},
+        "test": {
+            **{moment: score_calibration(probs, test) for moment, probs in moments.items()},
+            "ece_at_equal_priors": ece_at_equal_priors(test),
+        },
+        "reliability": {
+            moment: reliability_table(probs.max(axis=1), probs.argmax(axis=1) == test.labels)
+            for moment, probs in moments.items()
+        },
     }
-    for name, split in (("val", context.val), ("test", context.test)):
-        if split is None:
-            result[name] = NO_VAL
-            continue
-        assert split.outputs is not None
-        before = softmax(stored.undo(split.outputs.logits)) if stored else split.probs_at_mix
-        moments = {"before": before, "after": split.probs_at_mix}
-        result[name] = {
-            **{moment: score_calibration(probs, split) for moment, probs in moments.items()},
-            "ece_at_equal_priors": ece_at_equal_priors(split),
-        }
-    result["reliability"] = {  # of test, the last
-        moment: reliability_table(probs.max(axis=1), probs.argmax(axis=1) == context.test.labels)
-        for moment, probs in moments.items()
-    }
-    return result
 
 
 def operating_points_section(context: Context) -> list[dict[str, Any]]:
@@ -164,9 +149,6 @@ def abstention_section(context: Context) -> dict[str, Any]:
             code: {
                 "malignant": diagnosis_of(code).malignant,
                 **_score_detection(rule, test, images),
-                "predicted": dict(
-                    zip(test.codes, np.bincount(images.predicted, minlength=len(test.codes)).tolist(), strict=True)
-                ),
                 "above": {
                     point.name: estimate_rate(images.reached(point), images)
                     for point in context.classifier.operating_points
@@ -214,16 +196,15 @@ def failures_section(context: Context) -> list[dict[str, Any]]:
     return wrong.head(N_FAILURES).to_dict("records")
 
 
-def training_section(run: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def training_section(context: Context) -> dict[str, Any]:
     """Return the options that had an effect, the initial weights, and one record for each epoch."""
-    options = dict((run or {}).get("options", {}))
-    original = options.get("recipe") == "original"
-    selection = "val/accuracy" if original else "val/balanced_accuracy"
+    options, history = context.run.get("options", {}), context.run.get("history", [])
+    selection = "val/accuracy" if options.get("recipe") == "original" else "val/balanced_accuracy"
     best = max(history, key=lambda record: record[selection], default=None)
     return {
         "options": {name: value for name, value in options.items() if value is not None},
-        "origin": (run or {}).get("origin"),
-        "history": [dict(record) for record in history],
+        "origin": context.run.get("origin"),
+        "history": history,
         "best_epoch": best["epoch"] if best else None,
         "selection": selection.removeprefix("val/").replace("_", " "),
     }

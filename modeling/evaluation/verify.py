@@ -3,7 +3,7 @@
 from modeling.classifier import LesionClassifier
 from modeling.data.splits_file import load_splits, splits_hash
 from modeling.files import ModelFolderError
-from modeling.metrics_file import read_metrics
+from modeling.metrics_file import read_metrics_of
 from modeling.model_folder import (
     CONFIG_NAME,
     METRICS_NAME,
@@ -27,12 +27,11 @@ def verify(classifier: LesionClassifier) -> str:
         if sha256:
             checked_file(fetch(source, name), sha256)
             compared.append(name)
-    for name, found, stored in (
-        (SPLITS_NAME, lambda path: splits_hash(load_splits(path)), lesion.get("splits_sha256")),
-        (METRICS_NAME, lambda path: read_metrics(path)["model"]["weights_sha256"], lesion["weights_sha256"]),
-    ):
-        if stored and (path := file_beside(source, name)):
-            if found(path) != stored:
-                raise ModelFolderError(f"{path} does not belong to this model; download the folder again.")
-            compared.append(name)
+    if lesion.get("splits_sha256") and (path := file_beside(source, SPLITS_NAME)):
+        if splits_hash(load_splits(path)) != lesion["splits_sha256"]:
+            raise ModelFolderError(f"{path} does not belong to this model; download the folder again.")
+        compared.append(SPLITS_NAME)
+    if path := file_beside(source, METRICS_NAME):
+        read_metrics_of(path, classifier.codes, lesion["weights_sha256"])
+        compared.append(METRICS_NAME)
     return f"verified: {', '.join(compared)}. The scores in {METRICS_NAME} have no hash; score again to compare them."

@@ -9,13 +9,12 @@ import numpy as np
 from modeling import __version__
 from modeling.abstention import AbstentionRule
 from modeling.calibration import Calibration, fit_calibration, softmax
-from modeling.data.duplicates import HASHES_NAME
 from modeling.data.splits import lesions_of
 from modeling.data.splits_file import load_splits
 from modeling.files import write_json
 from modeling.inference import Outputs
 from modeling.labels import SYNTHETIC_LICENSE, WEIGHTS_LICENSE
-from modeling.model_folder import ONNX_NAME, RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN
+from modeling.model_folder import HASHES_NAME, ONNX_NAME, RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN
 from modeling.network import TimmModel, fold_calibration, save_model_folder
 from modeling.operating_points import fit_operating_points
 from modeling.training.errors import TrainingError

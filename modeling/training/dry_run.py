@@ -15,9 +15,8 @@ import torch
 
 from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME
 from modeling.data.sources import rows_of
-from modeling.model_folder import SPLITS_NAME
+from modeling.model_folder import HASHES_NAME, SPLITS_NAME
 from modeling.network import TimmModel
 from modeling.training.accelerator import make_accelerator
 from modeling.training.calibrate_and_save import write_model_folder

@@ -12,11 +12,12 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from modeling.data.duplicates import HASHES_NAME, SAME_FILE, SAME_IMAGE_ID, find_known, read_hashes
+from modeling.data.duplicates import SAME_FILE, SAME_IMAGE_ID, find_known, read_hashes
 from modeling.data.splits_file import LeakageError, load_splits
 from modeling.files import ModelFolderError, file_sha256, is_name, read_json
 from modeling.model_folder import (
     CONFIG_NAME,
+    HASHES_NAME,
     SPLITS_NAME,
     UNKNOWN_ORIGIN,
     WEIGHTS_NAME,

@@ -11,10 +11,11 @@ from PIL import Image
 
 from modeling.data.columns import FEATURES
 from modeling.data.demo import draw_lesion
-from modeling.data.duplicates import HASHES_NAME, check_same_images, find_known, read_hashes, write_hashes
+from modeling.data.duplicates import check_same_images, find_known, read_hashes, write_hashes
 from modeling.data.problems import DataError
 from modeling.images import decode_image
 from modeling.labels import CODES
+from modeling.model_folder import HASHES_NAME
 from support.hashes import hash_images
 
 

@@ -100,9 +100,9 @@ def test_scores_follow_from_predictions_csv(metrics, predictions) -> None:
         assert found["accuracy"]["value"] == pytest.approx(accuracy, abs=1e-6)
         auroc = roc_auc_score(labels, probs / probs.sum(axis=1, keepdims=True), multi_class="ovr")
         assert found["macro_auroc"]["value"] == pytest.approx(auroc, abs=1e-3)
-        nll = -np.log(at_mix[np.arange(len(labels)), labels]).mean()
-        assert metrics["calibration"][split]["after"]["nll"]["value"] == pytest.approx(nll, abs=1e-3)
     # What follows is of test, the last of the two.
+    nll = -np.log(at_mix[np.arange(len(labels)), labels]).mean()
+    assert metrics["calibration"]["test"]["after"]["nll"]["value"] == pytest.approx(nll, abs=1e-3)
     for point in metrics["operating_points"]:
         positive = rows["label"].isin(point["codes"])
         reached = rows[point["codes"]].sum(axis=1) >= point["threshold"]
@@ -147,10 +147,8 @@ def test_data_flow_follows_from_the_dataset_and_its_splits(metrics, context) -> 
         assert found["per_class"] == part.groupby("label").size().to_dict()
 
 
-def test_the_model_section_names_engine_and_parameters(metrics, scored_folder) -> None:
-    network = LesionClassifier.from_pretrained(scored_folder, device="cpu", engine="torch").engine.network
+def test_the_model_section_names_the_engine(metrics) -> None:
     assert metrics["model"]["engine"] == "onnx"
-    assert metrics["model"]["n_parameters"] == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_other_diagnoses_are_scored_on_their_images(context, metrics, dataset) -> None:
@@ -167,7 +165,7 @@ def test_other_diagnoses_are_scored_on_their_images(context, metrics, dataset) -
     assert near["SCC"]["malignant"] is True
     assert near["SCC"]["auroc"]["value"] == pytest.approx(auroc, abs=1e-5)
     assert near["SCC"]["abstained"]["value"] == pytest.approx((scores[1] > rule.threshold).mean(), abs=1e-6)
-    assert sum(near["SCC"]["predicted"].values()) == near["SCC"]["n_images"] == 8
+    assert near["SCC"]["n_images"] == 8
     # Four lesions of two photos each; the photos of the one without an id count as two.
     assert near["SCC"]["n_lesions"] == 5
 
@@ -229,9 +227,13 @@ def test_training_is_reported_with_the_epoch_that_was_chosen_and_options_that_ha
         {"epoch": epoch, "val/balanced_accuracy": balanced, "val/accuracy": plain}
         for epoch, (balanced, plain) in enumerate(scores, start=1)
     ]
-    found = training_section({"options": {"epochs": 3, "pretrained": None}}, history)
+
+    def section(options: dict) -> dict:
+        return training_section(SimpleNamespace(run={"options": options, "history": history}))
+
+    found = section({"epochs": 3, "pretrained": None})
     assert (found["options"], found["best_epoch"], found["selection"]) == ({"epochs": 3}, 2, "balanced accuracy")
-    found = training_section({"options": {"recipe": "original"}}, history)
+    found = section({"recipe": "original"})
     assert (found["best_epoch"], found["selection"]) == (3, "accuracy")
 
 
@@ -247,8 +249,7 @@ def test_sample_is_even_over_the_diagnoses_and_the_same_each_time() -> None:
 
 
 def test_repeating_the_evaluation_gives_the_same_bytes(scored_folder, context, metrics, tmp_path) -> None:
-    run = {"options": metrics["training"]["options"], "origin": metrics["training"]["origin"]}
-    again = replace(context, masks_dir=scored_folder.parent / "masks", run=run, history=metrics["training"]["history"])
+    again = replace(context, masks_dir=scored_folder.parent / "masks", run=metrics["training"])
     evaluate_model(again, output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
     assert (tmp_path / "metrics.json").read_bytes() == (scored_folder / "metrics.json").read_bytes()
     ours, theirs = tmp_path / "predictions.csv", scored_folder.parent / "predictions.csv"
@@ -256,9 +257,8 @@ def test_repeating_the_evaluation_gives_the_same_bytes(scored_folder, context, m
 
 
 def test_figures_are_described_transparent_and_readable_on_a_phone(scored_folder, metrics) -> None:
-    assert [figure["file"] for figure in metrics["figures"]] == [
-        "roc.png", "reliability.png", "confusion.png", "robustness.png", "ood.png"
-    ]  # fmt: skip
+    files = [figure["file"] for figure in metrics["figures"]]
+    assert files == ["roc.png", "reliability.png", "confusion.png", "ood.png"]
     for figure in metrics["figures"]:
         with Image.open(scored_folder / "figures" / figure["file"]) as image:
             assert image.width == 2 * 390
@@ -337,14 +337,6 @@ def test_splits_without_test_or_of_other_diagnoses_are_refused(scored_folder, da
     write_splits(splits.replace({"label": {"NV": "DF"}}), tmp_path / "splits.csv")
     with pytest.raises(ValueError, match="has images of DF, but the model has the diagnoses BCC, BKL, MEL, NV"):
         evaluate_folder(str(scored_folder), options)
-
-
-def test_masks_of_other_images_are_refused_before_the_evaluation(scored_folder, dataset, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hash_images(dataset)))
-    monkeypatch.setattr(command, "evaluate_model", lambda *_, **__: pytest.fail("the model was evaluated"))
-    Image.new("L", (8, 8)).save(tmp_path / "other_segmentation.png")
-    assert main([str(scored_folder), "--masks", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
-    assert "has no mask of a test image" in capsys.readouterr().err
 
 
 def test_what_is_scored_has_its_own_name_and_the_protocol_that_was_recorded(

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from modeling.classifier import LesionClassifier
 from modeling.data.columns import FEATURES
-from modeling.data.duplicates import HASHES_NAME, write_hashes
+from modeling.data.duplicates import write_hashes
 from modeling.data.splits_file import write_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation import external
@@ -35,7 +35,7 @@ from modeling.evaluation.split import Split, estimate_rate
 from modeling.inference import Outputs
 from modeling.labels import CODES as CODES_8
 from modeling.labels import REFERENCE_CODES
-from modeling.model_folder import SPLITS_NAME
+from modeling.model_folder import HASHES_NAME, SPLITS_NAME
 from support.hashes import hash_images
 from support.scored import make_scored_folder
 

@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from modeling.abstention import AbstentionRule
 from modeling.calibration import fit_calibration, softmax
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import HASHES_NAME, write_hashes
+from modeling.data.columns import FEATURES
+from modeling.data.duplicates import write_hashes
 from modeling.data.sources import select_diagnoses
 from modeling.data.splits import lesions_of, make_splits
 from modeling.data.splits_file import splits_hash, write_splits
@@ -26,7 +27,7 @@ from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model
 from modeling.inference import Outputs
 from modeling.labels import CODES, REFERENCE_CODES, SYNTHETIC_LICENSE
-from modeling.model_folder import ONNX_NAME, SPLITS_NAME
+from modeling.model_folder import HASHES_NAME, ONNX_NAME, SPLITS_NAME
 from modeling.network import TimmModel, build_model, fold_calibration, save_model_folder
 from modeling.operating_points import fit_operating_points
 from modeling.preprocessing import Preprocessing
@@ -86,18 +87,7 @@ def blot_dataset(
                     "anatom_site_general": "head/neck" if number % 3 else None,
                 }
                 rows.append(change(row))
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "image_id": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=list(names)),
-            "lesion_id": datasets.Value("string"),
-            "source": datasets.Value("string"),
-            "age_approx": datasets.Value("float64"),
-            "sex": datasets.Value("string"),
-            "anatom_site_general": datasets.Value("string"),
-        }
-    )
+    features = datasets.Features({**FEATURES, "label": datasets.ClassLabel(names=list(names))})
     return datasets.Dataset.from_list(rows, features=features)
 
 
@@ -194,8 +184,12 @@ def make_scored_folder(
     if splits is None:
         splits = make_splits(select_diagnoses(dataset, codes), diagnoses=codes)
     save_fitted(folder, dataset, splits, codes, abstention=abstention, onnx=onnx, lesion=lesion)
-    run = {"options": {"dataset": "demo", "epochs": 2, "diagnoses": list(codes), **(options or {})}, "origin": origin}
-    described = {"n_skipped": 3, "history": [{"epoch": epoch, **RECORD} for epoch in (1, 2)], "run": run, **context}
-    scored = Context(LesionClassifier.from_pretrained(folder, device="cpu"), dataset, splits, **described)
+    run = {
+        "options": {"dataset": "demo", "epochs": 2, "diagnoses": list(codes), **(options or {})},
+        "origin": origin,
+        "history": [{"epoch": epoch, **RECORD} for epoch in (1, 2)],
+    }
+    classifier = LesionClassifier.from_pretrained(folder, device="cpu")
+    scored = Context(classifier, dataset, splits, n_skipped=3, run=run, **context)
     evaluate_model(scored, output_dir=folder, predictions_csv=base / "predictions.csv")
     return folder

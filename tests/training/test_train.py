@@ -22,7 +22,9 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForImageClassification
 
+from modeling.calibration import log_softmax
 from modeling.classifier import LesionClassifier
+from modeling.inference import run_images
 from modeling.labels import CODES
 from modeling.training.checkpoints import Checkpoints
 from support.corpus import make_corpus
@@ -106,17 +108,22 @@ def test_val_and_test_are_predicted_exactly_once_by_the_model_that_is_kept(finis
         assert row["abstained"] == str(prediction.abstained)
 
 
-def test_the_weights_that_are_kept_are_those_of_the_best_epoch(finished):
+def test_the_weights_that_are_kept_are_those_of_the_best_epoch(finished, isic_folder):
     lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     best = max(lines, key=lambda line: line["val/balanced_accuracy"])  # the first of equals
     assert best is not lines[-1]  # otherwise this proves nothing
     metrics = json.loads((finished / "model" / "metrics.json").read_text())
     assert metrics["training"]["best_epoch"] == best["epoch"]
     assert metrics["val"]["balanced_accuracy"]["value"] == pytest.approx(best["val/balanced_accuracy"])
-    before = metrics["calibration"]["val"]["before"]["nll"]
-    before = before["value"] if isinstance(before, dict) else before
-    assert before == pytest.approx(best["val/loss"], abs=1e-5)
-    assert before != pytest.approx(lines[-1]["val/loss"], abs=1e-4)
+    classifier = LesionClassifier.from_pretrained(finished / "model", device="cpu")
+    with (finished / "splits.csv").open() as file:
+        label_of = {row["image_id"]: row["label"] for row in csv.DictReader(file) if row["split"] == "val"}
+    paths = [isic_folder / "ISIC_2019_Training_Input" / f"{image_id}.jpg" for image_id in label_of]
+    labels = [classifier.codes.index(label) for label in label_of.values()]
+    outputs = run_images(classifier, paths, image_ids=list(label_of), labels=labels)
+    before = log_softmax(classifier.lesion["calibration"].undo(outputs.logits))[np.arange(len(labels)), labels]
+    assert -before.mean() == pytest.approx(best["val/loss"], abs=1e-5)
+    assert -before.mean() != pytest.approx(lines[-1]["val/loss"], abs=1e-4)
 
 
 def test_the_last_lines_are_scores_and_the_next_commands(finished):
