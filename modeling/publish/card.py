@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from modeling.files import ROOT, ModelFolderError, read_json
 from modeling.formatting import format_estimate, format_number
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
-from modeling.metrics_file import read_metrics
+from modeling.metrics_file import read_metrics_of
 from modeling.model_folder import EXAMPLES_NAME, METRICS_NAME, read_config
 from modeling.publish.hub import PublishError
 
@@ -74,23 +74,23 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     if missing := [template for template in TEMPLATES.values() if not (ROOT / template).is_file()]:
         raise PublishError(f"{ROOT} has no {' and no '.join(missing)}: run this in a clone, after `pip install -e .`")
     try:
-        config, metrics = read_config(folder), read_metrics(folder / METRICS_NAME)
-        externals = {file: read_metrics(file) for file in sorted((folder / EXTERNAL).glob("*.json"))}
+        config = read_config(folder)
+        lesion, codes = config["lesion"], config["label_names"]
+        metrics, *externals = [
+            read_metrics_of(file, codes, lesion["weights_sha256"])
+            for file in (folder / METRICS_NAME, *sorted((folder / EXTERNAL).glob("*.json")))
+        ]
         seeds = read_json(folder / SEEDS_NAME)["seeds"] if (folder / SEEDS_NAME).exists() else []
         examples = read_examples(folder) if (folder / EXAMPLES_NAME).exists() else {}
     except ModelFolderError as error:
         raise PublishError(str(error)) from error
-    lesion, model = config["lesion"], metrics["model"]
-    if model["codes"] != config["label_names"] or model["weights_sha256"] != lesion["weights_sha256"]:
-        raise PublishError(f"{folder / METRICS_NAME} is of another model: its diagnoses or weights differ; {advice}")
     if metrics.get("external"):
         raise PublishError(f"{folder / METRICS_NAME} is an external validation, not the model's own scores; {advice}")
-    for file, other in externals.items():
-        if not other.get("external") or other["model"]["weights_sha256"] != model["weights_sha256"]:
-            raise PublishError(f"{file} is no external validation of this model; remove it.")
+    if not all(other.get("external") for other in externals):
+        raise PublishError(f"{folder / EXTERNAL} has scores that are no external validation; remove them.")
     facts = {
         "metrics": metrics,
-        "externals": [*externals.values()],
+        "externals": externals,
         "seeds": seeds,
         "examples": examples,
         "base_model": lesion.get("base_model"),
@@ -98,7 +98,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         "titles": TITLES,
     }
     facts = escaped(facts) | {
-        "diagnoses": [diagnosis_of(code) for code in escaped(config["label_names"])],
+        "diagnoses": [diagnosis_of(code) for code in escaped(codes)],
         "hub_dataset": _hub_dataset(metrics["data"]),
         "repo_id": THIS_FOLDER,
         "notice": NOTICE,
@@ -110,7 +110,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         facts["start"] = say.start(facts["metrics"]["training"].get("origin"), facts["base_model"]).strip()
         facts["split"] = say.split(facts["metrics"]["data"]).strip()
         bodies = {name: _template(ROOT, template).render(facts) for name, template in TEMPLATES.items()}
-        metadata = _card_metadata(lesion, metrics, [*externals.values()], examples).to_yaml()
+        metadata = _card_metadata(lesion, metrics, externals, examples).to_yaml()
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
         what = f"{type(error).__name__}: {str(error)[:300]}"
         raise PublishError(f"{folder / METRICS_NAME} does not fit the card's templates ({what}); {advice}") from error

@@ -207,7 +207,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 @contextmanager
-def connected(repo_id: str, token: str, retry: Sequence[str] | None = None) -> Iterator[HfApi]:
+def connected(repo_id: str, token: str, retry: str = "") -> Iterator[HfApi]:
     """Give the Hub's client, and turn its failures into sentences, without the token, with the command that tries again.
 
     Until the end the client's waiting is bounded: it has no time-out and sleeps for as long as a server requests.
@@ -224,11 +224,11 @@ def connected(repo_id: str, token: str, retry: Sequence[str] | None = None) -> I
         reason = HUB_TOKEN.sub(b"hf_***", _sentence(error, repo_id).replace(token, "hf_***").encode()).decode()
     finally:
         set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None))
-    if retry is not None:
+    if retry:
         reason = (
             f"The push to {repo_id} did not finish: {reason}\n"
             f"A push is one commit, so {repo_id} shows all of it or nothing. To try again (files that the Hub has are not "
-            f"sent twice):\n  {command(*retry)}"
+            f"sent twice):\n  {retry}"
         )
     # The cause is left out of the chain: its text is the server's, and may repeat what was sent.
     raise PublishError(reason) from None
@@ -282,6 +282,9 @@ def _sentence(error: BaseException, repo_id: str) -> str:
     return f"the Hub answered {status}: {what}.{f' The Hub says: {said}' if said else ''}"
 
 
-def command(*arguments: str) -> str:
-    """Write a command line of this package's publisher."""
+def command(*arguments: str, **options: str | bool | None) -> str:
+    """Write a command line of this package's publisher, without the options that are None or False."""
+    for name, value in options.items():
+        if value:
+            arguments += (f"--{name}",) if value is True else (f"--{name}", value)
     return shlex.join(["python", "-m", "modeling.publish", *arguments])

@@ -11,10 +11,21 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from modeling.files import ModelFolderError, file_sha256, files_of, read_json
-from modeling.images import ImageError, decode_image
-from modeling.metrics_file import read_metrics
-from modeling.model_folder import CONFIG_NAME, EXAMPLES_NAME, METRICS_NAME, ONNX_NAME, WEIGHTS_NAME, read_config
+from modeling.files import files_of, read_json
+from modeling.images import decode_image
+from modeling.metrics_file import read_metrics, read_metrics_of
+from modeling.model_folder import (
+    CONFIG_NAME,
+    EXAMPLES_NAME,
+    HASHES_NAME,
+    METRICS_NAME,
+    ONNX_NAME,
+    RUN_NAME,
+    SPLITS_NAME,
+    WEIGHTS_NAME,
+    checked_file,
+    read_config,
+)
 from modeling.publish import hub
 from modeling.publish.card import (
     CARD_NAME,
@@ -26,9 +37,8 @@ from modeling.publish.card import (
 )
 from modeling.publish.hub import Published, PublishError, command, persist
 
-MADE_BY = {CARD_NAME: "card", EVALUATION_NAME: "card"}  # commands of this package's publisher
 NEEDED = (WEIGHTS_NAME, CONFIG_NAME, ONNX_NAME, METRICS_NAME, CARD_NAME, EVALUATION_NAME)
-OPTIONAL = ("train_config.json", "splits.csv", "image_hashes.csv", SEEDS_NAME, NOTEBOOK_NAME, "LICENSE")
+OPTIONAL = (RUN_NAME, SPLITS_NAME, HASHES_NAME, SEEDS_NAME, NOTEBOOK_NAME, "LICENSE")
 EXTERNAL = re.compile(r"external/[a-z0-9_-]+\.json")
 # Files of an earlier push that would contradict this one; what somebody added by hand stays.
 REPLACED_IN_MODEL = ("figures/*", "examples/*", "external/*", "*.onnx", "*.safetensors", *OPTIONAL)
@@ -59,19 +69,16 @@ def push_model(
     folder = Path(folder)
     hub.check_repo_id(repo_id, "--repo_id")
     token = hub.token_or_refuse(token)
-    retry = ["model", str(folder), "--repo_id", repo_id]
-    retry += ["--private"] if private else []
-    retry += ["--tag", tag] if tag else []
-    retry += ["--commit_message", commit_message] if commit_message else []
+    retry = command("model", str(folder), repo_id=repo_id, private=private, tag=tag, commit_message=commit_message)
     with TemporaryDirectory() as name:
         # What is checked is what is sent, even if somebody writes into the folder meanwhile.
         staged = Path(name) / "model"
         try:
             files = _stage(folder, staged)
             check_model_folder(staged)
-        except (ModelFolderError, PublishError) as error:
+        except (ValueError, PublishError) as error:
             reason = str(error).replace(str(staged), str(folder))
-            raise PublishError(f"{folder} cannot be published:\n{reason}") from None
+            raise PublishError(f"{folder} cannot be published: {reason}") from None
         hub.check_no_token(files, token)
         left = sorted({file.relative_to(folder).as_posix() for file in files_of(folder)} - set(files))
         if left:
@@ -87,53 +94,44 @@ def push_model(
 def _stage(folder: Path, staged: Path) -> dict[str, Path | bytes]:
     """Copy the files that a model folder has by contract, by name, and return the copies; refuse links."""
     if not folder.is_dir():
-        raise PublishError(f"  - there is no folder {folder}; give the folder `model` of a run.")
+        raise PublishError("there is no such folder; give the folder `model` of a run.")
     names = [*NEEDED, *(name for name in OPTIONAL if (folder / name).exists())]
     if (folder / METRICS_NAME).exists():
         names += [f"figures/{figure['file']}" for figure in read_metrics(folder / METRICS_NAME)["figures"]]
     names += [name for file in folder.glob("external/*") if EXTERNAL.fullmatch(name := f"external/{file.name}")]
     if (folder / EXAMPLES_NAME).exists():
         names += [EXAMPLES_NAME, *(f"examples/{entry['file']}" for entry in read_examples(folder)["examples"])]
-    problems = []
     for name in names:
         if (folder / name).resolve() != folder.resolve() / name:
-            problems.append(f"  - {name} is a link")
-        elif not (folder / name).is_file() or (folder / name).stat().st_size == 0:
-            advice = f" (write it with `{command(MADE_BY[name], str(folder))}`)" if name in MADE_BY else ""
-            problems.append(f"  - {name} is missing or empty{advice}")
-    if problems:
-        raise PublishError("\n".join(problems))
-    for name in names:
+            raise PublishError(f"{name} is a link")
+        if not (folder / name).is_file() or (folder / name).stat().st_size == 0:
+            card = command("card", str(folder))
+            raise PublishError(f"{name} is missing or empty; `{card}` writes {CARD_NAME} and {EVALUATION_NAME}.")
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, staged / name)
     return {name: staged / name for name in names}
 
 
 def check_model_folder(folder: Path) -> None:
-    """Make sure that the files of a model folder are valid and about the same model; raise PublishError if not."""
-    config, problems = read_config(folder), []
-    weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
-    if config["lesion"]["weights_sha256"] != weights_sha256:
-        problems.append(f"{WEIGHTS_NAME} is not the file that {CONFIG_NAME} describes: weights_sha256 differs")
-    if config["lesion"].get("onnx_sha256") != file_sha256(folder / ONNX_NAME):
-        problems.append(f"{ONNX_NAME} is not the file that {CONFIG_NAME} describes: onnx_sha256 differs")
+    """Make sure that the files of a model folder are valid and about the same model.
+
+    Raises:
+        ValueError: If one is not, with its name.
+    """
+    config = read_config(folder)
+    lesion = config["lesion"]
+    for name, sha256 in ((WEIGHTS_NAME, lesion["weights_sha256"]), (ONNX_NAME, lesion.get("onnx_sha256"))):
+        checked_file(folder / name, sha256)
     for path in (folder / METRICS_NAME, *folder.glob("external/*")):
-        model = read_metrics(path)["model"]
-        if model["weights_sha256"] != weights_sha256 or model["codes"] != config["label_names"]:
-            problems.append(f"{path.relative_to(folder)} is of another model: its weights_sha256 or diagnoses differ")
+        read_metrics_of(path, config["label_names"], lesion["weights_sha256"])
     for path in (*folder.glob("*.json"), *folder.glob("*.ipynb")):
         read_json(path)
     for path in (*folder.glob("figures/*"), *folder.glob("examples/*.[jp][pn]g")):
-        try:
-            decode_image(path)
-        except ImageError as error:
-            problems.append(f"{path.relative_to(folder)} is no image: {error}")
+        decode_image(path)
     try:
         ModelCard((folder / CARD_NAME).read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        problems.append(f"the metadata of {CARD_NAME} is not valid: {error}")
-    if problems:
-        raise PublishError("\n".join(f"  - {problem}" for problem in problems))
+        raise PublishError(f"the metadata of {CARD_NAME} is not valid: {error}") from error
 
 
 def _with_repo_id(files: Mapping[str, Path | bytes], repo_id: str) -> dict[str, Path | bytes]:

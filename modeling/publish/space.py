@@ -3,7 +3,9 @@
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, SpaceCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -45,11 +47,8 @@ def push_space(
     hub.check_repo_id(model_id, "--model_id")
     hub.check_repo_id(space_id, "--space_id")
     token = hub.token_or_refuse()
-    plain = ["space", "--model_id", model_id, "--space_id", space_id]
-    plain += ["--model_revision", model_revision] if model_revision else []
-    plain += ["--private"] if private else []
-    retry = [*plain, *(["--static"] if static else []), *(["--hardware", hardware] if hardware else [])]
-    with hub.connected(space_id, token, retry) as api:
+    options = {"model_id": model_id, "space_id": space_id, "model_revision": model_revision, "private": private}
+    with hub.connected(space_id, token, command("space", **options, static=static, hardware=hardware)) as api:
         space_id = hub.with_namespace(api, space_id)
         model = _model_info(api, model_id, model_revision)
         files = (static_space_files if static else space_files)(model_id, str(model.sha))
@@ -59,7 +58,7 @@ def push_space(
             existed = hub.ensure_repo(api, space_id, "space", private=private, **at_creation)
         except HfHubHTTPError as error:
             if hub.status_of(error) == 402:
-                raise PublishError(_payment(space_id, plain, static, hardware)) from None
+                raise PublishError(_payment(space_id, options, static, hardware)) from None
             raise
         if existed:
             _warn_of_overrides(api, space_id, hardware)
@@ -75,7 +74,7 @@ def push_space(
 
 def _model_info(api: HfApi, model_id: str, revision: str | None) -> ModelInfo:
     """Return what the Hub has of a model, at a revision that has all that a Space needs."""
-    push_first = f"push it first: {command('model', 'RUN/model', '--repo_id', model_id)}"
+    push_first = f"push it first: {command('model', 'RUN/model', repo_id=model_id)}"
     try:
         model = persist(lambda: api.model_info(model_id, revision=revision))
     except RevisionNotFoundError:
@@ -90,11 +89,12 @@ def _model_info(api: HfApi, model_id: str, revision: str | None) -> ModelInfo:
     return model
 
 
-def _payment(space_id: str, plain: list[str], static: bool, hardware: str | None) -> str:
+def _payment(space_id: str, options: Mapping[str, Any], static: bool, hardware: str | None) -> str:
     """Say what HTTP 402 means for a new Space, and which ways are free (huggingface.co/docs/hub/spaces-overview)."""
-    ways = [] if static else [f"{command(*plain, '--static')}\n    the page computes in the visitor's browser"]
+    static_page = command("space", **options, static=True)
+    ways = [] if static else [f"{static_page}\n    the page computes in the visitor's browser"]
     if hardware != ZERO_GPU:
-        zero_gpu = command(*plain, "--hardware", ZERO_GPU)
+        zero_gpu = command("space", **options, hardware=ZERO_GPU)
         ways.append(f"{zero_gpu}\n    ZeroGPU: two Spaces of an account that is older than 30 days")
     on = f"on {hardware} " if hardware else ""
     return f"the Hub requires a paid plan to create {space_id} {on}(402). Free of charge:\n  " + "\n  ".join(ways)

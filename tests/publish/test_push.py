@@ -245,14 +245,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "link": (linked("figures/roc_3.png"), "figures/roc_3.png is a link"),
     "linked folder": (linked("figures"), "figures/roc_3.png is a link"),
     "no figure": (lambda folder: (folder / "figures" / "roc_3.png").unlink(), "figures/roc_3.png is missing or empty"),
-    "figure of text": (written("figures/roc_3.png", "<html>"), "figures/roc_3.png is no image"),
-    "example of text": (lambda folder: with_example(folder, content=b"<html>"), "examples/1_MEL.jpg is no image"),
+    "figure of text": (written("figures/roc_3.png", "<html>"), "figures/roc_3.png' is not an image"),
+    "example of text": (lambda folder: with_example(folder, content=b"<html>"), "examples/1_MEL.jpg' is not an image"),
     "example elsewhere": (lambda folder: with_example(folder, "../../x.jpg"), "examples.json is damaged"),
     "no external validation": (written("external/clinic.json", "{}"), "external/clinic.json has schema None"),
     "no card": (lambda folder: (folder / "README.md").unlink(), "README.md is missing or empty"),
     "no evaluation": (
         lambda folder: (folder / "evaluation.md").unlink(),
-        "evaluation.md is missing or empty (write it with `python -m modeling.publish card",
+        "evaluation.md is missing or empty; `python -m modeling.publish card",
     ),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing or empty"),
     "scores of another model": (
@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "empty metrics": (written("metrics.json", ""), "metrics.json is not valid JSON"),
     "hollow metrics": (written("metrics.json", "{}"), "has schema None and this version reads"),
-    "other weights": (other_weights, "weights_sha256 differs"),
+    "other weights": (other_weights, "model.safetensors is not the file that config.json describes"),
     "bad json": (written("train_config.json", "{"), "train_config.json is not valid JSON"),
     "bad metadata": (written("README.md", "---\nlicense: [\n---\n"), "the metadata of README.md is not valid"),
     "token": (
