@@ -142,7 +142,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "ImageNet weights": (
         lambda folder: started(folder, "timm/efficientnet_b0.ra_in1k", kind="pretrained", name="efficientnet_b0"),
         ["Training started from the ImageNet weights `timm/efficientnet_b0.ra_in1k`."],
-        ["unknown origin"],
+        ["no record"],
     ),
     "weights of unknown origin": (
         lambda folder: started(
@@ -154,8 +154,27 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
             base_model=UNKNOWN_ORIGIN,
             overlap="could not be checked",
         ),
-        ["weights `w` (sha256 `abababababab`; unknown origin)", "weights were trained on: could not be checked."],
-        ["ImageNet", "not recorded"],
+        [
+            "weights `w` (sha256 `abababababab`), which carry no record of their origin.",
+            "Whether they were trained on images of val or test could not be checked.",
+        ],
+        ["ImageNet", "not recorded", "They were not trained"],
+    ),
+    "weights of a known model": (
+        lambda folder: started(
+            folder,
+            "timm/efficientnet_b0.ra_in1k",
+            kind="weights",
+            name="w",
+            sha256="ab" * 32,
+            base_model="timm/efficientnet_b0.ra_in1k",
+            overlap="none, by image, lesion id and near-duplicates",
+        ),
+        [
+            "which are `timm/efficientnet_b0.ra_in1k` or were trained from it.",
+            "They were not trained on images of val or test, compared by image, lesion id and near-duplicates.",
+        ],
+        ["no record", "Whether they"],
     ),
     "an origin that was not recorded": (
         lambda folder: edit_lesion(folder, base_model=None),
@@ -421,9 +440,7 @@ def test_nothing_is_called_worst_where_nothing_is_bad(folder):
         assert word not in badly(folder)
     names = list(metrics["robustness"]["changes"])
     flips(folder, **{names[0]: 0.2, names[2]: 0.2})
-    assert f"Highest flip rate of {len(names)} changes of an image: {names[0]} and {names[2]}, 0.200 each." in badly(
-        folder
-    )
+    assert f"alters, of {len(names)} tested changes: {names[0]} and {names[2]}, 0.200 each." in badly(folder)
 
 
 def test_a_missed_target_sensitivity_is_named(folder):
@@ -477,12 +494,12 @@ def test_what_is_no_external_validation_of_this_model_is_refused(folder, externa
     (folder / "external").mkdir()
     kept = folder / "external" / "clinic.json"
     shutil.copyfile(folder / "metrics.json", kept)
-    with pytest.raises(PublishError, match=r"clinic\.json is no external validation of this model"):
+    with pytest.raises(PublishError, match="external has scores that are no external validation"):
         render_card(folder)
     other = json.loads(external_json.read_text())
     other["model"]["weights_sha256"] = "0" * 64
     kept.write_text(json.dumps(other))
-    with pytest.raises(PublishError, match=r"clinic\.json is no external validation of this model"):
+    with pytest.raises(PublishError, match=r"clinic\.json is of another model"):
         render_card(folder)
     shutil.copyfile(external_json, folder / "metrics.json")
     with pytest.raises(PublishError, match=r"metrics\.json is an external validation, not the model's own scores"):
@@ -522,7 +539,9 @@ def test_damaged_metrics_give_no_card_but_a_sentence(folder, content, capsys):
 
 def test_scores_of_other_labels_or_weights_give_no_card(folder):
     edit_metrics(folder, model__codes=["BCC", "BKL", "NV", "MEL"])
-    with pytest.raises(PublishError, match=r"metrics\.json is of another model: its diagnoses or weights differ"):
+    with pytest.raises(
+        PublishError, match=r"metrics\.json is of another model: its weights_sha256 or diagnoses differ"
+    ):
         render_card(folder)
 
 
