@@ -501,6 +501,7 @@ def test_what_is_no_external_validation_of_this_model_is_refused(folder, externa
     kept.write_text(json.dumps(other))
     with pytest.raises(PublishError, match=r"clinic\.json is of another model"):
         render_card(folder)
+    kept.unlink()
     shutil.copyfile(external_json, folder / "metrics.json")
     with pytest.raises(PublishError, match=r"metrics\.json is an external validation, not the model's own scores"):
         render_card(folder)
