@@ -37,11 +37,9 @@ class Bootstrap:
     def totals(self, values: np.ndarray) -> np.ndarray:
         """Sum values (N,) or (N, K) of the images over the split and each replicate: (1 + R,) or (1 + R, K)."""
         values = np.asarray(values, dtype=np.float64)
-        columns = values.reshape(len(values), -1)
-        by_lesion = np.stack(
-            [np.bincount(self.lesion_index, weights=column, minlength=self.n_lesions) for column in columns.T], axis=1
-        )
-        return (self.draws.astype(np.float64) @ by_lesion).reshape((len(self.draws), *values.shape[1:]))
+        by_lesion = np.zeros((self.n_lesions, *values.shape[1:]))
+        np.add.at(by_lesion, self.lesion_index, values)
+        return self.draws.astype(np.float64) @ by_lesion
 
     def count(self, images: np.ndarray) -> int:
         """Return how many lesions some images show, boolean (N,)."""

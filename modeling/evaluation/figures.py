@@ -83,15 +83,11 @@ def _roc(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, 
 def _reliability(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
     for moment, rows in metrics["calibration"]["reliability"].items():
         confidence, correct = (np.array([row[name] for row in rows]) for name in ("confidence", "correct"))
-        CalibrationDisplay(correct, confidence, confidence).plot(
-            ax=axes, name=f"{moment} calibration", ref_line=moment == "after"
-        )
+        CalibrationDisplay(correct, confidence, confidence).plot(ax=axes, name=f"{moment} calibration", ref_line=False)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
     axes.set(
         xlabel="probability of the prediction", ylabel="fraction correct", xlim=(0, 1), ylim=(0, 1.01), aspect="auto"
     )
-    for line in axes.get_lines():
-        if line.get_label() == "Perfectly calibrated":
-            line.set(color=GREY, label="perfect")
     axes.legend(loc="upper left")
     ece = {moment: _number(metrics["calibration"]["test"][moment]["ece"]) for moment in ("before", "after")}
     return {

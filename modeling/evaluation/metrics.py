@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+import pandas as pd
 from sklearn import metrics as sklearn_metrics
 
 from modeling.evaluation.bootstrap import (
@@ -109,11 +110,8 @@ def _score_diagnosis(split: Split, code: str, *, f1: np.ndarray, auroc: np.ndarr
 
 def replicated_confusion(predicted: np.ndarray, split: Split) -> np.ndarray:
     """Return the confusion matrices of the split and every replicate, rows true, float64 (1 + R, C, C)."""
-    n, bootstrap = len(split.codes), split.bootstrap
-    cells = np.bincount(
-        bootstrap.lesion_index * n**2 + split.labels * n + predicted, minlength=bootstrap.n_lesions * n**2
-    ).reshape(bootstrap.n_lesions, n**2)
-    return (bootstrap.draws.astype(np.float64) @ cells).reshape(-1, n, n)
+    n = len(split.codes)
+    return split.bootstrap.totals(np.eye(n**2)[split.labels * n + predicted]).reshape(-1, n, n)
 
 
 def _from_confusion(confusion: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
@@ -156,7 +154,7 @@ def score_calibration(probs: np.ndarray, split: Split) -> dict[str, Any]:
     return {
         "nll": estimate_mean(-log_probs[np.arange(len(split)), labels], split),
         "brier": estimate_mean(((probs - one_hot) ** 2).sum(axis=1), split),
-        "ece": ece_with_range(confidence, labels == probs.argmax(axis=1), if_calibrated(confidence, split.bootstrap)),
+        "ece": ece_with_range(confidence, labels == probs.argmax(axis=1), split.bootstrap),
     }
 
 
@@ -176,17 +174,12 @@ def if_calibrated(confidence: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
     return np.random.default_rng(SEED).random(shape, dtype=np.float32)[:, bootstrap.lesion_index] < confidence
 
 
-def ece_with_range(confidence: np.ndarray, correct: np.ndarray, simulated: np.ndarray) -> dict[str, Any]:
+def ece_with_range(confidence: np.ndarray, correct: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     """Return the ECE, and the middle 95 % of the ECEs that a perfectly calibrated model would have on the same images.
-
-    Args:
-        confidence: Probability of the event, shape (N,).
-        correct: Whether it occurred, shape (N,).
-        simulated: Whether it occurred in R simulations of a calibrated model, shape (R, N).
 
     Source: consistency resampling, Broecker & Smith (2007), doi:10.1175/WAF993.1.
     """
-    bins = equal_mass_bins(confidence)
+    simulated, bins = if_calibrated(confidence, bootstrap), equal_mass_bins(confidence)
     membership = np.eye(bins.max() + 1)[bins]  # (N, bins)
     gaps = confidence @ membership - simulated.astype(np.float32) @ membership.astype(np.float32)  # (R, bins)
     tail = 100 * (1 - LEVEL) / 2
@@ -210,17 +203,10 @@ def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
     return np.unique(bins, return_inverse=True)[1]
 
 
-def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
-    """Return mean confidence and fraction correct of each bin."""
-    bins = equal_mass_bins(confidence)
-    return [
-        {
-            "n_images": int((bins == index).sum()),
-            "confidence": float(confidence[bins == index].mean()),
-            "correct": float(correct[bins == index].mean()),
-        }
-        for index in range(bins.max() + 1)
-    ]
+def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> list[Any]:
+    """Return mean confidence, fraction correct and number of images of each bin."""
+    bins = pd.DataFrame({"confidence": confidence, "correct": correct}).groupby(equal_mass_bins(confidence))
+    return bins.mean().assign(n_images=bins.size()).to_dict("records")
 
 
 # ---- Operating points ----------------------------------------------------------------------------------------------

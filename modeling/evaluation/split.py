@@ -100,11 +100,9 @@ class Split:
 
         A group of near-duplicates may hold two labels (the splits warn of it); it then counts as two lesions.
         """
-        keys = pd.MultiIndex.from_arrays([self.lesion_ids, self.labels])
-        index, lesions = pd.factorize(keys, sort=True)
-        sums = np.stack([np.bincount(index, weights=column) for column in self.probs.T], axis=1)
-        ids, labels = (np.asarray(lesions.get_level_values(level)) for level in (0, 1))
-        return Split(self.codes, sums / np.bincount(index)[:, None], labels.astype(int), ids, self.mix)
+        means = pd.DataFrame(self.probs).groupby([self.lesion_ids, self.labels]).mean()
+        lesion_ids, labels = (means.index.get_level_values(level).to_numpy() for level in (0, 1))
+        return Split(self.codes, means.to_numpy(), labels, lesion_ids, self.mix)
 
 
 def estimate_mean(values: np.ndarray, split: Split, *, reason: str = "") -> Estimate:
