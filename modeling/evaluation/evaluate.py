@@ -90,21 +90,15 @@ def write_predictions(path: Path, context: Context) -> None:
 def summary(metrics: Mapping[str, Any]) -> str:
     """Return the main scores, for the console."""
     model, data, test = metrics["model"], metrics["data"], metrics["test"]
-    priors = "mix of train and val" if model["class_priors"] else "equal priors"
-    over = f", over {', '.join(test['diagnoses'])}" if len(test["diagnoses"]) < len(model["codes"]) else ""
-    named = {
-        f"balanced accuracy (equal priors{over})": test["balanced_accuracy"],
-        f"accuracy ({priors})": test["accuracy"],
-        "macro AUROC": test["macro_auroc"],
-        f"calibration error, ECE ({priors})": metrics["calibration"]["test"]["after"]["ece"],
-        **{f"recall of {code}": scores["recall"] for code, scores in test["per_class"].items()},
-    }
+    mix = "the mix of train and val" if model["class_priors"] else "equal priors"
+    lines = [
+        f"test: {test['n_images']} images of {test['n_lesions']} lesions; averages over {', '.join(test['diagnoses'])}; 95 % "
+        "intervals by lesion",
+        f"accuracy, ECE, Brier score and NLL at {mix}; all other scores at equal priors",
+        *(f"  {name}: {format_estimate(number)}" for name, number in external.headline(metrics).items()),
+    ]
     if "balanced_accuracy" in (baseline := metrics["baselines"].get("metadata_only", {})):
-        named["balanced accuracy of the metadata-only baseline"] = baseline["balanced_accuracy"]
-    for point in metrics["operating_points"]:
-        named |= {f"{point['name']}: {score}": point["test"][score] for score in ("sensitivity", "specificity")}
-    lines = [f"test: {test['n_images']} images of {test['n_lesions']} lesions; 95 % intervals by lesion"]
-    lines += [f"  {name}: {format_estimate(number)}" for name, number in named.items()]
+        lines.append(f"  metadata-only baseline, balanced_accuracy: {format_estimate(baseline['balanced_accuracy'])}")
     if metrics.get("external"):
         lines += external.summary_lines(metrics["external"])
     else:

@@ -28,7 +28,6 @@ from modeling.labels import CODES
 from modeling.model_folder import HASHES_NAME, file_beside
 
 CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
-HEADLINE = ("balanced_accuracy", "accuracy", "macro_auroc", "macro_f1")
 N_SLOPE_REPLICATES = 100  # each is a fit
 
 
@@ -94,7 +93,7 @@ def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, 
     return {
         "compared_by": external.compared_by,
         "left_out": external.left_out,
-        "headline": headline_rows(own, metrics) if own else missing,
+        "headline": compare_headlines(own, metrics) if own else missing,
         "calibration": calibration_in_the_large(context.test),
         "challenge": score_challenge(context)
         if external.challenge
@@ -102,22 +101,24 @@ def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def headline_rows(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+def headline(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Return the headline numbers of a metrics.json by name, such as "MEL/recall"."""
+    test, abstention = metrics["test"], metrics["abstention"]
+    rows = {name: test[name] for name in ("balanced_accuracy", "accuracy", "macro_auroc", "macro_f1")}
+    for code, scores in test["per_class"].items():
+        rows |= {f"{code}/{name}": scores[name] for name in ("recall", "auroc")}
+    rows |= {name: metrics["calibration"]["test"]["after"][name] for name in ("ece", "brier", "nll")}
+    for point in metrics["operating_points"]:
+        rows |= {f"{point['name']}/{name}": point["test"][name] for name in ("sensitivity", "specificity")}
+    return rows | ({"abstained": abstention["test"]["abstained"]} if "test" in abstention else {})
+
+
+def compare_headlines(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
     """Return internal, external and difference of each headline number of two contents of metrics.json."""
-    rows = {name: (internal["test"][name], external["test"][name]) for name in HEADLINE}
-    for code, scores in internal["test"]["per_class"].items():
-        for name in ("recall", "auroc"):
-            rows[f"{code}/{name}"] = (scores[name], external["test"]["per_class"][code][name])
-    inside, outside = (metrics["calibration"]["test"]["after"] for metrics in (internal, external))
-    rows |= {name: (inside[name], outside[name]) for name in ("ece", "brier", "nll")}
-    for one, other in zip(internal["operating_points"], external["operating_points"], strict=True):
-        for name in ("sensitivity", "specificity"):
-            rows[f"{one['name']}/{name}"] = (one["test"][name], other["test"][name])
-    if "test" in external["abstention"]:
-        rows["abstained"] = (internal["abstention"]["test"]["abstained"], external["abstention"]["test"]["abstained"])
+    inside, outside = headline(internal), headline(external)
     return {
-        name: {"internal": one, "external": other, "difference": compare_estimates(one, other)}
-        for name, (one, other) in rows.items()
+        name: {"internal": one, "external": outside[name], "difference": compare_estimates(one, outside[name])}
+        for name, one in inside.items()
     }
 
 

@@ -301,13 +301,14 @@ def test_rounding_leaves_plain_values() -> None:
 
 def test_the_summary_says_which_priors_and_which_diagnoses(metrics) -> None:
     said = summary(metrics)
-    assert "balanced accuracy (equal priors): " in said
-    assert "accuracy (mix of train and val): " in said
+    assert "accuracy, ECE, Brier score and NLL at the mix of train and val; all other scores at equal priors" in said
+    assert "averages over BCC, BKL, MEL, NV;" in said
+    assert f"MEL@95/sensitivity: {metrics['operating_points'][1]['test']['sensitivity']['value']:.3f}" in said
     assert "0.0% of the test images show a lesion that is also in train" in said
     assert f"weights sha256 {metrics['model']['weights_sha256'][:12]}" in said
     assert "first answer" not in said
     partial = {**metrics, "test": {**metrics["test"], "diagnoses": ["BCC", "MEL"]}}
-    assert "balanced accuracy (equal priors, over BCC, MEL): " in summary(partial)
+    assert "averages over BCC, MEL;" in summary(partial)
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
@@ -318,7 +319,7 @@ def test_the_command_gives_the_numbers_of_training(scored_folder, dataset, metri
     monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hashes, n_skipped=3))
     masks = scored_folder.parent / "masks"
     assert main([str(scored_folder), "--output", str(tmp_path), "--masks", str(masks)]) == 0
-    assert "balanced accuracy" in capsys.readouterr().out
+    assert "balanced_accuracy" in capsys.readouterr().out
     assert read(tmp_path) == metrics
 
 

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
 
-from modeling.evaluation.external import headline_rows
+from modeling.evaluation.external import compare_headlines
 from modeling.formatting import format_estimate, format_number
 from modeling.labels import ATTRIBUTION, CODES, NOTICE, SYNTHETIC_NOTICE
 from modeling.model_folder import UNKNOWN_ORIGIN, config_sha256
@@ -465,7 +465,7 @@ def external_json(scored_folder: Path, tmp_path: Path) -> Path:
     other["external"] = {
         "compared_by": "image id and perceptual hash",
         "left_out": {"the same image id": 7},
-        "headline": headline_rows(own, other),
+        "headline": compare_headlines(own, other),
         "calibration": dict.fromkeys(own["model"]["codes"], slope),
         "challenge": {"reason": "not the official test of ISIC 2019"},
     }
