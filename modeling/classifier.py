@@ -220,8 +220,12 @@ class LesionClassifier:
 
     def _answers(self, pixel_values: np.ndarray, *, tta: bool, single_thread: bool = False) -> list[Prediction]:
         outputs = self.engine.forward(pixel_values, single_thread=single_thread)
-        probs = self.tta_probs(pixel_values, single_thread=single_thread) if tta else outputs.probs
-        return self.predictions(outputs, probs)
+        if not tta:
+            return self.predictions(outputs, outputs.probs)
+        turned = [np.rot90(pixel_values, turns, axes=(2, 3)) for turns in range(4)]  # a lesion has no upright side
+        views = [*turned, *(np.flip(view, 3) for view in turned)]
+        probs = [self.engine.forward(view, single_thread=single_thread).probs for view in views]
+        return self.predictions(outputs, np.mean(probs, axis=0))
 
     def predictions(self, outputs: ModelOutputs, probs: np.ndarray) -> list[Prediction]:
         """Return the predictions for N images.
@@ -260,12 +264,6 @@ class LesionClassifier:
             provenance=self.provenance,
             notice=self.notice,
         )
-
-    def tta_probs(self, pixel_values: np.ndarray, *, single_thread: bool = False) -> np.ndarray:
-        """Return the mean probabilities at equal priors over the eight flips and quarter turns, float64 (B, C)."""
-        turned = [np.rot90(pixel_values, turns, axes=(2, 3)) for turns in range(4)]  # a lesion has no upright side
-        views = [*turned, *(np.flip(view, 3) for view in turned)]
-        return np.mean([self.engine.forward(view, single_thread=single_thread).probs for view in views], axis=0)
 
     @property
     def notice(self) -> str:

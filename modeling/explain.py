@@ -42,18 +42,15 @@ class Explanation:
             code: One of `codes`.
             size: (height, width) of the result; that of the image by default.
         """
-        positive = np.maximum(self.evidence[self._index(code)], 0) / max(self.scale, 1e-12)
+        if code not in self.codes:
+            raise ValueError(f"this model has no diagnosis {code!r}; it has {', '.join(self.codes)}.")
+        positive = np.maximum(self.evidence[self.codes.index(code)], 0) / max(self.scale, 1e-12)
         return _resize(positive, size or self.size).clip(0, 1)
 
     @property
     def scale(self) -> float:
         """The strongest positive evidence for any diagnosis: what all maps are divided by."""
         return max(float(self.evidence.max()), 0.0)
-
-    def _index(self, code: str) -> int:
-        if code not in self.codes:
-            raise ValueError(f"this model has no diagnosis {code!r}; it has {', '.join(self.codes)}.")
-        return self.codes.index(code)
 
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

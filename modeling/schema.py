@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
-from pydantic_core import CoreSchema, SchemaValidator, ValidationError
+from pydantic_core import CoreSchema, SchemaValidator, ValidationError, to_jsonable_python
 from pydantic_core import core_schema as cs
 
 from modeling.files import MAX_TEXT, ModelFolderError, is_name, shortened
@@ -57,15 +57,9 @@ def checked(kind: type[_Checked], content: Any, where: str) -> _Checked:
 
 def plain(value: Any) -> Any:
     """Return JSON values of what `checked` returned; arrays become base64 of their float32 values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return base64.b64encode(np.ascontiguousarray(value, dtype="<f4").tobytes()).decode("ascii")
-    return value
+    return to_jsonable_python(
+        value, fallback=lambda array: base64.b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode("ascii")
+    )
 
 
 @cache
