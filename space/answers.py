@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import images_out
@@ -20,6 +20,7 @@ from modeling.images import ImageError, decode_image
 from modeling.labels import DIAGNOSES, diagnosis_of
 from modeling.operating_points import OperatingPoint, target_probability
 from modeling.prediction import Prediction, rounded, target_name
+from modeling.priors import reweight
 from modeling.rows import malignant_probability
 
 MAX_PHOTOS = 8
@@ -215,28 +216,20 @@ def answer_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[
 
 def differential(probabilities: dict[str, float]) -> list[dict[str, Any]]:
     """Return all diagnoses with full names, most probable first."""
-    ranking = sorted(probabilities, key=lambda code: -probabilities[code])
+    ranking = sorted(map(diagnosis_of, probabilities), key=lambda diagnosis: -probabilities[diagnosis.code])
     return [
-        {
-            "code": code,
-            "name": diagnosis_of(code).name,
-            "behaviour": diagnosis_of(code).behaviour,
-            "malignant": diagnosis_of(code).malignant,
-            "probability": rounded(probabilities[code]),
-        }
-        for code in ranking
+        {**asdict(one), "malignant": one.malignant, "probability": rounded(probabilities[one.code])} for one in ranking
     ]
 
 
 def threshold_fields(point: OperatingPoint, classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
     """Return what one threshold catches, its cut-off, this answer's value at equal priors, and the counts on val."""
-    weights = probs_of(prediction) / np.array(list(prediction.priors.values()))
-    value = target_probability((weights / weights.sum())[None], classifier.codes, point.codes)
+    at_equal = reweight(probs_of(prediction), 1 / np.array(list(prediction.priors.values())))
     return {
         "catches": target_name(point.codes),
         "target_sensitivity": point.target_sensitivity,
         "cutoff": point.threshold,
-        "value": rounded(float(value[0])),
+        "value": rounded(float(target_probability(at_equal[None], classifier.codes, point.codes)[0])),
         "above": prediction.operating_points[point.name],
         "caught": round(point.sensitivity * point.n_positive),
         "n_positive": point.n_positive,

@@ -38,12 +38,8 @@ class Budget:
     left: int
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One file of a batch; `read` returns it, or raises an ImageError with the reason why it cannot be used."""
-
-    name: str
-    read: Callable[[Budget], Photo]
+# One file of a batch: its name, and what returns it, or raises an ImageError with the reason why it cannot be used.
+Entry = tuple[str, Callable[[Budget], Photo]]
 
 
 def classify_rows(
@@ -58,11 +54,11 @@ def classify_rows(
         ImageError: If there is nothing to classify, or too much.
     """
     entries, budget = list_entries(uploads), Budget(MAX_UNPACKED_BYTES)
-    for number, entry in enumerate(entries):
-        row: dict[str, Any] = {"number": number, "name": entry.name, "error": None}
+    for number, (name, read) in enumerate(entries):
+        row: dict[str, Any] = {"number": number, "name": name, "error": None}
         with turn():
             try:
-                image = entry.read(budget).decode()
+                image = read(budget).decode()
                 row |= row_fields(classifier.predict(image))
                 if thumbnails:
                     row["thumbnail"] = images_out.jpeg_uri(image, THUMBNAIL_SIDE_PX)
@@ -106,7 +102,7 @@ def table(classifier: LesionClassifier, rows: Sequence[dict[str, Any]]) -> dict[
     }
 
 
-def as_sent(photo: Photo, _budget: Budget) -> Photo:
+def as_sent(photo: Photo, _: Budget) -> Photo:
     """Return a photo that was sent by itself."""
     return photo
 
@@ -115,9 +111,7 @@ def list_entries(uploads: Sequence[Photo]) -> list[Entry]:
     """List what is to be classified: the files themselves, and the images inside zip archives."""
     entries: list[Entry] = []
     for upload in uploads:
-        entries.extend(
-            archive_entries(upload) if is_archive(upload) else [Entry(upload.name, partial(as_sent, upload))]
-        )
+        entries += archive_entries(upload) if is_archive(upload) else [(upload.name, partial(as_sent, upload))]
         if len(entries) > MAX_IMAGES:
             raise ImageError(f"More than {MAX_IMAGES} photos came; send them in parts.")
     if not entries:
@@ -135,24 +129,21 @@ def is_archive(upload: Photo) -> bool:
 
 def archive_entries(upload: Photo) -> list[Entry]:
     """List the files of a zip archive, without unpacking any and without following names out of it."""
-
-    def refused(reason: str) -> list[Entry]:
-        def read(budget: Budget) -> NoReturn:
-            raise ImageError(f"{upload.name} {reason}")
-
-        return [Entry(upload.name, read)]
-
     if not small_directory(str(upload.source)):
-        return refused(f"lists too many files; pack at most {MAX_IMAGES} photos.")
+        return [
+            (upload.name, partial(refuse, f"{upload.name} lists too many files; pack at most {MAX_IMAGES} photos."))
+        ]
     try:
         archive = zipfile.ZipFile(str(upload.source))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return refused("is a damaged archive; pack it again.")
-    return [
-        Entry(shown_name(info.filename), partial(unpack, archive, info, shown_name(info.filename)))
-        for info in archive.infolist()
-        if not NO_PHOTO.match(info.filename)
-    ]
+        return [(upload.name, partial(refuse, f"{upload.name} is a damaged archive; pack it again."))]
+    named = [(shown_name(info.filename), info) for info in archive.infolist() if not NO_PHOTO.match(info.filename)]
+    return [(name, partial(unpack, archive, info, name)) for name, info in named]
+
+
+def refuse(sentence: str, _: Budget) -> NoReturn:
+    """Raise the reason why a file cannot be used."""
+    raise ImageError(sentence)
 
 
 def small_directory(path: str) -> bool:

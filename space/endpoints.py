@@ -26,6 +26,7 @@ PRIORS = (
     "How common the diagnoses are where the photo comes from: 'equal' (all equally frequent), 'dataset' (as in the images "
     "that the model was trained on), or weights by diagnosis code as a JSON object. It changes probabilities, not thresholds."
 )
+DIAGNOSIS = "Code whose heat map is laid over the photo; empty: what was flagged."
 FIELDS = """verdict (the line to show first), diagnosis (the most probable one) with probability, probabilities of all
 diagnoses, flagged (targets whose 95 %-sensitivity threshold is reached), abstained and reason (if true, do not use the
 answer), operating_points"""
@@ -94,7 +95,7 @@ def add_endpoints(get: GetClassifier, visitors: Visitors) -> None:
     with gr.Group(visible=False):
         photo = photo_field("photo", f"The photo ({FORMATS}).")
         files = photo_field("files", f"Photos ({FORMATS}) and zip archives of photos.", several=True)
-        diagnosis = value_field("diagnosis", "", "Code whose heat map is laid over the photo; empty: what was flagged.")
+        diagnosis = value_field("diagnosis", "", DIAGNOSIS)
         priors = value_field("priors", "equal", PRIORS)
         result, overlay = gr.JSON(label="answer"), gr.Image(label="overlay", type="filepath")
         button = gr.Button()

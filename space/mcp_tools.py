@@ -15,7 +15,7 @@ import batches
 import images_out
 import uploads
 from answers import Photo, QuestionError, Turn
-from endpoints import BATCH, CLASSIFY, EXPLAIN, FORMATS, PRIORS, GetClassifier, in_sentences
+from endpoints import BATCH, CLASSIFY, DIAGNOSIS, EXPLAIN, FORMATS, PRIORS, GetClassifier, in_sentences
 from mcp.server.lowlevel import Server
 from mcp.types import CallToolResult, ImageContent, TextContent, Tool, ToolAnnotations
 from visitors import MAX_ALL, Visitors
@@ -23,36 +23,36 @@ from visitors import MAX_ALL, Visitors
 from modeling import __version__
 from modeling.labels import NOTICE
 
-
-def schema(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
-    """Return the JSON schema of an object; by default all properties are required."""
-    return {"type": "object", "properties": properties, "required": required or list(properties)}
-
-
-PHOTO = {
-    "type": "string",
-    "description": f"The photo ({FORMATS}; at most 29 MB, 51 megapixels) as 'data:image/jpeg;base64,…', or the path that "
-    "POST /gradio_api/upload returned for its file (at most 100 MB). Web addresses are not fetched.",
+NAMED = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "photo": {"type": "string"}},
+    "required": ["photo"],
 }
-NAMED = schema({"name": {"type": "string"}, "photo": {"type": "string"}}, ["photo"])
-PHOTOS = {
-    "type": "array",
-    "items": {"anyOf": [{"type": "string"}, NAMED]},
-    "description": "Photos as for classify, or zip archives as 'data:application/zip;base64,…'; each may be given as "
-    "{'name': …, 'photo': …}, so that its row has that name. At most 40 MB in one request.",
+INPUTS = {
+    "photo": {
+        "type": "string",
+        "description": f"The photo ({FORMATS}; at most 29 MB, 51 megapixels) as 'data:image/jpeg;base64,…', or the path that "
+        "POST /gradio_api/upload returned for its file (at most 100 MB). Web addresses are not fetched.",
+    },
+    "photos": {
+        "type": "array",
+        "items": {"anyOf": [{"type": "string"}, NAMED]},
+        "description": "Photos as for classify, or zip archives as 'data:application/zip;base64,…'; each may be given as "
+        "{'name': …, 'photo': …}, so that its row has that name. At most 40 MB in one request.",
+    },
+    "diagnosis": {"type": "string", "description": DIAGNOSIS},
+    "priors": {"anyOf": [{"type": "string"}, {"type": "object"}], "description": PRIORS},
 }
-DIAGNOSIS = {"type": "string", "description": "Code whose heat map is laid over the photo; empty: what was flagged."}
-PRIORS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object"}], "description": PRIORS}
-TEXT, TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
-ANSWER: dict[str, Any] = {
-    **{"verdict": TEXT, "diagnosis": TEXT, "probability": {"type": "number"}, "reason": TEXT_OR_NULL},
-    "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
-    "flagged": {"type": "array", "items": TEXT},
-    "abstained": {"type": "boolean"},
-    "operating_points": {"type": "object", "additionalProperties": {"type": "boolean"}},
-}
-ROWS = {"type": "array", "items": schema({**ANSWER, "name": TEXT, "error": TEXT_OR_NULL}, ["name", "error"])}
-ONE, MANY = schema({**ANSWER, "notice": TEXT}), schema({"rows": ROWS, "csv": TEXT, "notice": TEXT})
+
+
+def tool(name: str, description: str, *inputs: str) -> Tool:
+    """Return the description of a tool, which needs the first of its inputs."""
+    return Tool(
+        name=name,
+        description=description,
+        inputSchema={"type": "object", "properties": {key: INPUTS[key] for key in inputs}, "required": [inputs[0]]},
+        annotations=ToolAnnotations(readOnlyHint=True, openWorldHint=False),
+    )
 
 
 def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
@@ -89,11 +89,10 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
 
     @server.list_tools()  # type: ignore[no-untyped-call,untyped-decorator]
     async def list_tools() -> list[Tool]:
-        one = {"photo": PHOTO, "priors": PRIORS_SCHEMA}
         return [
-            tool("classify", CLASSIFY, one, ["photo"], ONE),
-            tool("explain", EXPLAIN, {**one, "diagnosis": DIAGNOSIS}, ["photo"], ONE),
-            tool("batch", BATCH, {"photos": PHOTOS, "priors": PRIORS_SCHEMA}, ["photos"], MANY),
+            tool("classify", CLASSIFY, "photo", "priors"),
+            tool("explain", EXPLAIN, "photo", "diagnosis", "priors"),
+            tool("batch", BATCH, "photos", "priors"),
         ]
 
     @server.call_tool(validate_input=False)  # type: ignore[untyped-decorator]  # its messages repeat what was sent
@@ -115,18 +114,6 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
 def silent(record: logging.LogRecord) -> bool:
     """Log nothing."""
     return False
-
-
-def tool(name: str, description: str, inputs: dict[str, Any], required: list[str], output: dict[str, Any]) -> Tool:
-    """Return the description of a tool."""
-    safe = ToolAnnotations(readOnlyHint=True, openWorldHint=False)
-    return Tool(
-        name=name,
-        description=description,
-        inputSchema=schema(inputs, required),
-        outputSchema=output,
-        annotations=safe,
-    )
 
 
 def result(fields: dict[str, Any], *more: ImageContent) -> CallToolResult:
