@@ -3,15 +3,15 @@
 The visitor's browser runs the network; `space/page/build.mjs` puts page and runtime together. Needs npm.
 """
 
+import contextlib
 import hashlib
 import json
+import mimetypes
 import os
 import re
 import shutil
 import subprocess
 from dataclasses import asdict
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -140,25 +140,29 @@ def _run(command: list[str], folder: Path) -> None:
         raise BuildError(f"`{' '.join(command)}` failed in {folder}: {(done.stderr or done.stdout)[-500:]}")
 
 
-def serve(model: str | Path, port: int = 7860, *, revision: str | None = None, cache: Path | None = None) -> None:
+def serve(model: str | Path, port: int, *, revision: str | None = None) -> None:
     """Build the page of a model folder and serve it on this machine until interrupted.
 
     Raises:
         BuildError: If npm is missing or fails.
         ModelFolderError: If there is no such model.
     """
-    server = make_server(model, port, revision=revision, cache=cache)
-    print(f"The page, computing in the browser: http://127.0.0.1:{server.server_port}/ (Ctrl+C ends it)", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        server.server_close()
+    import uvicorn  # not installed where a static Space is only published
+
+    app = page_app(model, revision=revision)
+    print(f"The page, computing in the browser: http://127.0.0.1:{port}/ (Ctrl+C ends it)", flush=True)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
 
 
-def make_server(
-    model: str | Path, port: int, *, revision: str | None = None, cache: Path | None = None
-) -> ThreadingHTTPServer:
-    """Return a server of the page and of a model's files, which listens on this machine alone."""
+def page_app(model: str | Path, *, revision: str | None = None) -> Any:
+    """Return a Starlette app of the page and of a model's files."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.responses import FileResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+
     source = resolve_model_folder(model, revision)
     origin = {
         "model_id": source.model_id,
@@ -166,43 +170,28 @@ def make_server(
         "model_url": MODEL_PREFIX.removeprefix("/"),
         "model_hosts": (),
     }
-    folder = build(origin, cache)
-    return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, source, directory=str(folder)))
+    for ending in (".js", ".mjs"):
+        mimetypes.add_type("text/javascript", ending)  # whatever the host's own list says
 
+    def of_model(request: Any) -> Response:
+        name = request.path_params["name"]
+        with contextlib.suppress(ModelFolderError):
+            if MODEL_FILES.fullmatch(name) and (path := file_beside(source, name)):
+                return FileResponse(path)
+        return Response(status_code=404)
 
-class _Handler(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    extensions_map = {  # noqa: RUF012  # as the base class declares it
-        **SimpleHTTPRequestHandler.extensions_map,
-        ".js": "text/javascript",
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-    }
+    async def with_headers(request: Any, answer: Any) -> Any:
+        response = await answer(request)
+        response.headers.update({"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
+        return response
 
-    def __init__(self, source: Any, *arguments: Any, **options: Any) -> None:
-        self.source = source
-        super().__init__(*arguments, **options)
-
-    def translate_path(self, path: str) -> str:
-        if not path.startswith(MODEL_PREFIX):
-            return super().translate_path(path)
-        name = path.removeprefix(MODEL_PREFIX).partition("?")[0]
-        try:
-            file = file_beside(self.source, name) if MODEL_FILES.fullmatch(name) else None
-        except (ModelFolderError, OSError):
-            file = None
-        return str(file or "/nonexistent")
-
-    def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        super().end_headers()
-
-    def list_directory(self, path: Any) -> None:
-        self.send_error(404)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Keep no log of visits."""
+    return Starlette(
+        routes=[
+            Route(f"{MODEL_PREFIX}{{name:path}}", of_model),
+            Mount("/", StaticFiles(directory=build(origin), html=True)),
+        ],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=with_headers)],
+    )
 
 
 def _digest(files: dict[str, bytes]) -> str:

@@ -223,11 +223,9 @@ def test_every_odd_file_gets_a_sentence_or_an_answer(engine, lesions, tmp_path):
 # ---- What leaves the device, and what works without a network -----------------------------------------------------------
 
 
-def test_answers_reports_and_batches_send_nothing(browser, model, lesions, monkeypatch, tmp_path):
+def test_answers_reports_and_batches_send_nothing(browser, model, lesions, tmp_path):
     requests: list[str] = []
-    get = static_space._Handler.do_GET
-    monkeypatch.setattr(static_space._Handler, "do_GET", lambda self: (requests.append(self.path), get(self))[1])
-    with served_static(model) as url, visit(browser, url) as page:
+    with served_static(model, requests) as url, visit(browser, url) as page:
         page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
         page.wait_for_timeout(500)
         assert "/model/onnx/model.onnx" in requests

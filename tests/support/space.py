@@ -5,15 +5,18 @@ import contextlib
 import io
 import shutil
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import app
 import numpy as np
 import serving
 import static_space
 import torch
+import uvicorn
 from answers import Photo
 from PIL import Image
 from visitors import Visitors
@@ -104,15 +107,26 @@ def make_model(
 
 
 @contextlib.contextmanager
-def served_static(model: Path) -> Iterator[str]:
-    """Build the page that computes in the browser, serve it in this process, and give its address."""
-    server = static_space.make_server(model, 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def served_static(model: Path, asked: list[str] | None = None) -> Iterator[str]:
+    """Build the page that computes in the browser, serve it in this process, and give its address; note the paths asked for."""
+    app = static_space.page_app(model)
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        if asked is not None and scope["type"] == "http":
+            asked.append(scope["path"])
+        await app(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(noting, port=free_port(), log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.config.port}"
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
+        thread.join(30)
 
 
 @contextlib.contextmanager
