@@ -27,7 +27,7 @@ from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import read_hashes, write_hashes
 from modeling.data.sources import load_images, select_diagnoses
 from modeling.data.splits import diagnoses_of, split_table, splits_of
-from modeling.data.splits_file import check_no_leakage, leakage, load_splits, write_splits
+from modeling.data.splits_file import leakage, load_splits, write_splits
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.metrics import epoch_scorer
@@ -133,8 +133,6 @@ def prepare_data(run: Run, start: Start) -> RunData:
         write_hashes(loaded.hashes[loaded.hashes["image_id"].isin(splits["image_id"])], run.dir / HASHES_NAME)
     accelerator.wait_for_everyone()
     splits = load_splits(run.dir / SPLITS_NAME)
-    if options.protocol == "lesion":
-        check_no_leakage(splits)
 
     # The first process finds out for all whether the initial weights have seen images of val or test.
     hashes = read_hashes(run.dir / HASHES_NAME)

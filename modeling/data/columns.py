@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
+import pandas as pd
 
 from modeling.data.problems import DataError, Problem
 from modeling.files import is_name, shortened
@@ -39,7 +40,6 @@ OTHER_NAMES = {
 }
 BLANK = ("", "na", "n/a", "nan", "none", "null", "unknown")
 MAX_AGE_YEARS = 120
-MAX_WHOLE_FLOAT = 2**53  # above it, different whole numbers are the same floating-point number
 
 # HAM10000 (doi:10.1038/sdata.2018.161) writes its diagnoses as dx codes; some copies on the Hub write them out.
 _ALIASES = {
@@ -58,20 +58,11 @@ _RESERVED_LABELS = RESERVED_NAMES | {"all", "overall", "na", "n/a", "nan", "none
 _UNSAFE_LABEL = re.compile(r"^[=+\-@＝＋－＠]|[<>|`]")  # a formula in a spreadsheet; markup in a card
 
 
-def text_of(value: Any, column: str) -> str | None:
-    """Return a cell as text, None where it is blank; a whole number that became 7.0 beside blank cells is 7 again.
-
-    Raises:
-        DataError: If it is a number that has already lost digits.
-    """
+def text_of(value: Any) -> str | None:
+    """Return a cell as text, None where it is blank; a whole number that became 7.0 beside blank cells is 7 again."""
     if value is None or value != value:  # NaN
         return None
     if isinstance(value, float) and value.is_integer():
-        if abs(value) > MAX_WHOLE_FLOAT:
-            raise DataError(
-                f"the column {column} holds {value:.0f} as a floating-point number, which cannot distinguish numbers of that "
-                "size; store the column as text."
-            )
         value = int(value)
     text = unicodedata.normalize("NFC", str(value)).strip()
     return text or None
@@ -79,20 +70,14 @@ def text_of(value: Any, column: str) -> str | None:
 
 def read_ages(image_ids: Sequence[str], values: Sequence[str | None]) -> tuple[list[float | None], list[Problem]]:
     """Return ages in years, None where blank, and a problem for each implausible age."""
-    ages: list[float | None] = []
-    problems = []
-    for image_id, value in zip(image_ids, values, strict=True):
-        try:
-            age = float(value) if value else None
-        except ValueError:
-            age = float("nan")
-        if age is not None and not 0 <= age <= MAX_AGE_YEARS:
-            problems.append(
-                Problem(image_id, "", f"age is no number of years from 0 to {MAX_AGE_YEARS}", str(value)[:40])
-            )
-            age = None
-        ages.append(age)
-    return ages, problems
+    numbers = pd.to_numeric(pd.Series([value or "" for value in values], dtype=object), errors="coerce")
+    plausible = numbers.between(0, MAX_AGE_YEARS)
+    problems = [
+        Problem(image_id, "", f"age is no number of years from 0 to {MAX_AGE_YEARS}", value[:40])
+        for image_id, value, fits in zip(image_ids, values, plausible, strict=True)
+        if value and not fits
+    ]
+    return [float(number) if fits else None for number, fits in zip(numbers, plausible, strict=True)], problems
 
 
 def code_of(label: str) -> str:
@@ -105,17 +90,10 @@ def map_labels(labels: Sequence[str | None]) -> tuple[list[str], list[str | None
 
     Returns:
         The names that occur (ISIC codes first, in ISIC's order), the name of each row, and a sentence about the mapping.
-
-    Raises:
-        DataError: If two names differ in case alone.
     """
     found = {label: code_of(label) for label in labels if label is not None}
     others = sorted({name for name in found.values() if name not in CODES})
     names = [code for code in CODES if code in found.values()] + others
-    folded: dict[str, str] = {}
-    for name in others:
-        if (other := folded.setdefault(name.casefold(), name)) != name:
-            raise DataError(f"the labels {other!r} and {name!r} differ in case alone; write both alike.")
     renamed = [f"{label} → {code}" for label, code in sorted(found.items()) if label != code]
     parts = [f"labels read as ISIC diagnoses: {', '.join(renamed)}"] * bool(renamed)
     parts += [f"labels kept, no diagnosis of ISIC 2019: {', '.join(others)}"] * bool(others)
@@ -129,14 +107,10 @@ def check_label_names(names: Sequence[str]) -> None:
         DataError: With the label and what to do.
     """
     for name in names:
-        if not is_name(name):
-            raise DataError(f"the label {shortened(name)} is too long or not printable; rename it in the dataset.")
-        if _UNSAFE_LABEL.search(name):
-            raise DataError(f"the label {name!r} begins with = + - @ or contains < > | `; rename it in the dataset.")
-        if name.lower() in _RESERVED_LABELS:
+        if not is_name(name) or _UNSAFE_LABEL.search(name) or name.lower() in _RESERVED_LABELS:
             raise DataError(
-                f"the label {name!r} is reserved (a column of the results, or a word for a blank cell); rename it in the "
-                "dataset, or leave the cell empty if the diagnosis is unknown."
+                f"the label {shortened(name)} cannot be shown: it is too long, not printable, begins with = + - @, has < > | or "
+                "`, or is the name of a result or a word for a blank cell. Rename it in the dataset."
             )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from modeling.data.decoding import HASH_SIDE
 from modeling.data.problems import DataError
+from modeling.data.tables import read_table
 
 # Measured on the 10,015 images of HAM10000, 50 million pairs: at most 32 of 256 bits differ in 113 pairs of one lesion
 # and in 1 pair of two lesions (which shows the same spot and hair: its ids are wrong); with 64 bits and 4 differing,
@@ -20,7 +21,6 @@ MAX_HASH_DISTANCE = 32
 HASH_DIGITS = HASH_SIDE**2 // 4  # hexadecimal digits of a hash
 BLOCK_PAIRS = 2**24  # compared at once: 200 MB, however many images there are
 
-MAX_HASHES_BYTES = 400_000_000  # 2 million images
 COLUMNS = ("image_id", "lesion_id", "hash", "sha256")
 DUPLICATE_PREFIX = "dup:"  # of the lesion ids that are made from near-duplicates
 # Ids of the ISIC archive mean the same image or lesion in every dataset; "7" or "MEL/1.jpg" does not.
@@ -151,17 +151,8 @@ def read_hashes(path: Path) -> pd.DataFrame:
     Raises:
         DataError: If it is no such table.
     """
-    try:
-        if path.stat().st_size > MAX_HASHES_BYTES:
-            raise ValueError(f"it is larger than {MAX_HASHES_BYTES // 10**6} MB")
-        with path.open(encoding="utf-8") as file:  # a name alone pandas would also download or unpack
-            hashes = pd.read_csv(file, dtype=str, keep_default_na=False, usecols=lambda name: name in COLUMNS)
-        if missing := [name for name in COLUMNS[:3] if name not in hashes]:
-            raise ValueError(f"it lacks the columns {', '.join(missing)}")
-        hashes = hashes.reindex(columns=list(COLUMNS), fill_value="")  # runs before version 0.2 wrote no sha256
-        if not hashes["hash"].str.fullmatch(f"[0-9a-f]{{{HASH_DIGITS}}}").all():
-            raise ValueError(f"a hash is not {HASH_DIGITS} hexadecimal digits")
-    except (OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{path} is no table of {', '.join(COLUMNS)} ({str(error)[:300]}).") from error
+    hashes = read_table(path, COLUMNS[:3]).reindex(columns=list(COLUMNS), fill_value="")  # version 0.1 had no sha256
+    if not hashes["hash"].str.fullmatch(f"[0-9a-f]{{{HASH_DIGITS}}}").all():
+        raise DataError(f"{path}: a hash is not {HASH_DIGITS} hexadecimal digits.")
     hashes["lesion_id"] = hashes["lesion_id"].astype(object).where(hashes["lesion_id"] != "", None)
     return hashes

@@ -1,11 +1,11 @@
 """A local folder of images: a folder for each diagnosis, or images and a metadata.csv, with or without splits.
 
-Every file is read as an image, or counted and named. Tables are read as text: 007 stays 007.
+Every file is read as an image, or counted and named.
 """
 
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from modeling.data.columns import LABEL_NAMES, first_named
 from modeling.data.problems import DataError, Problem
+from modeling.data.tables import read_table
 from modeling.images import IMAGE_SUFFIXES
 from modeling.rows import printable
 
@@ -55,23 +56,15 @@ def list_folder(folder: Path) -> Listing:
     other_files = [path for path in paths if path not in known]
     if unread := [path for path in other_files if posixpath.basename(path) in OTHER_TABLES]:
         raise DataError(f"{folder / unread[0]} is not read: write the table as {TABLE_NAME}, or remove it.")
-    problems: list[Problem] = []
-    rows: dict[str, dict[str, str]] = {}
-    names: list[str] = []
-    for table in tables:
-        header, cells = _read_table(folder / table)
-        names += [name for name in header if name not in (*names, FILE_COLUMN)]
-        for row in (dict(zip(header, line, strict=True)) for line in cells):
-            path = posixpath.normpath(posixpath.join(posixpath.dirname(table), row.pop(FILE_COLUMN)))
-            if path not in splits:
-                problems.append(Problem(path, "", "row without an image file"))
-            elif path in rows:
-                problems.append(Problem(printable(path), str(folder / path), "image file in more than one row"))
-            rows[path] = row
-    columns: dict[str, list[Any]] = {name: [rows.get(path, {}).get(name) for path in images] for name in names}
-    if tables:
-        without = [path for path in images if path not in rows]
-        problems += [Problem(printable(path), str(folder / path), "image without a row") for path in without]
+    found = pd.Index(images, dtype=object)  # names that are not valid text, too
+    table = pd.concat([_read_table(folder, path) for path in tables] or [pd.DataFrame(index=found)])
+    rows = table.index
+    problems = _problems(folder, rows.difference(found), "row without an image file")
+    problems += _problems(folder, rows[rows.duplicated()].intersection(found), "image file in more than one row")
+    problems += _problems(folder, found.difference(rows), "image without a row")
+    table = table[~rows.duplicated(keep="last")].reindex(found)
+    names = [str(name) for name in table]
+    columns: dict[str, list[Any]] = {name: table[name].tolist() for name in names}
     label_column = first_named(columns, LABEL_NAMES)
     if label_column is None:
         labels = [_class_folder(path, splits[path], folder) for path in images]
@@ -81,9 +74,7 @@ def list_folder(folder: Path) -> Listing:
                 f"{folder / tables[0]} has no label column among {', '.join(names)}: one named {', '.join(LABEL_NAMES)} is "
                 "needed, or a folder of images for each diagnosis."
             )
-        problems += [
-            Problem(printable(path), str(folder / path), "image outside of a class folder") for path in outside
-        ]
+        problems += _problems(folder, outside, "image outside of a class folder")
         label_column, columns["class folder"] = "class folder", labels
     return Listing(
         images_of_paths([str(folder / path) for path in images]),
@@ -161,17 +152,13 @@ def _class_folder(path: str, split: str, folder: Path) -> str | None:
     return parts[0] if parts else None
 
 
-def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a metadata.csv, every cell as text."""
-    try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, header=None, encoding="utf-8-sig", skipinitialspace=True
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a table in UTF-8 ({str(error)[:300]}).") from error
-    header = [str(name).strip() for name in table.iloc[0]]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice or FILE_COLUMN not in header:
-        wrong = f"has the column {twice[0]} twice" if twice else f"lacks the column {FILE_COLUMN}"
-        raise DataError(f"{path} {wrong}; its columns are {', '.join(header)[:300]}.")
-    return header, table.iloc[1:].fillna("").to_numpy().tolist()
+def _problems(folder: Path, paths: Iterable[str], kind: str) -> list[Problem]:
+    return [Problem(printable(path), str(folder / path), kind) for path in paths]
+
+
+def _read_table(folder: Path, path: str) -> pd.DataFrame:
+    """Return the rows of a metadata.csv by the paths of their images."""
+    table = read_table(folder / path, [FILE_COLUMN])
+    names = table.pop(FILE_COLUMN).str.strip()
+    paths = [posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) for name in names]
+    return table.set_axis(pd.Index(paths, dtype=object))

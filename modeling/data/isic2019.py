@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from modeling.data.columns import read_ages
-from modeling.data.folders import Listing, images_of_paths
+from modeling.data.folders import Listing, images_of_paths, is_image, walk
 from modeling.data.problems import DataError, Problem
-from modeling.images import IMAGE_SUFFIXES
+from modeling.data.tables import read_table
 from modeling.labels import CODES
 
 URL = "https://isic-challenge-data.s3.amazonaws.com/2019/"
@@ -30,7 +29,7 @@ METADATA_CSV = "ISIC_2019_Training_Metadata.csv"
 TRAINING = (IMAGES, LABELS_CSV, METADATA_CSV)
 TEST = ("ISIC_2019_Test_Input", "ISIC_2019_Test_GroundTruth.csv", "ISIC_2019_Test_Metadata.csv")
 
-# The ninth column of the official CSV: none of the eight diagnoses. It counts in the label sum and has no label.
+# The ninth column of the official CSVs: none of the eight diagnoses. Only images of the official test have it.
 UNKNOWN_CLASS = "UNK"
 SOURCES = ("BCN", "HAM", "MSK")
 
@@ -45,16 +44,14 @@ def load_isic2019(data_dir: str | Path | None = None, *, official_test: bool = F
     Raises:
         DataError: If a file or a column is missing or broken.
     """
-    names, codes = (TEST, (*CODES, UNKNOWN_CLASS)) if official_test else (TRAINING, CODES)
-    images, labels_csv, metadata_csv = official_files(data_dir, names)
-    table, problems, other_files = read_rows(labels_csv, metadata_csv, images, names=names, codes=codes)
+    images, labels_csv, metadata_csv = official_files(data_dir, TEST if official_test else TRAINING)
+    table, problems, other_files = read_rows(labels_csv, metadata_csv, images, () if official_test else ("lesion_id",))
     if table.empty:
         raise DataError(f"{labels_csv} and {images} have no image with a whole row in common.")
     columns = {str(name): table[name].tolist() for name in table if name != "path"}
-    image_ids = columns["image_id"]
-    splits = ["train"] * len(image_ids)
-    images = images_of_paths(table["path"].tolist())
-    return Listing(images, image_ids, columns, "label", list(columns), splits, problems, other_files)
+    image_ids, splits = columns["image_id"], ["train"] * len(table)
+    files = images_of_paths(table["path"].tolist())
+    return Listing(files, image_ids, columns, "label", list(columns), splits, problems, other_files)
 
 
 def official_files(data_dir: str | Path | None, names: Sequence[str]) -> list[Path]:
@@ -74,30 +71,21 @@ def official_files(data_dir: str | Path | None, names: Sequence[str]) -> list[Pa
             ) from error
     else:
         folder = Path(os.path.abspath(os.path.expanduser(data_dir)))
-        layout = f"a folder {images_name}/ (or {images_name}.zip), {' and '.join(csv_names)}"
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder; --data_dir takes the folder that holds {layout}.")
         images = folder / images_name if (folder / images_name).is_dir() else folder / f"{images_name}.zip"
         tables = [folder / name for name in csv_names]
-        missing = [path.name for path in tables if not path.is_file()]
-        missing += [] if images.is_dir() or images.is_file() else [images.name]
+        missing = [
+            path.name for path in (images, *tables) if not (path.is_file() or (path.is_dir() and path is images))
+        ]
         if missing:
             raise DataError(
-                f"{folder} lacks the file{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it must hold {layout}. They are "
-                f"at {HOMEPAGE}; or leave --data_dir out to download them."
+                f"{folder} lacks {', '.join(missing)}; it must hold a folder {images_name}/ (or {images_name}.zip), "
+                f"{' and '.join(csv_names)}. They are at {HOMEPAGE}; or leave --data_dir out to download them."
             )
     return [images if images.is_dir() else unpack(images, cache / "isic2019_unpacked"), *tables]
 
 
-def images_in(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return the image files of a folder, sorted, and the names of its other files."""
-    names = sorted(os.listdir(folder))
-    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-    return [folder / name for name in images], sorted(set(names) - set(images))
-
-
 def unpack(archive: Path, cache_dir: Path) -> Path:
-    """Extract the official zip once and return the folder of its images; whole, or not there."""
+    """Extract the official zip once and return the folder of its content; whole, or not there."""
     stat = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_dir / key
@@ -115,20 +103,17 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
             f"{archive} cannot be unpacked: it is not a whole zip file, is encrypted, or uses an unknown compression method "
             f"({error}). Download it again from {HOMEPAGE}."
         ) from error
-    images = (path for path in sorted(target.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
-    return next((path.parent for path in images if not path.name.startswith(".")), target)
+    return target
 
 
 def read_rows(
-    labels_csv: Path, metadata_csv: Path, images: Path, *, names: tuple[str, str, str], codes: tuple[str, ...]
+    labels_csv: Path, metadata_csv: Path, images: Path, lesion: Sequence[str]
 ) -> tuple[pd.DataFrame, list[Problem], list[str]]:
     """Join both CSVs with the image files; return the whole rows with `path`, what is wrong, and the other files."""
-    _, labels_name, metadata_name = names  # for messages: a download has others
-    labels = _read_csv(labels_csv, ("image", *codes))
-    lesion = () if names == TEST else ("lesion_id",)
-    metadata = _read_csv(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))
-    metadata["lesion_id"] = metadata["lesion_id"] if lesion else ""
-    image_files, other_files = images_in(images)
+    labels = read_table(labels_csv, ("image", *CODES))
+    metadata = read_table(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))
+    files = sorted(walk(images))
+    image_files = [images / name for name in files if is_image(name)]
     paths = {path.stem: path for path in image_files}
     problems: list[Problem] = []
 
@@ -136,13 +121,11 @@ def read_rows(
         problems.extend(Problem(image_id, str(paths.get(image_id, "")), kind) for image_id in sorted(set(ids)))
 
     note((path.stem for path in image_files if paths[path.stem] != path), "image file twice under one id")
-    for table, name in ((labels, labels_name), (metadata, metadata_name)):
-        note(table["image"][table["image"].duplicated()], f"row twice in {name}")
+    note(labels["image"][labels["image"].duplicated()], "row twice in the labels")
+    note(metadata["image"][metadata["image"].duplicated()], "row twice in the metadata")
     labels, metadata = labels.drop_duplicates("image"), metadata.drop_duplicates("image")
-    note(set(metadata["image"]) - set(labels["image"]), f"row in {metadata_name} without a row in {labels_name}")
-    note(set(labels["image"]) - set(metadata["image"]), f"row in {labels_name} without a row in {metadata_name}")
-    broken = {image_id for image_id, path in paths.items() if not path.is_file()}
-    note(broken, "image is a link to nothing, or no ordinary file")
+    note(set(metadata["image"]) - set(labels["image"]), "row in the metadata without a row in the labels")
+    note(set(labels["image"]) - set(metadata["image"]), "row in the labels without a row in the metadata")
     note(set(labels["image"]) - set(paths), "row without an image file")
     note(set(paths) - set(labels["image"]), "image without a row")
 
@@ -150,36 +133,18 @@ def read_rows(
     one_hot = labels[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)  # (N, 8 or 9)
     whole = ((one_hot == 1).sum(axis=1) == 1) & (one_hot.sum(axis=1) == 1)
     note(labels["image"][~whole], f"labels do not sum to one (exactly one of {' '.join(columns)} must be 1)")
-    labels = labels.assign(label=np.array(columns)[np.nan_to_num(one_hot).argmax(axis=1)])[whole]
-    unknown = ~labels["label"].isin(codes)
-    note(labels["image"][unknown], f"labelled {UNKNOWN_CLASS}, which is none of the eight diagnoses")
+    labels = labels.assign(label=np.array(columns)[np.nan_to_num(one_hot).argmax(axis=1)])
 
-    joined = labels.loc[~unknown, ["image", "label"]].merge(metadata, on="image").sort_values("image")
-    problems += read_ages(joined["image"].tolist(), joined["age_approx"].tolist())[1]
+    joined = labels[["image", "label"]].merge(metadata, on="image").sort_values("image")
     joined = joined[~joined["image"].isin({problem.image_id for problem in problems})]
     joined = joined.assign(
-        path=[str(paths[image_id]) for image_id in joined["image"]], source=joined["lesion_id"].map(source_of)
+        path=[str(paths[image_id]) for image_id in joined["image"]],
+        source=joined["lesion_id"].map(source_of) if lesion else "unknown",
     )
-    return joined.rename(columns={"image": "image_id"}), problems, other_files
+    return joined.rename(columns={"image": "image_id"}), problems, [name for name in files if not is_image(name)]
 
 
 def source_of(lesion_id: str | None) -> str:
     """Return the hospital that the prefix of a lesion id names, or "unknown"."""
     prefix = (lesion_id or "")[:3]
     return prefix if prefix in SOURCES else "unknown"
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a CSV ({error}); download it again from {HOMEPAGE}.") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise DataError(
-            f"{path} lacks {len(missing)} columns: {', '.join(missing)} (it has {', '.join(table.columns[:12])}); "
-            f"download it again from {HOMEPAGE}."
-        )
-    for column in table:
-        table[column] = table[column].str.strip()
-    return table

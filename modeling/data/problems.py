@@ -46,12 +46,5 @@ def describe(problems: Sequence[Problem]) -> str:
 def write_skipped(problems: Sequence[Problem], path: Path) -> None:
     """Write image_id, path and reason of each problem."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "image_id": problem.image_id,
-            "path": problem.path,
-            "reason": ": ".join(filter(None, (problem.kind, problem.detail))),
-        }
-        for problem in problems
-    ]
+    rows = [{**problem._asdict(), "reason": ": ".join(filter(None, problem[2:]))} for problem in problems]
     write_rows(path, rows, columns=("image_id", "path", "reason"))

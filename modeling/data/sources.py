@@ -32,7 +32,6 @@ from modeling.data.isic2019 import load_isic2019
 from modeling.data.problems import DataError, Problem, counts, describe, write_skipped
 from modeling.files import is_name, shortened
 
-LABEL_DTYPES = ("string", "large_string", "int", "uint", "bool", "float", "double")  # how their names begin
 IMAGE_NAMES = ("image", "img", "images")
 N_NAMED = 5  # files that a message names
 
@@ -166,33 +165,22 @@ def _load_parts(dataset: str, data_dir: str | Path | None) -> dict[str, datasets
 
 
 def _listing_of(parts: dict[str, datasets.Dataset], name: str) -> Listing:
-    """List the rows of all splits; they may differ in the columns and types that they have."""
-    first = next(iter(parts.values()))
-    image_column, label_column = _find_image_column(first, name), _find_label_column(first, name)
-    wanted = [label_column, *(column for candidates in OTHER_NAMES.values() for column in candidates)]
-    columns: dict[str, list[Any]] = {
-        column: [] for column in wanted if any(column in p.features for p in parts.values())
-    }
-    images, ids, split_names = [], [], []
-    for split, part in parts.items():
-        image = part.select_columns([image_column])
-        image = image if image_column == "image" else image.rename_column(image_column, "image")
-        images.append(image.cast_column("image", datasets.Image()))
-        ids += [f"{split}-{index:06d}" for index in range(len(part))]
-        split_names += [split] * len(part)
-        for column, values in columns.items():
-            values += _values(part, column)
-    if any(isinstance(value, float) and value % 1 for value in columns[label_column]):
-        raise DataError(f"{name}: the label column {label_column} holds fractions; words or whole numbers are needed.")
-    names = [column for column in first.features if column != image_column]
-    return Listing(datasets.concatenate_datasets(images), ids, columns, label_column, names, split_names, [], [])
+    """List the rows of all splits."""
+    whole = datasets.concatenate_datasets(list(parts.values()))
+    image_column, label_column = _find_image_column(whole, name), _find_label_column(whole, name)
+    candidates = [label_column, *(column for names in OTHER_NAMES.values() for column in names)]
+    columns = {column: _values(whole, column) for column in candidates if column in whole.features}
+    images = whole.select_columns([image_column]).rename_columns({image_column: "image"})
+    ids = [f"{split}-{index:06d}" for split, part in parts.items() for index in range(len(part))]
+    split_names = [split for split, part in parts.items() for _ in range(len(part))]
+    names = [column for column in whole.features if column != image_column]
+    images = images.cast_column("image", datasets.Image())
+    return Listing(images, ids, columns, label_column, names, split_names, [], [])
 
 
-def _values(part: datasets.Dataset, column: str) -> list[Any]:
-    """Return the values of a column, names in place of class numbers; None where the split lacks it."""
-    if column not in part.features:
-        return [None] * len(part)
-    feature, values = part.features[column], part[column][:]
+def _values(dataset: datasets.Dataset, column: str) -> list[Any]:
+    """Return the values of a column, names in place of class numbers."""
+    feature, values = dataset.features[column], dataset[column][:]
     if not isinstance(feature, datasets.ClassLabel):
         return list(values)
     return [None if value is None or value < 0 else feature.names[value] for value in values]
@@ -206,7 +194,7 @@ def _read_columns(
     Optional columns are there only if the data have them.
     """
     n, given = len(listing.image_ids), listing.columns
-    labels = [text_of(value, listing.label_column) for value in given[listing.label_column]]
+    labels = [text_of(value) for value in given[listing.label_column]]
     table: dict[str, list[Any]] = {}
     used = {listing.label_column}
     for column, candidates in OTHER_NAMES.items():
@@ -215,7 +203,7 @@ def _read_columns(
             continue
         values = [None] * n if existing is None else given[existing]
         # A blank that was written out stays blank: one "nan" for all images would be one lesion.
-        texts = [text_of(value, column) for value in values]
+        texts = [text_of(value) for value in values]
         table[column] = [None if text is None or text.lower() in BLANK else text for text in texts]
         used.add(existing or column)
     if len(set(table["image_id"])) < n or None in table["image_id"]:
@@ -250,9 +238,9 @@ def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> dat
     present = np.bincount(labels[labels >= 0], minlength=len(names))
     chosen = [name for name, n in zip(names, present, strict=True) if n] if list(diagnoses) == ["all"] else diagnoses
     absent = [code for code in chosen if code not in names or present[names.index(code)] == 0]
-    if absent or not chosen or len(set(chosen)) < len(chosen):
+    if absent or len(set(chosen)) < len(chosen):
         has = ", ".join(f"{name} {n}" for name, n in zip(names, present, strict=True))
-        wrong = f"no image of {', '.join(absent)}" if absent else f"empty or repeated list {list(chosen)}"
+        wrong = f"no image of {', '.join(absent)}" if absent else "a diagnosis is repeated"
         raise DataError(f"--diagnoses: {wrong}; the dataset has {has}. Choose from these, or pass all.")
     check_label_names(chosen)
     new_label = np.full(len(names) + 1, -1)  # the last entry is for the label -1 (unlabelled)
@@ -286,7 +274,7 @@ def _find_label_column(dataset: datasets.Dataset, name: str) -> str:
     classes = [str(column) for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     for column in LABEL_NAMES:
         feature = dataset.features.get(column)
-        if column in classes or (isinstance(feature, datasets.Value) and feature.dtype.startswith(LABEL_DTYPES)):
+        if isinstance(feature, datasets.ClassLabel | datasets.Value):
             return column
     if len(classes) == 1:
         return classes[0]

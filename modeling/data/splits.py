@@ -37,12 +37,9 @@ def splits_of(options: Any, dataset: datasets.Dataset, codes: list[str], loaded:
         codes: The run's diagnoses.
         loaded: All images, with hashes and the dataset's own splits.
     """
-    test_source = [options.test_source] if isinstance(options.test_source, str) else list(options.test_source or ())
     given = loaded.given_splits
     if options.splits:
-        splits = read_splits(options.splits, dataset, hashes=loaded.hashes, test_source=test_source)
-        if options.protocol == "lesion":
-            check_no_leakage(splits)
+        splits = read_splits(options.splits, dataset, hashes=loaded.hashes, test_source=options.test_source)
     else:
         splits = make_splits(
             dataset, protocol=options.protocol, diagnoses=codes, seed=options.seed, hashes=loaded.hashes, given=given
@@ -52,8 +49,10 @@ def splits_of(options: Any, dataset: datasets.Dataset, codes: list[str], loaded:
                 f"the dataset's own splits ({', '.join(sorted(set(given.values())))}) are not used: they may separate the "
                 "images of one lesion, and scores would be too high; --protocol given uses them and reports their leakage"
             )
-    if test_source:
-        splits = leave_sources_out(splits, test_source)
+    if options.test_source:
+        splits = leave_sources_out(splits, options.test_source)
+    if options.protocol == "lesion":
+        check_no_leakage(splits)
     counts = pd.crosstab(splits["label"], splits["split"]).reindex(index=codes, columns=list(SPLITS), fill_value=0)
     empty = [f"{code} in {split}" for code in codes for split in ("train", "val") if counts.loc[code, split] == 0]
     empty += [] if counts["test"].any() else ["any diagnosis in test"]
@@ -113,7 +112,6 @@ def make_splits(
         table["split"] = _given_splits(table["image_id"], given or {})
     else:
         table["split"] = _assign(table, group, seed)
-        check_no_leakage(table)
     return table[_columns(table)]
 
 
@@ -151,9 +149,7 @@ def leave_sources_out(splits: pd.DataFrame, sources: Sequence[str]) -> pd.DataFr
     for column in ("lesion_id", "patient_id"):
         if column in kept:
             kept = kept[in_test | ~kept[column].isin(kept[column][in_test].dropna())]
-    kept = kept.reset_index(drop=True)
-    check_no_leakage(kept)
-    return kept
+    return kept.reset_index(drop=True)
 
 
 def read_splits(
@@ -219,17 +215,18 @@ def group_lesions(table: pd.DataFrame, hashes: pd.DataFrame | None) -> tuple[pd.
     """
     missing = table["lesion_id"].isna().to_numpy()
     group = _join(np.arange(len(table)), table["lesion_id"])
-    _warn_of_labels(table, table["lesion_id"], "lesions")
     if missing.any() and hashes is not None:
         hash_of = hashes.set_index("image_id")["hash"]
         group = join_near_duplicates(hash_of.loc[table["image_id"]].tolist(), group, among=missing)
-        in_question = pd.Series(group, index=table.index).isin(group[missing])
-        _warn_of_labels(
-            table[in_question], table["image_id"].groupby(group).transform("first"), "groups of near-duplicates"
-        )
     first = table.groupby(group)[["image_id", "lesion_id"]].transform("first")  # the first that is known
     found = first["lesion_id"].where(first["lesion_id"].notna(), DUPLICATE_PREFIX + first["image_id"])
     table = table.assign(lesion_id=table["lesion_id"].where(~missing, found))
+    n_labels = table.groupby("lesion_id")["label"].nunique()
+    if mixed := n_labels.index[n_labels > 1].tolist():
+        logger.warning(
+            f"{len(mixed)} lesions have images of more than one diagnosis, such as {', '.join(mixed[:3])}; each stays in one "
+            "split, but at least one label is probably wrong."
+        )
     return table, _join(group, table["patient_id"]) if "patient_id" in table else group
 
 
@@ -243,17 +240,6 @@ def _join(group: np.ndarray, keys: pd.Series) -> np.ndarray:
     graph = coo_matrix((np.ones(len(known)), edges), shape=(size, size))
     joined: np.ndarray = connected_components(graph, directed=False)[1]
     return joined[group]
-
-
-def _warn_of_labels(table: pd.DataFrame, group: pd.Series, what: str) -> None:
-    """Warn of groups of images with more than one diagnosis."""
-    n_labels = table["label"].groupby(group).nunique()
-    mixed = [str(name) for name in n_labels.index[n_labels > 1]]
-    if mixed:
-        logger.warning(
-            f"{len(mixed)} {what} have images of more than one diagnosis, such as {', '.join(mixed[:3])}; each stays in one "
-            "split, but at least one label is probably wrong."
-        )
 
 
 def _assign(table: pd.DataFrame, group: np.ndarray, seed: int) -> np.ndarray:

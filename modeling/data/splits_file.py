@@ -9,11 +9,11 @@ import pandas as pd
 
 from modeling.data.duplicates import DUPLICATE_PREFIX
 from modeling.data.problems import DataError
+from modeling.data.tables import read_table
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("image_id", "lesion_id", "label", "source", "split")
 MAX_CELL = 200  # characters
-MAX_LINE = 10_000  # characters; pandas makes a column of every comma, so that one long line fills the memory
 
 
 class LeakageError(ValueError):
@@ -21,16 +21,12 @@ class LeakageError(ValueError):
 
 
 def check_no_leakage(splits: pd.DataFrame) -> None:
-    """Raise if an image, a lesion or a patient is in two splits, or a row is in none of train, val and test.
+    """Raise if an image, a lesion or a patient is in two splits.
 
     Raises:
-        LeakageError: With the number of lesions and the first few.
+        LeakageError: With their number and the first few.
     """
-    check_table(splits, "the splits")
-    twice = splits["image_id"][splits["image_id"].duplicated()].unique()
-    if len(twice):
-        raise LeakageError(f"{len(twice)} images have two rows in the splits: {', '.join(twice[:5])}.")
-    for column, what in (("lesion_id", "lesions"), ("patient_id", "patients")):
+    for column, what in (("image_id", "images"), ("lesion_id", "lesions"), ("patient_id", "patients")):
         spread = in_several_splits(splits, column) if column in splits else []
         if spread:
             raise LeakageError(
@@ -93,16 +89,9 @@ def load_splits(path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: If it is no table with the columns of splits.
     """
-    try:
-        with Path(path).open(encoding="utf-8") as file:  # a name alone pandas would also download or unpack
-            while line := file.readline(MAX_LINE):
-                if len(line) == MAX_LINE:
-                    raise ValueError(f"it has a line of {MAX_LINE} characters or more")
-            file.seek(0)
-            splits = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}: {str(error)[:300]}).") from error
-    check_table(splits, str(path))
+    splits = read_table(Path(path), COLUMNS)
+    if strange := sorted(set(splits["split"]) - set(SPLITS)):
+        raise DataError(f"{path}: split must be one of {', '.join(SPLITS)}, got {', '.join(map(repr, strange[:5]))}.")
     if splits[list(COLUMNS)].map(len).to_numpy().max(initial=0) > MAX_CELL:
         raise DataError(f"{path} has a cell of more than {MAX_CELL} characters; no id or name is that long.")
     splits["lesion_id"] = splits["lesion_id"].astype(object).where(splits["lesion_id"] != "", None)
@@ -126,13 +115,3 @@ def to_table(dataset: datasets.Dataset | pd.DataFrame) -> pd.DataFrame:
         table["label"] = [dataset.features["label"].names[label] for label in table["label"]]
     table["lesion_id"] = table["lesion_id"].astype(object).where(table["lesion_id"].notna(), None)
     return table
-
-
-def check_table(splits: pd.DataFrame, name: str) -> None:
-    """Raise DataError if a column of splits.csv is missing, or a row is in none of train, val and test."""
-    missing = [column for column in COLUMNS if column not in splits]
-    if missing:
-        raise DataError(f"{name} lack the columns {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
-    strange = sorted(set(splits["split"].astype(str)) - set(SPLITS))
-    if strange:
-        raise DataError(f"{name}: split must be one of {', '.join(SPLITS)}, got {', '.join(map(repr, strange[:5]))}.")

@@ -209,8 +209,7 @@ def test_a_file_with_two_rows_is_left_out_also_where_images_have_ids_of_their_ow
     ("header", "rows", "words"),
     [
         ("file_name,age", "0.png,4\n", "has no label column among age: one named label, labels, dx"),
-        ("file,label", "0.png,NV\n", "lacks the column file_name; its columns are file, label"),
-        ("file_name,label,label", "0.png,NV,MEL\n", "has the column label twice"),
+        ("file,label", "0.png,NV\n", r"lacks 1 columns: file_name \(it has file, label\)"),
         ("file_name,label", "", "no usable image is left"),
         ("", "", "cannot be read as a table"),
         ("file_name,label", '0.png,"NV\n', "cannot be read as a table"),

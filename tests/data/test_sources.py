@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -13,7 +12,6 @@ from PIL import Image
 from modeling.data.columns import COLUMNS, FEATURES
 from modeling.data.problems import DataError
 from modeling.data.sources import LoadedImages, load_images, select_diagnoses
-from modeling.labels import CODES
 from support.hashes import hash_images
 
 CONTRACT = ["image", "image_id", "label", "lesion_id", "source", "age_approx", "sex", "anatom_site_general"]
@@ -158,7 +156,7 @@ def test_a_column_that_cannot_be_a_label_is_refused_in_words(tmp_path: Path, lab
         load_images(folder)
 
 
-def test_whole_numbers_beside_a_blank_stay_whole_numbers_and_fractions_are_no_labels(tmp_path: Path) -> None:
+def test_whole_numbers_beside_a_blank_stay_whole_numbers(tmp_path: Path) -> None:
     """Beside a blank cell, tables keep 7 as the floating-point number 7.0."""
     floats = {"image": datasets.Image(), "label": datasets.Value("float64"), "lesion_id": datasets.Value("float64")}
     columns = {"image": pictures(3), "label": [1.0, 0.0, None], "lesion_id": [7.0, None, 12.0]}
@@ -168,28 +166,6 @@ def test_whole_numbers_beside_a_blank_stay_whole_numbers_and_fractions_are_no_la
     dataset = load_images(folder, skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv").dataset
     assert diagnoses(dataset) == ["1", "0"]
     assert dataset["lesion_id"][:] == ["7", None]
-    with pytest.raises(DataError, match="label holds fractions; words or whole numbers"):
-        load_images(save(tmp_path / "fractions", {**columns, "label": [0.5, 1.0, 0.0]}, floats))
-
-
-def test_ids_that_have_lost_digits_are_refused(tmp_path: Path) -> None:
-    columns = {"image": pictures(2), "label": ["a", "b"], "lesion_id": [2.0**53 + 2, None]}
-    features = {"image": datasets.Image(), "label": datasets.Value("string"), "lesion_id": datasets.Value("float64")}
-    with pytest.raises(DataError, match=r"lesion_id holds 9007199254740994 as a floating-point .* as text"):
-        load_images(save(tmp_path / "data", columns, features))
-
-
-def test_splits_with_different_columns_are_joined(tmp_path: Path) -> None:
-    features = {"image": datasets.Image(), "label": datasets.Value("string")}
-    with_id = {**features, "lesion_id": datasets.Value("int64")}
-    folder = save(tmp_path / "data", {"image": pictures(1), "label": ["a"], "lesion_id": [2**60 + 1]}, with_id)
-    save(tmp_path / "data", {"image": pictures(1, 40), "label": ["b"]}, features, split="test")
-    parts = {"train": datasets.load_dataset("parquet", data_files=f"{folder}/train*", split="train")}
-    parts["test"] = datasets.load_dataset("parquet", data_files=f"{folder}/test*", split="train")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "load_dataset", lambda *_, **__: parts)
-        dataset = load_images("user/name").dataset
-    assert dataset["lesion_id"][:] == [str(2**60 + 1), None]
 
 
 def test_labels_are_mapped_one_by_one_and_unknown_ones_keep_their_names(tmp_path: Path) -> None:
@@ -199,15 +175,13 @@ def test_labels_are_mapped_one_by_one_and_unknown_ones_keep_their_names(tmp_path
     assert loaded.report.count("no diagnosis of ISIC 2019: Café, other") == 1
 
 
-def test_a_label_in_two_spellings_of_unicode_is_one_and_in_two_cases_is_refused(tmp_path: Path) -> None:
+def test_a_label_in_two_spellings_of_unicode_is_one(tmp_path: Path) -> None:
     features = {"image": datasets.Image(), "label": datasets.Value("string")}
     both = ["caf\u00e9", "cafe\u0301"]
     assert load_images(save(tmp_path / "a", {"image": pictures(2), "label": both}, features)).dataset["label"][:] == [
         0,
         0,
     ]
-    with pytest.raises(DataError, match="the labels 'Wart' and 'wart' differ in case alone"):
-        load_images(save(tmp_path / "b", {"image": pictures(2), "label": ["Wart", "wart"]}, features))
 
 
 def test_patients_and_skin_types_are_kept_and_other_columns_are_named(tmp_path: Path) -> None:
@@ -309,34 +283,15 @@ def test_the_demo_takes_no_folder(tmp_path: Path) -> None:
         load_images("demo", data_dir=tmp_path)
 
 
-def test_isic2019_is_read_from_its_folder_like_any_dataset(tmp_path: Path) -> None:
-    (tmp_path / "ISIC_2019_Training_Input").mkdir()
-    noise = np.random.default_rng(0).integers(0, 255, size=(12, 16, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "ISIC_2019_Training_Input" / "ISIC_1.jpg")
-    (tmp_path / "ISIC_2019_Training_GroundTruth.csv").write_text(
-        f"image,{','.join(CODES)},UNK\nISIC_1,1,0,0,0,0,0,0,0,0"
-    )
-    (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text(
-        "image,age_approx,anatom_site_general,lesion_id,sex\nISIC_1,5,,HAM_1,"
-    )
-    row = load_images("isic2019", data_dir=tmp_path).dataset.remove_columns("image")[0]
-    assert row == {
-        "image_id": "ISIC_1", "label": 0, "lesion_id": "HAM_1", "source": "HAM", "age_approx": 5.0, "sex": None,
-        "anatom_site_general": None,
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [(name, "too long or not printable") for name in ("x" * 300, "line\nfeed", "\x1b[2J")]
-    + [(name, "begins with = ") for name in ("=cmd|x", "+1", "@a", "-1", "<script>alert(1)</script>", "a|b")]
-    + [
-        (name, "is reserved")
-        for name in ("all", "Overall", "error", "image", "verdict", "probability", "reason", "NA", "null")
+    "name",
+    [
+        *("x" * 300, "line\nfeed", "\x1b[2J", "=cmd|x", "+1", "@a", "-1", "<script>alert(1)</script>", "a|b"),
+        *("all", "Overall", "error", "image", "verdict", "probability", "reason", "NA", "null"),
     ],
 )
-def test_a_label_that_no_model_folder_may_have_is_refused_before_training(name: str, words: str) -> None:
+def test_a_label_that_no_model_folder_may_have_is_refused_before_training(name: str) -> None:
     features = datasets.Features({"label": datasets.ClassLabel(names=["NV", name])})
     data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match="cannot be shown"):
         select_diagnoses(data, ["all"])

@@ -41,7 +41,7 @@ def test_what_cannot_work_is_refused_before_the_images_are_read(refusal, given, 
 
 def test_garbage_given_as_splits_is_refused_before_the_images_are_read(refusal, tmp_path):
     (tmp_path / "splits.csv").write_text("a,b\n1,2\n")
-    assert "lack the columns" in refusal("--dataset", "demo", "--splits", "splits.csv", "--output_dir", "runs/x")
+    assert "lacks 5 columns" in refusal("--dataset", "demo", "--splits", "splits.csv", "--output_dir", "runs/x")
 
 
 def test_weights_of_another_network_are_refused_before_the_images_are_read(refusal, tiny_model_folder):
