@@ -28,11 +28,7 @@ def end_with_launcher() -> None:
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
-    """Set up devices, processes, precision and trackers.
-
-    Raises:
-        ValueError: If --sync_batchnorm is used on a CPU.
-    """
+    """Set up devices, processes, precision and trackers."""
     precision: str | None = options.mixed_precision
     if precision == "auto":
         # None leaves the choice to `accelerate config` and `accelerate launch --mixed_precision`.
@@ -53,10 +49,6 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed, non_blocking=True),
     )
     if accelerator.device.type == "cpu":
-        if options.sync_batchnorm and accelerator.num_processes > 1:
-            raise ValueError(
-                "--sync_batchnorm needs GPUs: torch does not share batch statistics on a CPU. Leave it out."
-            )
         # accelerate's launcher gives each process a single thread by default.
         torch.set_num_threads(own_cores())
     return accelerator

@@ -129,12 +129,6 @@ class TrainOptions:
     deterministic: bool = option(
         False, "Use only deterministic kernels on a GPU, which are slower. On a CPU runs are reproducible anyway."
     )
-    sync_batchnorm: bool = option(
-        False, "Share batch statistics between the processes of several GPUs; for small batches per process."
-    )
-    max_bad_steps: Annotated[int, Field(ge=1, le=1_000_000)] = option(
-        20, "Give up after this many steps with a gradient that is not finite; each is skipped and reported."
-    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = option(
         42, "Seed of splits, weights, order and augmentation; the default is the reference system's."
     )

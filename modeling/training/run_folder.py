@@ -65,18 +65,11 @@ def check_output_dir(options: TrainOptions) -> bool:
             )
     if not folder.exists():
         return False
-    if not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file. {OTHER}")
     names = {path.name for path in folder.iterdir()}
     if not names.difference(BEFORE_TRAINING):
         return False
     if RUN_NAME not in names or "run_id" not in read_json(folder / RUN_NAME):
         raise ValueError(f"--output_dir {folder} is neither empty nor the folder of a run of train.py. {OTHER}")
-    files = [name for name in (CHECKPOINTS, "model", ".model.partial") if (folder / name).is_file()]
-    if files:
-        raise ValueError(
-            f"{folder / files[0]} is a file where a run has a folder. Delete it, or give another --output_dir."
-        )
     if CHECKPOINTS in names:
         if options.resume is None:
             raise ValueError(
@@ -161,26 +154,26 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ValueError: If something that changes the result differs, with the list of differences.
     """
-    before = read_json(path)
-    if not isinstance(before.get("options"), dict):
-        raise ValueError(f"{path} is damaged: it holds no options. Start again with another --output_dir.")
-    differences = []
-    for part, now in config.items():
-        if part in ("run_id", "origin", "device"):
-            continue
-        then = before.get(part)
-        if not isinstance(now, dict):
-            now, then = {part: now}, {part: then}
-        elif not isinstance(then, dict):
-            then = {}
-        differences += [
-            f"{name}: {shortened(then.get(name))} before, {value!r} now"
-            for name, value in now.items()
-            if then.get(name) != value
-        ]
+    before, now = _settings(read_json(path)), _settings(config)
+    differences = [
+        f"{key[-1]}: {shortened(before.get(key))} before, {value!r} now"
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
     if differences:
         raise ValueError(
-            f"{path.parent} cannot be resumed with other settings, since the result would change:\n  "
+            f"the run of {path} cannot be resumed with other settings, since the result would change:\n  "
             + "\n  ".join(differences)
             + "\nGive the same settings, or start again with another --output_dir."
         )
+
+
+def _settings(config: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return what decides the result, by the part of the file and the name in it."""
+    settings: dict[tuple[str, ...], Any] = {}
+    for part, value in config.items():
+        if part not in ("run_id", "origin", "device"):
+            settings |= (
+                {(part, name): one for name, one in value.items()} if isinstance(value, dict) else {(part,): value}
+            )
+    return settings

@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
-from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -38,9 +36,8 @@ logger = get_logger(__name__)
 
 CONTINUE, SAVE, STOP = 0, 1, 2
 SAME_REQUEST_S = 3.0  # in which the signals of one request arrive
+MAX_BAD_STEPS = 20  # with a gradient that is not finite
 BEST_NAME = "best.safetensors"  # inside each checkpoint
-TIMED_BATCHES = 20  # after which the length of an epoch is printed
-VAL_COST = 0.5  # of a val image against a training image: no backward pass, but 1.2 times the side
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -122,9 +119,6 @@ class Trainer:
         options, accelerator = self.options, self.accelerator
         original = options.recipe == "original"
         self.selection = "accuracy" if original else "balanced_accuracy"
-        if options.sync_batchnorm and accelerator.num_processes > 1:
-            # timm's own: its batch normalisation contains the activation, which torch's conversion would throw away.
-            model = convert_sync_batchnorm(model)
         module: Any = model.to(accelerator.device)  # a TimmModel and nn.Module
         if original:
             optimizer: Any = torch.optim.Adam(module.parameters(), lr=options.learning_rate)
@@ -155,7 +149,6 @@ class Trainer:
         # Since the last optimiser step: the sum of the losses, and the number of images.
         self.window_loss = torch.zeros((), device=accelerator.device)
         self.window_images = 0
-        self.end_announced = False
         self.best_weights: dict[str, torch.Tensor] = {}  # in main memory: a full disk cannot take them
 
     @property
@@ -208,7 +201,6 @@ class Trainer:
         if progress.batches_done:  # resumed in mid-epoch
             loader = self.accelerator.skip_first_batches(loader, progress.batches_done)
         self.model.train()
-        before, timed_from = progress.batches_done, time.monotonic()
         with tqdm(
             total=len(self.train_loader),
             initial=progress.batches_done,
@@ -220,11 +212,6 @@ class Trainer:
             for batch in loader:
                 self.train_batch(batch)
                 bar.update()
-                n_timed = progress.batches_done - before - 1  # without the first, which starts the loader processes
-                if n_timed == 0:
-                    timed_from = time.monotonic()
-                elif n_timed == TIMED_BATCHES or progress.batches_done == len(self.train_loader):
-                    self._announce_end((time.monotonic() - timed_from) / n_timed)
                 if self.accelerator.sync_gradients and progress.batches_done < len(self.train_loader):
                     self._answer_requests()
 
@@ -277,13 +264,13 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _count_bad_step(self, loss: float) -> None:
-        progress, limit = self.progress, self.options.max_bad_steps
+        progress = self.progress
         progress.bad_steps += 1
         logger.warning(
             f"the gradient of batch {progress.batches_done} of epoch {progress.epoch + 1} is not finite (loss {loss:g}); the "
-            f"step is skipped, {progress.bad_steps} of at most {limit}."
+            f"step is skipped, {progress.bad_steps} of at most {MAX_BAD_STEPS}."
         )
-        if progress.bad_steps >= limit:
+        if progress.bad_steps >= MAX_BAD_STEPS:
             raise TrainingError(f"{progress.bad_steps} steps had no finite gradient, so training gives up. {ADVICE}")
 
     def _answer_requests(self) -> None:
@@ -346,20 +333,6 @@ class Trainer:
             raise Interrupted(f"stopped by {by} after epoch {progress.epoch}.")
 
     # ---- messages --------------------------------------------------------------------------------------------------
-
-    def _announce_end(self, seconds_per_batch: float) -> None:
-        """Print, once, what an epoch takes and when training will end."""
-        if self.end_announced or not self.run.is_main or self.run.quiet:
-            return
-        self.end_announced = True
-        progress, n_batches = self.progress, len(self.train_loader)
-        epoch_s = seconds_per_batch * (n_batches + VAL_COST * len(self.val_loader))
-        left = self.options.epochs - progress.epoch - progress.batches_done / n_batches
-        end = datetime.now() + timedelta(seconds=left * epoch_s)
-        tqdm.write(
-            f"an epoch takes about {timedelta(seconds=max(round(epoch_s), 1))} (h:mm:ss); training ends at about "
-            f"{end:%Y-%m-%d %H:%M}{'' if self.options.patience is None else ', or earlier by --patience'}"
-        )
 
     def _log(self, is_best: bool) -> None:
         """Report the last epoch: a line to read, a line of log.jsonl, and the trackers of --report_to."""

@@ -41,11 +41,6 @@ def test_the_processes_of_one_machine_share_its_cores(monkeypatch):
     assert threads == [4]
 
 
-def test_batch_statistics_that_a_cpu_cannot_share_are_refused():
-    with pytest.raises(ValueError, match="--sync_batchnorm needs GPUs"):
-        make_accelerator(parse_options(["--dataset", "demo", "--sync_batchnorm"]))
-
-
 def test_without_a_launcher_the_end_of_the_parent_ends_nothing(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a death signal was set"))
     end_with_launcher()

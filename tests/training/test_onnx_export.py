@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -31,19 +30,18 @@ def exported(tmp_path_factory):
     torch.nn.init.normal_(model.get_classifier().weight, std=20.0)
     folder = tmp_path_factory.mktemp("export") / "model"
     lesion = {"dataset": "imagefolder", "synthetic": True, "operating_points": [], "license": "cc-by-nc-4.0"}
-    sentence = export_onnx(model.eval(), folder / ONNX_NAME, codes=("MEL", "NV"), lesion=lesion)
+    export_onnx(model.eval(), folder / ONNX_NAME, codes=("MEL", "NV"), lesion=lesion)
     save_model_folder(model, folder, codes=("MEL", "NV"), lesion=lesion)
-    return folder, sentence
+    return folder
 
 
 @pytest.fixture(scope="module")
 def session(exported):
-    return onnxruntime.InferenceSession(exported[0] / ONNX_NAME, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(exported / ONNX_NAME, providers=["CPUExecutionProvider"])
 
 
 def test_onnx_runtime_gives_timms_logits_features_maps_and_evidence_at_any_batch_size(exported, session):
-    folder, sentence = exported
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
     assert [(one.name, one.shape) for one in session.get_inputs()] == [("pixel_values", ["batch", 3, 64, 64])]
     assert [one.name for one in session.get_outputs()] == ["logits", "features", "feature_maps", "evidence"]
     torch.manual_seed(1)
@@ -56,20 +54,15 @@ def test_onnx_runtime_gives_timms_logits_features_maps_and_evidence_at_any_batch
         assert size < 9 or np.ptp(expected[0]) > 1
         for found, wanted in zip(session.run(None, {"pixel_values": pixel_values.numpy()}), expected, strict=True):
             np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
-    assert re.fullmatch(
-        rf"{folder / ONNX_NAME}: opset {export.OPSET}, .* by \d\.\de[-+]\d\d at most, .* by \d\.\de[-+]\d\d of .*",
-        sentence,
-    )
-    assert onnx.load(folder / ONNX_NAME).opset_import[0].version == export.OPSET
+    assert onnx.load(exported / ONNX_NAME).opset_import[0].version == export.OPSET
 
 
 def test_the_configuration_names_the_file_and_stays_whole(exported):
-    content = (exported[0] / "onnx" / "model.onnx").read_bytes()
-    assert read_config(exported[0])["lesion"]["onnx_sha256"] == hashlib.sha256(content).hexdigest()
+    content = (exported / "onnx" / "model.onnx").read_bytes()
+    assert read_config(exported)["lesion"]["onnx_sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_the_file_says_how_to_use_it_and_nothing_of_the_machine_that_wrote_it(exported, session, lesion_image):
-    folder, _ = exported
     notes = session.get_modelmeta().custom_metadata_map
     assert json.loads(notes["label_names"]) == ["MEL", "NV"]
     assert NOTICE in notes["notice"]
@@ -82,9 +75,9 @@ def test_the_file_says_how_to_use_it_and_nothing_of_the_machine_that_wrote_it(ex
     pixels = (pixels - np.array(json.loads(notes["mean"]))) / np.array(json.loads(notes["std"]))
     (logits,) = session.run(["logits"], {"pixel_values": pixels.transpose(2, 0, 1)[None].astype(np.float32)})
     probs = np.exp(logits[0] - logits[0].max())
-    expected = LesionClassifier.from_pretrained(folder, device="cpu", engine="torch").predict(lesion_image)
+    expected = LesionClassifier.from_pretrained(exported, device="cpu", engine="torch").predict(lesion_image)
     np.testing.assert_allclose(probs / probs.sum(), list(expected.probabilities.values()), atol=1e-4)
-    content = (folder / ONNX_NAME).read_bytes()
+    content = (exported / ONNX_NAME).read_bytes()
     for word in (str(ROOT), sys.prefix, "site-packages", "stack_trace"):
         assert word.encode() not in content
 
@@ -112,8 +105,8 @@ def test_an_export_with_other_outputs_is_refused_and_writes_no_file(tmp_path, mo
 @pytest.mark.parametrize("backbone", ["efficientvit_b0", "hgnetv2_b0"])
 def test_a_network_that_pads_before_other_operations_is_exported(tmp_path, backbone):
     model = build_model(backbone, num_classes=2, size_px=64, pretrained=False).eval()
-    sentence = export_onnx(model, tmp_path / ONNX_NAME, codes=("MEL", "NV"), lesion={})
-    assert float(re.search(r"its feature maps by (\S+) of", sentence)[1]) < 1e-4
+    export_onnx(model, tmp_path / ONNX_NAME, codes=("MEL", "NV"), lesion={})  # which compares the outputs
+    assert (tmp_path / ONNX_NAME).is_file()
 
 
 def test_a_network_with_another_head_is_exported_without_evidence(tmp_path):
@@ -128,12 +121,11 @@ def test_a_network_with_tensorflows_padding_is_exported_and_opened(tmp_path):
     """Its padding depends on the input's size, which the exporter would compute by operations of its own."""
     model = build_model("tf_efficientnet_lite0", num_classes=4, size_px=97, pretrained=False)
     lesion = {"run_id": "tf", "dataset": "demo", "synthetic": True, "operating_points": []}
-    sentence = export_onnx(model.train(), tmp_path / ONNX_NAME, codes=REFERENCE_CODES, lesion=lesion)
+    export_onnx(model.train(), tmp_path / ONNX_NAME, codes=REFERENCE_CODES, lesion=lesion)
     assert model.training
     assert model(torch.zeros(2, 3, 64, 64)).shape == (
         2,
         4,
     )  # the padding of the network itself still depends on the size
     save_model_folder(model, tmp_path, codes=REFERENCE_CODES, lesion=lesion)
-    assert float(re.search(r"its feature maps by (\S+) of", sentence)[1]) < 1e-4
     assert LesionClassifier.from_pretrained(tmp_path, device="cpu").engine.name == "onnx"

@@ -68,17 +68,9 @@ def test_a_finished_run_without_its_checkpoints_is_kept(tmp_path, left, more):
         check(tmp_path, *more)
 
 
-@pytest.mark.parametrize("name", ["model", ".model.partial", "checkpoints"])
-def test_a_file_where_a_run_has_a_folder_is_refused_before_training(tmp_path, name):
-    begun(tmp_path, *{"checkpoints", "log.jsonl"} - {name})
-    (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match="is a file where a run has a folder"):
-        check(tmp_path, "--resume", "auto")
-
-
 def test_a_file_is_no_run_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(NotADirectoryError, match="file"):
         check(tmp_path / "file")
 
 

@@ -94,10 +94,7 @@ def test_training_learns_and_logs_each_epoch(tmp_path, capsys):
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
     assert {"val/balanced_accuracy", "val/loss", "learning_rate", "seconds", "images_per_second"} <= set(lines[0])
-    output = capsys.readouterr().out
-    assert "epoch   3/3  train loss" in output
-    assert output.count("an epoch takes about 0:00:0") == 1
-    assert output.index("an epoch takes about") < output.index("epoch   1/3")
+    assert "epoch   3/3  train loss" in capsys.readouterr().out
 
 
 def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
@@ -200,14 +197,14 @@ def test_the_best_weights_of_a_resumed_run_are_not_mapped_from_a_checkpoint_that
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, caplog):
-    trained = trainer(tmp_path, "--max_bad_steps", "9")
+    trained = trainer(tmp_path)
     trained.save()
     before = {key: value.clone() for key, value in trained.network.named_parameters()}
     images = next(iter(trained.train_loader))
     trained.train_batch({**images, "pixels": images["pixels"] * float("nan")})
     assert (trained.progress.step, trained.progress.bad_steps, trained.progress.images_seen) == (0, 1, 0)
     assert all(torch.equal(value, before[key]) for key, value in trained.network.named_parameters())
-    assert "is not finite (loss nan); the step is skipped, 1 of at most 9" in caplog.text
+    assert "is not finite (loss nan); the step is skipped, 1 of at most 20" in caplog.text
     for buffer in trained.network.buffers():  # the forward pass has spoilt the running statistics
         buffer.zero_()
     trained.train_batch(images)
@@ -216,8 +213,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, caplog):
 
 
 def test_too_many_bad_steps_end_training_with_advice_and_keep_the_checkpoint(tmp_path):
-    trained = trainer(tmp_path, "--max_bad_steps", "3", bad=range(32))
-    with pytest.raises(TrainingError, match="3 steps had no finite gradient, so training gives up"):
+    trained = trainer(tmp_path, "--epochs", "9", bad=range(32))
+    with pytest.raises(TrainingError, match="20 steps had no finite gradient, so training gives up"):
         trained.train()
     assert trained.checkpoints.latest().name == "step-00000000"
 
@@ -283,21 +280,6 @@ def test_a_quiet_trainer_prints_nothing(tmp_path, capsys):
     trained.train()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
-
-
-def test_shared_batch_statistics_leave_the_network_what_it_was(tmp_path, monkeypatch):
-    """timm's layers for batch normalisation contain the activation."""
-    options = parse_options(["--dataset", "demo", "--sync_batchnorm"])
-    accelerator = make_accelerator(options)
-    monkeypatch.setattr(type(accelerator), "num_processes", 2)
-    monkeypatch.setattr(type(accelerator), "prepare", lambda self, *objects: objects)
-    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False).eval()
-    pixel_values = torch.randn(2, 3, 32, 32)
-    before = model(pixel_values).detach()
-    made = Trainer(Run(tmp_path, options, accelerator), model, {"train": [0] * 4, "val": [0]}, score)
-    made.stop_request.restore()
-    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in made.model.modules())
-    torch.testing.assert_close(made.model(pixel_values), before)
 
 
 def test_ctrl_c_pressed_again_after_a_while_stops_at_once(tmp_path):
