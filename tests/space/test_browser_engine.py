@@ -162,7 +162,7 @@ def test_drawings_get_the_same_answer_in_every_field_at_both_priors(engine, pyth
 
 def check_equal(engine, python: LesionClassifier, files: list[Path], priors: str = "equal") -> None:
     for file, result in zip(files, browser_answers(engine, files, priors), strict=True):
-        outputs = python.forward(python.preprocess(file)[None])
+        outputs = python.engine.forward(python.preprocess(file)[None])
         assert np.abs(np.array(result["logits"]) - outputs.logits[0]).max() < 1e-3, file.name
         ours = answer_lesion(python, [Photo(str(file), file.name)], priors=priors)
         assert difference(without_date(ours), without_date(result["answer"])) == [], file.name
