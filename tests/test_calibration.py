@@ -284,7 +284,7 @@ def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> N
     )
     assert reasons[0] is None
     assert reasons[1] is not None
-    assert reasons[1] == "It resembles the training images less than about 95 % of the validation images do."
+    assert reasons[1] == "It is too unlike the training images: about 95 % of the validation images are more like them."
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10])

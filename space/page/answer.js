@@ -5,9 +5,9 @@ import { button, capital, el, listed, percent, percentPair, unbroken } from "./d
 const NOW = {
   abstained:
     "Take the photo again through a dermatoscope: close, sharp, the whole lesion, without glare. " +
-    "If there is no answer again, have the lesion examined.",
-  flagged: "Have this lesion examined by a dermatologist. A flag is no diagnosis.",
-  clear: "Have a spot examined that is new, changes, bleeds or worries you, whatever this page says.",
+    "If there is no answer again, have the lesion examined; no answer is no all-clear.",
+  flagged: "Have this lesion examined by a dermatologist. A flag is not a diagnosis.",
+  clear: "If this spot is new, changing, bleeding or worries you, see a doctor, whatever this page says.",
 };
 
 /** @returns {"abstained" | "flagged" | "clear"} */
@@ -18,7 +18,11 @@ export function stateOf(answer) {
 
 /** What to do now, in one or two sentences. */
 export function whatNow(answer) {
-  return NOW[stateOf(answer)];
+  const state = stateOf(answer);
+  const unseen = answer.not_known.filter((one) => one.malignant).map((one) => one.name);
+  const blind =
+    state === "clear" && unseen.length ? ` The model cannot recognise ${listed(unseen, "or")}.` : "";
+  return NOW[state] + blind;
 }
 
 /** The verdict, which is one sentence or two, in up to three parts: state, thresholds, diagnosis. */
@@ -57,7 +61,7 @@ export function headline(answer, pictureOf, known) {
     ),
     state === "abstained" ? el("p", { id: "reason" }, unbroken(answer.reason)) : thresholdLines(answer),
     el("ul", { class: "facts" }, photoLines(answer), known && el("li", {}, known)),
-    el("p", { class: "now" }, el("strong", {}, "What now? "), NOW[state]),
+    el("p", { class: "now" }, el("strong", {}, "What now? "), whatNow(answer)),
   );
 }
 
@@ -76,7 +80,7 @@ function thresholdLines(answer) {
       { class: point.above ? "above" : "" },
       el("span", {}, capital(point.catches)),
       el("strong", {}, value),
-      el("span", { class: "small" }, `${point.above ? "▲" : "▽"} flagged from ${cutoff}`),
+      el("span", { class: "small" }, `${point.above ? "▲ above" : "below"} the ${cutoff} threshold`),
     );
   });
   return el("ul", { class: "values", "aria-label": "Probability and threshold" }, lines);
@@ -87,11 +91,13 @@ function photoLines(answer) {
   const leftOut = answer.photos.filter((photo) => !photo.used);
   const lines = [];
   if (answer.abstained) {
-    lines.push(el("li", { class: "bad" }, used.length > 1 ? "Photos: not usable" : "Photo: not usable"));
+    lines.push(
+      el("li", { class: "bad" }, `${used.length > 1 ? "Photos" : "Photo"}: not usable by this model`),
+    );
   } else if (answer.photos.length === 1) {
     lines.push(el("li", { class: "good" }, "Photo: usable"));
   } else {
-    const together = used.length > 1 ? "averaged as one lesion" : "used";
+    const together = used.length > 1 ? "usable, averaged as one lesion" : "usable";
     lines.push(el("li", { class: "good" }, `Photos: ${used.length} of ${answer.photos.length} ${together}`));
   }
   for (const photo of leftOut) {

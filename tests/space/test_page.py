@@ -80,7 +80,7 @@ def test_a_phone_s_first_screen_says_whether_for_what_how_sure_and_what_now(brow
         assert text_of(page, ".facts") == "Photo: usable"
         values = text_of(page, ".values")
         assert f"Melanoma {percent(rounded(prediction.probabilities['MEL']))}" in values
-        assert "flagged from 1 %" in values
+        assert "the 1 % threshold" in values
         assert "examined by a dermatologist" in text_of(page, ".now")
         for part in ("header .notice", "#verdict", ".values", ".facts", ".now"):
             assert inside(page, part, 844), part
@@ -97,7 +97,7 @@ def test_a_new_lesion_is_not_averaged_with_the_last_one_and_a_second_photo_is(br
         assert answered(page, second) == expected.predict(second).verdict
         assert text_of(page, ".facts") == "Photo: usable"
         answered(page, third, button="#add-photo")
-        assert text_of(page, ".facts") == "Photos: 2 of 2 averaged as one lesion"
+        assert text_of(page, ".facts") == "Photos: 2 of 2 usable, averaged as one lesion"
         both = [expected.predict(file).probabilities["MEL"] for file in (second, third)]
         row = page.locator(".differential tr", has_text="Melanoma").locator(".number")
         assert row.inner_text().replace("\xa0", " ") == percent(rounded(sum(both) / 2))
@@ -121,8 +121,8 @@ def test_a_photo_that_is_left_out_is_named_with_the_reason(browser, page_url, pi
     with visit(browser, page_url) as page:
         assert answered(page, odd, good, tmp_path / "broken.jpg") == expected.predict(good).verdict
         facts = text_of(page, ".facts")
-        assert facts.startswith("Photos: 1 of 3 used")
-        assert f"Left out: {odd.name}: It resembles the training images less" in facts
+        assert facts.startswith("Photos: 1 of 3 usable")
+        assert f"Left out: {odd.name}: It is too unlike the training images" in facts
         assert "Left out: broken.jpg is" in facts
         assert page.locator("#which-photo").count() == 0
         assert page.locator("#original").get_attribute("alt") == f"Photo {good.name}"
@@ -135,6 +135,7 @@ def test_without_an_answer_the_photo_is_in_colour_and_the_numbers_are_folded_awa
         assert text_of(page, "#verdict").startswith("No answer: the photo does not look like dermoscopy")
         assert expected.predict(odd).reason in text_of(page, "#reason")
         assert "Take the photo again" in text_of(page, ".now")
+        assert "no answer is no all-clear" in text_of(page, ".now")
         assert page.locator(".plain img").evaluate("node => getComputedStyle(node).filter") == "none"
         assert page.locator(".differential").is_hidden()
         assert page.locator("#overlay").is_hidden()
@@ -162,6 +163,7 @@ def test_not_flagged_is_called_no_all_clear(browser, lesions, tmp_path, engine):
     with served(classifier) if engine == "server" else served_static(model) as url, visit(browser, url) as page:
         assert answered(page, lesions[0]) == classifier.predict(lesions[0]).verdict
         assert "this is no all-clear" in text_of(page, "#verdict")
+        assert "cannot recognise actinic keratosis or squamous cell carcinoma" in text_of(page, ".now")
         assert page.locator(".headline.clear").count() == 1
         assert page.locator(".priors").count() == 0  # this model does not know its dataset's mix
         assert page.get_by_role("link", name="ISIC Archive").count() == 0
