@@ -68,9 +68,9 @@ class Context:
         return self._run_split("test")
 
     @cached_property
-    def sample(self) -> np.ndarray:
-        """Positions in test of the images for costly measurements, (n,)."""
-        return sample_evenly(self.test.labels, MAX_SAMPLE)
+    def sample(self) -> Split:
+        """The images of test for costly measurements."""
+        return self.test.subset(sample_evenly(self.test.labels, MAX_SAMPLE))
 
     @cached_property
     def other_diagnoses(self) -> dict[str, Split]:

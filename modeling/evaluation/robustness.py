@@ -77,8 +77,7 @@ def change_image(name: str, image: Image.Image, number: int) -> Image.Image:
 
 def robustness_section(context: Context) -> dict[str, Any]:
     """Compare the predictions for a sample of test with those for changed images, and with test-time augmentation."""
-    sample = context.test.subset(context.sample)
-    ids = sample.image_ids
+    sample, ids = context.sample, context.sample.image_ids
 
     def changed() -> Iterator[Callable[[], Image.Image]]:
         for number, image_id in enumerate(tqdm(ids, desc="robustness")):

@@ -24,11 +24,11 @@ def heat_maps_section(context: Context) -> dict[str, Any]:
     folder = context.masks_dir
     if folder is None:
         return {"reason": "no lesion masks were given (--masks DIR)"}
-    sample = context.test.subset(context.sample)
-    has_mask = np.array([(folder / MASK_NAME.format(image_id=image_id)).is_file() for image_id in sample.image_ids])
+    image_ids = context.sample.image_ids
+    has_mask = np.array([(folder / MASK_NAME.format(image_id=image_id)).is_file() for image_id in image_ids])
     if not has_mask.any():
         return {"reason": "no image of the sample has a mask"}
-    masked = sample.subset(has_mask)
+    masked = context.sample.subset(has_mask)
     scores: dict[str, list[dict[str, float]]] = {"model": [], "centred_blob": []}
     fractions = []
     for image_id in tqdm(masked.image_ids, desc="heat maps"):

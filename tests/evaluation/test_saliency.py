@@ -87,8 +87,7 @@ def test_a_classifier_that_reads_the_lesion_beats_the_blob_and_images_without_a_
     outputs = Outputs(["a", "b", "c"], np.zeros(3, int), np.zeros((3, 2)), np.zeros((3, 2)))
     context = SimpleNamespace(
         masks_dir=tmp_path,
-        test=Split(("A", "B"), np.full((3, 2), 0.5), np.zeros(3, int), np.arange(3), outputs=outputs),
-        sample=np.arange(3),
+        sample=Split(("A", "B"), np.full((3, 2), 0.5), np.zeros(3, int), np.arange(3), outputs=outputs),
         load=lambda image_id: Image.new("RGB", (40, 40)),
         classifier=SimpleNamespace(explain=lambda image: explanation),
     )
