@@ -234,7 +234,8 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
 def publish(run: Run, model_dir: Path) -> None:
     """Push the folder if requested, and print the next commands."""
     if run.options.push_to_hub:
-        print(f"pushed: {push_model(model_dir, run.options.hub_model_id or '', private=run.options.hub_private)}")
+        pushed = push_model(model_dir, run.options.hub_model_id or "", private=run.options.hub_private)
+        print(f"pushed: {pushed.url}")
     print(f"classify files: python -m modeling.predictor {model_dir} IMAGES…")
     print(f"open it in the browser: python space/app.py --model {model_dir}")
 

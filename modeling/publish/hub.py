@@ -38,14 +38,11 @@ class PublishError(RuntimeError):
 
 @dataclass(frozen=True)
 class Published:
-    """What is on the Hub after a push; `str()` of it is the address."""
+    """What is on the Hub after a push."""
 
     url: str  # page of the repository
     revision: str  # full hash of the commit that holds what was pushed
     changed: bool  # False if the Hub already had exactly this
-
-    def __str__(self) -> str:
-        return self.url
 
 
 def commit_files(
@@ -85,16 +82,14 @@ def commit_files(
         commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=head)
         return str(commit.oid)
 
-    def put_tag(revision: str) -> None:
-        if tag and tagged() != revision:  # an earlier attempt may have put it, if only the answer was lost
-            api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type)
-
     revision = persist(attempt)
     left_out = _operations(files, persist(lambda: _remote_files(api, repo_id, repo_type))[1], ()) if sent else []
     if left_out:
         names = ", ".join(operation.path_in_repo for operation in left_out)
         raise PublishError(f"{repo_id} took the commit without {names}: look for a .gitignore there that names them.")
-    persist(lambda: put_tag(revision))
+    if tag and persist(tagged) != revision:
+        # An earlier attempt may have put it, if only the answer was lost.
+        persist(lambda: api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type, exist_ok=True))
     url = f"{api.endpoint}/{'spaces/' if repo_type == 'space' else ''}{repo_id}"
     return Published(url, revision, changed=sent)
 

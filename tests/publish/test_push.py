@@ -153,7 +153,7 @@ def test_a_pushed_private_model_loads_by_repo_id_through_all_three_loaders(hub, 
 def test_a_push_is_one_commit_and_the_same_push_again_changes_nothing(hub, folders):
     first = push_model(folders[0], "me/lesions", tag="v1.0")
     assert first.changed
-    assert str(first) == f"{hub.url}/me/lesions"
+    assert first.url == f"{hub.url}/me/lesions"
     repo = hub.repo("me/lesions")
     assert [commit.title for commit in repo.commits[1:]] == ["Add model of run run1"]
     hub.log.clear()
