@@ -85,7 +85,7 @@ def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator | None"
 
     from modeling.network import normalise
 
-    bare = accelerator.unwrap_model(model) if accelerator else model
+    bare: Any = accelerator.unwrap_model(model) if accelerator else model  # mypy does not know timm's methods
     device = accelerator.device if accelerator else next(bare.parameters()).device
     was_training = bare.training
     bare.eval()

@@ -1,9 +1,9 @@
 """Build a stock timm network, write it into a model folder, and load it from one: the torch-only part of serving."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import timm
@@ -19,8 +19,31 @@ from modeling.labels import diagnosis_of
 from modeling.model_folder import CONFIG_NAME, ONNX_NAME, WEIGHTS_NAME, checked_file, config_sha256
 from modeling.schema import plain
 
-# A module with forward_features, forward_head, get_classifier, num_features and pretrained_cfg: timm has no type for those.
-TimmModel = Any
+
+class TimmModel(Protocol):
+    """What this package uses of timm's networks, which are nn.Modules."""
+
+    pretrained_cfg: dict[str, Any]
+    num_features: int
+    training: bool
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor: ...  # → (B, K, h, w)
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: ...  # → (B, C), or (B, D)
+    def get_classifier(self) -> nn.Linear: ...
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def buffers(self) -> Iterator[torch.Tensor]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
+
+def _create(name: str, **options: Any) -> TimmModel:
+    return cast(TimmModel, timm.create_model(name, **options))
 
 
 def check_backbone(backbone: str) -> None:
@@ -35,7 +58,7 @@ def check_backbone(backbone: str) -> None:
         )
     try:
         with torch.device("meta"), torch.inference_mode():
-            model: TimmModel = timm.create_model(backbone, num_classes=2).eval()
+            model = _create(backbone, num_classes=2).eval()
             maps = model.forward_features(torch.zeros(1, *model.pretrained_cfg["input_size"]))
             classifier = model.get_classifier()
             fits = maps.ndim == 4 and maps.shape[1] == model.num_features and isinstance(classifier, nn.Linear)
@@ -70,9 +93,7 @@ def build_model(
         ModelFolderError: If its weights cannot be downloaded.
     """
     try:
-        model: TimmModel = timm.create_model(
-            backbone, num_classes=num_classes, pretrained=pretrained, drop_rate=drop_rate
-        )
+        model = _create(backbone, num_classes=num_classes, pretrained=pretrained, drop_rate=drop_rate)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -178,7 +199,7 @@ def load_network(weights: Path, config: Config) -> TimmModel:
             f"{weights} is no whole safetensors file ({str(error)[:300]}); download it again."
         ) from error
     with torch.device("meta"):  # first without memory, so that no more is allocated than the file holds
-        wanted = _shapes(timm.create_model(config["architecture"], num_classes=config["num_classes"]).state_dict())
+        wanted = _shapes(_create(config["architecture"], num_classes=config["num_classes"]).state_dict())
     found = _shapes(tensors)
     if wrong := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
         first = wrong[0]
@@ -187,7 +208,7 @@ def load_network(weights: Path, config: Config) -> TimmModel:
             f"{shortened(found.get(first, 'missing'))} instead of {wanted.get(first, 'none')}."
         )
     checked_file(weights, config["lesion"].get("weights_sha256"))
-    model: TimmModel = timm.create_model(config["architecture"], num_classes=config["num_classes"])
+    model = _create(config["architecture"], num_classes=config["num_classes"])
     model.load_state_dict(tensors)
     model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
     model.requires_grad_(False)

@@ -23,11 +23,13 @@ from visitors import MAX_ALL, Visitors
 from modeling import __version__
 from modeling.labels import NOTICE
 
-NAMED = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "photo": {"type": "string"}},
-    "required": ["photo"],
-}
+
+def schema(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    """Return the JSON schema of an object; by default all properties are required."""
+    return {"type": "object", "properties": properties, "required": required or list(properties)}
+
+
+NAMED = schema({"name": {"type": "string"}, "photo": {"type": "string"}}, ["photo"])
 INPUTS = {
     "photo": {
         "type": "string",
@@ -45,12 +47,25 @@ INPUTS = {
 }
 
 
-def tool(name: str, description: str, *inputs: str) -> Tool:
+TEXT, TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
+ANSWER: dict[str, Any] = {
+    **{"verdict": TEXT, "diagnosis": TEXT, "probability": {"type": "number"}, "reason": TEXT_OR_NULL},
+    "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+    "flagged": {"type": "array", "items": TEXT},
+    "abstained": {"type": "boolean"},
+    "operating_points": {"type": "object", "additionalProperties": {"type": "boolean"}},
+}
+ROWS = {"type": "array", "items": schema({**ANSWER, "name": TEXT, "error": TEXT_OR_NULL}, ["name", "error"])}
+ONE, MANY = schema({**ANSWER, "notice": TEXT}), schema({"rows": ROWS, "csv": TEXT, "notice": TEXT})
+
+
+def tool(name: str, description: str, inputs: list[str], output: dict[str, Any]) -> Tool:
     """Return the description of a tool, which needs the first of its inputs."""
     return Tool(
         name=name,
         description=description,
-        inputSchema={"type": "object", "properties": {key: INPUTS[key] for key in inputs}, "required": [inputs[0]]},
+        inputSchema=schema({key: INPUTS[key] for key in inputs}, inputs[:1]),
+        outputSchema=output,
         annotations=ToolAnnotations(readOnlyHint=True, openWorldHint=False),
     )
 
@@ -90,9 +105,9 @@ def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
     @server.list_tools()  # type: ignore[no-untyped-call,untyped-decorator]
     async def list_tools() -> list[Tool]:
         return [
-            tool("classify", CLASSIFY, "photo", "priors"),
-            tool("explain", EXPLAIN, "photo", "diagnosis", "priors"),
-            tool("batch", BATCH, "photos", "priors"),
+            tool("classify", CLASSIFY, ["photo", "priors"], ONE),
+            tool("explain", EXPLAIN, ["photo", "diagnosis", "priors"], ONE),
+            tool("batch", BATCH, ["photos", "priors"], MANY),
         ]
 
     @server.call_tool(validate_input=False)  # type: ignore[untyped-decorator]  # its messages repeat what was sent

@@ -61,6 +61,7 @@ def test_an_assistant_can_call_the_tools(url, classifier, lesions, tmp_path):
     assert set(tools) == {"classify", "explain", "batch"}
     for tool in tools.values():
         assert "Research only" in tool.description
+        assert tool.outputSchema["required"]
         assert all(one.get("description") for one in tool.inputSchema["properties"].values())
     for name in ("classify", "uploaded", "explain"):
         assert not told[name].isError, told[name].content
