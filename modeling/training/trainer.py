@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ logger = get_logger(__name__)
 
 CONTINUE, SAVE, STOP = 0, 1, 2
 SAME_REQUEST_S = 3.0  # in which the signals of one request arrive
+TIMED_BATCHES = 20  # after which the length of an epoch is printed
+VAL_COST = 0.5  # of a val image against a training image: no backward pass, but 1.2 times the side
 MAX_BAD_STEPS = 20  # with a gradient that is not finite
 BEST_NAME = "best.safetensors"  # inside each checkpoint
 
@@ -149,6 +152,7 @@ class Trainer:
         # Since the last optimiser step: the sum of the losses, and the number of images.
         self.window_loss = torch.zeros((), device=accelerator.device)
         self.window_images = 0
+        self.end_announced = False
         self.best_weights: dict[str, torch.Tensor] = {}  # in main memory: a full disk cannot take them
 
     @property
@@ -209,11 +213,31 @@ class Trainer:
             leave=False,
             disable=not self.run.is_main or self.run.quiet,
         ) as bar:
+            before, timed_from = progress.batches_done, time.monotonic()
             for batch in loader:
                 self.train_batch(batch)
                 bar.update()
+                n_timed = progress.batches_done - before - 1  # without the first, which starts the loader processes
+                if n_timed == 0:
+                    timed_from = time.monotonic()
+                elif n_timed == TIMED_BATCHES or progress.batches_done == len(self.train_loader):
+                    self._announce_end((time.monotonic() - timed_from) / n_timed)
                 if self.accelerator.sync_gradients and progress.batches_done < len(self.train_loader):
                     self._answer_requests()
+
+    def _announce_end(self, seconds_per_batch: float) -> None:
+        """Print, once, what an epoch takes and when training will end."""
+        if self.end_announced or not self.run.is_main or self.run.quiet:
+            return
+        self.end_announced = True
+        progress, n_batches = self.progress, len(self.train_loader)
+        epoch_s = seconds_per_batch * (n_batches + VAL_COST * len(self.val_loader))
+        left = self.options.epochs - progress.epoch - progress.batches_done / n_batches
+        end = datetime.now() + timedelta(seconds=left * epoch_s)
+        tqdm.write(
+            f"an epoch takes about {timedelta(seconds=max(round(epoch_s), 1))} (h:mm:ss); training ends at about "
+            f"{end:%Y-%m-%d %H:%M}{'' if self.options.patience is None else ', or earlier by --patience'}"
+        )
 
     def train_batch(self, batch: dict[str, torch.Tensor]) -> None:
         """One forward and backward pass; one optimiser step when the accumulation window is complete."""

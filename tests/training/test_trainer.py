@@ -94,7 +94,10 @@ def test_training_learns_and_logs_each_epoch(tmp_path, capsys):
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
     assert {"val/balanced_accuracy", "val/loss", "learning_rate", "seconds", "images_per_second"} <= set(lines[0])
-    assert "epoch   3/3  train loss" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "epoch   3/3  train loss" in output
+    assert output.count("an epoch takes about 0:00:0") == 1
+    assert output.index("an epoch takes about") < output.index("epoch   1/3")
 
 
 def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
