@@ -90,10 +90,17 @@ def map_labels(labels: Sequence[str | None]) -> tuple[list[str], list[str | None
 
     Returns:
         The names that occur (ISIC codes first, in ISIC's order), the name of each row, and a sentence about the mapping.
+
+    Raises:
+        DataError: If two names differ in case alone.
     """
     found = {label: code_of(label) for label in labels if label is not None}
     others = sorted({name for name in found.values() if name not in CODES})
     names = [code for code in CODES if code in found.values()] + others
+    folded: dict[str, str] = {}
+    for name in others:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise DataError(f"the labels {other!r} and {name!r} differ in case alone; write both alike.")
     renamed = [f"{label} → {code}" for label, code in sorted(found.items()) if label != code]
     parts = [f"labels read as ISIC diagnoses: {', '.join(renamed)}"] * bool(renamed)
     parts += [f"labels kept, no diagnosis of ISIC 2019: {', '.join(others)}"] * bool(others)

@@ -175,13 +175,15 @@ def test_labels_are_mapped_one_by_one_and_unknown_ones_keep_their_names(tmp_path
     assert loaded.report.count("no diagnosis of ISIC 2019: Café, other") == 1
 
 
-def test_a_label_in_two_spellings_of_unicode_is_one(tmp_path: Path) -> None:
+def test_a_label_in_two_spellings_of_unicode_is_one_and_in_two_cases_is_refused(tmp_path: Path) -> None:
     features = {"image": datasets.Image(), "label": datasets.Value("string")}
     both = ["caf\u00e9", "cafe\u0301"]
     assert load_images(save(tmp_path / "a", {"image": pictures(2), "label": both}, features)).dataset["label"][:] == [
         0,
         0,
     ]
+    with pytest.raises(DataError, match="the labels 'Wart' and 'wart' differ in case alone"):
+        load_images(save(tmp_path / "b", {"image": pictures(2), "label": ["Wart", "wart"]}, features))
 
 
 def test_patients_and_skin_types_are_kept_and_other_columns_are_named(tmp_path: Path) -> None:
