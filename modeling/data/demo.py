@@ -8,7 +8,9 @@ Source of the cues: Kittler et al. (2016), Standardization of terminology in der
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -32,10 +34,12 @@ CANVAS_PX = 144  # side of the square on which a lesion is painted once, before 
 
 Array = np.ndarray
 Lesion = tuple[Image.Image, Array]  # a square RGBA image, and the colour of the skin, (3,) float32
-Colour = tuple[float, float, float]
-# Mean age in years: plausible, and only weakly related to the diagnosis.
+# Mean age in years, and fraction of each site: plausible, and only weakly related to the diagnosis.
 _AGES = {"MEL": 60, "NV": 44, "BCC": 67, "AK": 68, "BKL": 63, "DF": 50, "VASC": 52, "SCC": 70}
 _SITES = ("anterior torso", "lower extremity", "head/neck", "upper extremity", "posterior torso", "palms/soles")
+_SITE_FRACTIONS = np.array([0.30, 0.22, 0.18, 0.14, 0.13, 0.03])
+_SUN_SITE_FRACTIONS = np.array([0.20, 0.12, 0.40, 0.16, 0.11, 0.01])
+_SUN_DIAGNOSES = ("BCC", "AK", "SCC", "BKL")
 
 
 def load_demo(*, seed: int = 0) -> datasets.Dataset:
@@ -67,12 +71,10 @@ def _drawings(seed: int) -> Iterator[tuple[dict[str, Any], Array]]:
         own = np.random.default_rng([seed, 2019, number])
         known = own.random() >= FRACTION_WITHOUT_LESION_ID
         n_photos = 1 + int(own.choice(len(PHOTOS_PER_LESION), p=PHOTOS_PER_LESION))
-        metadata, lesion = _metadata(own, code), _new_lesion(own, code)
-        photos = [_photograph(own, lesion, WIDTH_PX, HEIGHT_PX) for _ in range(n_photos if known else 1)]
-        # A lesion without an id is one photograph in several files, as archives hold it.
-        for image, inside in photos if known else photos * n_photos:
+        metadata = _metadata(own, code)
+        for jpeg, inside in _photographs(own, code, n_photos) if known else _copies(own, code, n_photos):
             row = {
-                "image": {"bytes": _jpeg(own, image), "path": None},
+                "image": {"bytes": jpeg, "path": None},
                 "image_id": f"DEMO_{n_images:07d}",
                 "label": code,
                 "lesion_id": f"DEMO_L{number:06d}" if known else None,
@@ -95,14 +97,31 @@ def draw_lesion(rng: np.random.Generator, code: str, *, width_px: int, height_px
     return _photograph(rng, _new_lesion(rng, code), width_px, height_px)[0]
 
 
+def _photographs(rng: np.random.Generator, code: str, n: int) -> list[tuple[bytes, Array]]:
+    """Photograph one lesion n times: other pose, light and artefacts each time; return JPEGs and lesion masks."""
+    lesion = _new_lesion(rng, code)
+    taken = [(*_photograph(rng, lesion, WIDTH_PX, HEIGHT_PX), int(rng.integers(85, 96))) for _ in range(n)]
+    return [(_jpeg(image, quality), inside) for image, inside, quality in taken]
+
+
+def _copies(rng: np.random.Generator, code: str, n: int) -> list[tuple[bytes, Array]]:
+    """Return one photograph n times, each saved with another brightness and quality, as archives hold it."""
+    image, inside = _photograph(rng, _new_lesion(rng, code), WIDTH_PX, HEIGHT_PX)
+    array = to_array(image)
+    return [(_jpeg(to_image(array * rng.uniform(0.94, 1.06)), int(rng.integers(80, 96))), inside) for _ in range(n)]
+
+
 def _photograph(rng: np.random.Generator, lesion: Lesion, width: int, height: int) -> tuple[Image.Image, Array]:
     """Return a photograph of the lesion and where it shows it, boolean (H, W)."""
     on_canvas, skin = lesion
     unit = min(width, height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     # Skin: fine grain and faint furrows over slow changes of tone.
-    grain, furrows = (_noise(rng, (height, width), unit / parts)[..., None] for parts in (40, 2))
-    photo = skin * (1 + 0.012 * grain + 0.018 * furrows)
+    photo = skin * (
+        1
+        + 0.012 * _noise(rng, (height, width), unit / 40)[..., None]
+        + 0.018 * _noise(rng, (height, width), unit / 2)[..., None]
+    )
 
     # Pose: the canvas (side 2 in its own units) seen turned, mirrored, scaled and shifted.
     angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.42, 0.60) * unit
@@ -119,16 +138,22 @@ def _photograph(rng: np.random.Generator, lesion: Lesion, width: int, height: in
     photo += (layer[..., :3] - photo) * alpha
 
     # Light: exposure, colour balance and a slope across the field.
-    slope = rng.uniform(-0.15, 0.15, size=2)
-    ramp = (x / width - 0.5) * slope[0] + (y / height - 0.5) * slope[1]
+    slope = rng.uniform(0, 2 * np.pi)
+    ramp = ((x / width - 0.5) * math.cos(slope) + (y / height - 0.5) * math.sin(slope)) * rng.uniform(0, 0.22)
     balance = rng.uniform(0.86, 1.12) * rng.normal(1, 0.015, size=3).clip(0.96, 1.04)
-    image = to_image(photo * (1 + ramp)[..., None] * balance)
+    photo *= (1 + ramp)[..., None] * balance.astype(np.float32)
+    if rng.random() < 0.3:  # bubbles and reflections of the contact fluid
+        for _ in range(int(rng.integers(1, 6))):
+            spot = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height)) / (unit * rng.uniform(0.01, 0.035))
+            photo += 90 * rng.uniform(0.4, 1) * np.exp(-(spot**2))[..., None]
+    image = to_image(photo)
     for artefact, share in _ARTEFACTS:
         if rng.random() < share:
             image = artefact(image, rng)
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6) * unit / 120))
-    noise = rng.uniform(0.5, 3.0) * rng.standard_normal((height, width, 1))
-    return to_image(to_array(image) + noise), alpha[..., 0] > 0.5 * alpha.max()
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9) * unit / 120))
+    grain = rng.uniform(0.5, 3.0) * rng.standard_normal((height, width, 1), dtype=np.float32)
+    return to_image(to_array(image) + grain), alpha[..., 0] > 0.5 * alpha.max()
 
 
 _ARTEFACTS: tuple[tuple[Callable[[Image.Image, np.random.Generator], Image.Image], float], ...] = (
@@ -140,153 +165,234 @@ _ARTEFACTS: tuple[tuple[Callable[[Image.Image, np.random.Generator], Image.Image
 
 
 def _new_lesion(rng: np.random.Generator, code: str) -> Lesion:
+    if code not in _PAINTERS:
+        raise ValueError(f"no drawing for diagnosis {code!r}; choose one of {', '.join(_PAINTERS)}.")
     tone = rng.beta(1.3, 2.6)  # 0 pale, 1 brown: most archives hold mostly pale skin
     skin = (1 - tone) * np.array([232.0, 196, 176]) + tone * np.array([158.0, 112, 84]) + rng.normal(0, 3, size=3)
     canvas = _Canvas(rng)
     _PAINTERS[code](canvas)
     # Pigment is in the skin: on darker skin every colour is darker.
-    shaded = canvas.rgb * (1 - 0.25 * tone) * rng.uniform(0.9, 1.1)
+    shaded = canvas.rgb * (1 - 0.25 * tone)
     rgba = np.dstack([shaded, 255 * canvas.alpha]).clip(0, 255).round().astype(np.uint8)
     return Image.fromarray(rgba, "RGBA"), skin.astype(np.float32)
 
 
+@dataclass
 class _Canvas:
     """The square on which a lesion is painted; x and y run from -1 to 1, a lesion's radius is about 0.5."""
 
-    rgb: Array
-    alpha: Array
-    inside: Array  # (S, S), distance from the centre: 1 on the border
+    rng: np.random.Generator
+    rgb: Array = field(init=False)
+    alpha: Array = field(init=False)
+    inside: Array = field(init=False)  # (S, S), distance from the centre: 1 on the border
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __post_init__(self) -> None:
         axis = (np.arange(CANVAS_PX, dtype=np.float32) + 0.5) / CANVAS_PX * 2 - 1
         self.x, self.y = np.meshgrid(axis, axis)
-        self.rng = rng
+        self.rgb = np.zeros((CANVAS_PX, CANVAS_PX, 3), dtype=np.float32)
 
-    def outline(self, waves: dict[int, float], *, softness: float) -> None:
+    def outline(self, *, waves: dict[int, float], softness: float, opacity: float = 1.0, stretch: float = 0.2) -> None:
         """Set the border: a circle plus waves (number around the border → amplitude), sharp or fading."""
-        radius, theta = np.hypot(self.x, self.y), np.arctan2(self.y, self.x)
-        border = np.full_like(radius, self.rng.uniform(0.46, 0.62))
+        rng = self.rng
+        long = 1 + rng.uniform(0, stretch)
+        radius, theta = np.hypot(self.x / long, self.y * long), np.arctan2(self.y, self.x)
+        border = np.full_like(radius, rng.uniform(0.46, 0.62))
         for k, amplitude in waves.items():
-            border *= 1 + amplitude * self.rng.uniform(0.6, 1.3) * np.cos(k * theta + self.rng.uniform(0, 2 * np.pi))
-        border *= min(1.0, 0.85 / border.max())  # the whole lesion is on the canvas
+            border *= 1 + amplitude * rng.uniform(0.6, 1.3) * np.cos(k * theta + rng.uniform(0, 2 * np.pi))
+        border *= min(1.0, 0.85 / (long * border.max()))  # the whole lesion is on the canvas
         self.inside = radius / border
         fade = ((1 - np.maximum(abs(self.x), abs(self.y))) / 0.15).clip(0, 1)  # nothing ends at the canvas' edge
-        self.alpha = 0.92 * fade * ((1 - self.inside) / softness + 0.5).clip(0, 1)
+        self.alpha = fade * opacity / (1 + np.exp(((self.inside - 1) / softness * 4).clip(-30, 30)))
 
-    def fill(self, centre: Colour, rim: Colour) -> None:
+    def fill(self, centre: Array, rim: Array, *, mottling: float = 6.0) -> None:
         """Paint a slope of colour from centre to rim, slightly mottled."""
         weight = self.inside.clip(0, 1)[..., None] ** 1.5
-        self.rgb = np.array(centre) * (1 - weight) + np.array(rim) * weight + 6 * self.noise(0.25)[..., None]
+        self.rgb = (centre * (1 - weight) + rim * weight + mottling * self.noise(0.25)[..., None]).astype(np.float32)
 
-    def paint(self, colour: Colour, weight: Array) -> None:
+    def paint(self, colour: tuple[float, float, float], weight: Array) -> None:
         """Mix a colour in, weight (S, S) from 0 to 1."""
         weight = weight.clip(0, 1)[..., None]
-        self.rgb = self.rgb * (1 - weight) + np.array(colour) * weight
+        self.rgb = self.rgb * (1 - weight) + np.asarray(colour, dtype=np.float32) * weight
 
     def noise(self, scale: float) -> Array:
         """Return smooth noise with features of about `scale` (of the half side): mean 0, deviation 1, (S, S)."""
         return _noise(self.rng, (CANVAS_PX, CANVAS_PX), scale * CANVAS_PX / 2)
 
-    def place(self, reach: tuple[float, float]) -> tuple[float, float]:
+    def place(self, reach: tuple[float, float] = (0.0, 0.85)) -> tuple[float, float]:
         """Return a point inside the border, with its distance from the centre, as a fraction of the radius, in `reach`."""
-        flat = self.rng.choice(np.flatnonzero((self.inside >= reach[0]) & (self.inside < reach[1])))
+        within = np.flatnonzero((self.inside >= reach[0]) & (self.inside < reach[1]))
+        flat = int(self.rng.choice(within)) if len(within) else self.inside.size // 2 + CANVAS_PX // 2
         return float(self.x.flat[flat]), float(self.y.flat[flat])
 
-    def patches(self, colour: Colour, scale: float, *, threshold: float, where: Array | float = 0.0) -> None:
-        """Paint irregular patches, more of them where `where` is high."""
-        self.paint(colour, 0.85 / (1 + np.exp(-4 * (self.noise(scale) + where - threshold))))
-
     def spots(
-        self, n: tuple[int, int], colour: Colour, size: tuple[float, float], reach: tuple[float, float] = (0, 0.85)
-    ) -> None:
-        """Paint as many round spots, with radii in `size`."""
+        self, n: int, colour: tuple[float, float, float], size: tuple[float, float], *,
+        reach: tuple[float, float] = (0.0, 0.85), strength: float = 0.9, edge: float = 6.0,
+    ) -> None:  # fmt: skip
+        """Paint n round spots with radii in `size`."""
         weight = np.zeros_like(self.inside)
-        for _ in range(int(self.rng.integers(*n))):
+        for _ in range(n):
             x, y = self.place(reach)
-            distance = np.hypot(self.x - x, self.y - y) / self.rng.uniform(*size)
-            weight = np.maximum(weight, 3 - 2.5 * distance)
-        self.paint(colour, 0.9 * weight.clip(0, 1))
+            radius = self.rng.uniform(*size)
+            squeeze = self.rng.uniform(0.75, 1.3)
+            # Only the window that the spot reaches is computed; outside its weight is below 0.01.
+            reached = radius * (1 + 5 / edge) * 1.34
+            columns, lines = (
+                slice(
+                    max(0, int((middle - reached + 1) / 2 * CANVAS_PX)), int((middle + reached + 1) / 2 * CANVAS_PX) + 1
+                )
+                for middle in (x, y)
+            )
+            across, down = self.x[lines, columns] - x, self.y[lines, columns] - y
+            distance = np.hypot(across * squeeze, down / squeeze) / radius
+            window = weight[lines, columns]
+            np.maximum(window, 1 / (1 + np.exp((distance - 1) * edge)), out=window)
+        self.paint(colour, strength * weight)
 
-    def network(self, colour: Colour, *, pitch: float, where: Array) -> None:
+    def network(self, colour: tuple[float, float, float], *, pitch: float, strength: float, where: Array) -> None:
         """Paint a pigment network: dark lines around pale holes, on a slightly warped honeycomb."""
+        turn = self.rng.uniform(0, np.pi)
         x, y = self.x + 0.035 * self.noise(0.35), self.y + 0.035 * self.noise(0.35)
-        angles = self.rng.uniform(0, np.pi) + np.arange(3) * np.pi / 3
-        lattice = sum(np.cos(2 * np.pi / pitch * (x * np.cos(angle) + y * np.sin(angle))) for angle in angles)
-        self.paint(colour, 0.75 * where.clip(0, 1) * ((0.6 - lattice) / 2.1).clip(0, 1))  # lattice: -1.5 to 3
+        lattice = sum(
+            np.cos(2 * np.pi / pitch * (x * np.cos(turn + k * np.pi / 3) + y * np.sin(turn + k * np.pi / 3)))
+            for k in range(3)
+        )  # -1.5 on the lines, 3 in the holes
+        self.paint(colour, strength * where * ((0.6 - lattice) / 2.1).clip(0, 1))
 
-    def vessels(self, n: tuple[int, int], colour: Colour) -> None:
-        """Paint as many bending vessels."""
-        mask = Image.new("L", (2 * CANVAS_PX, 2 * CANVAS_PX))
-        for _ in range(int(self.rng.integers(*n))):
-            angles = self.rng.uniform(0, 2 * np.pi) + np.cumsum(self.rng.normal(0, 0.35, size=12))
-            line = self.place((0.3, 0.9)) + np.cumsum(0.05 * np.stack([np.cos(angles), np.sin(angles)], axis=1), axis=0)
-            ImageDraw.Draw(mask).line([*((line + 1) * CANVAS_PX).ravel()], fill=255, width=3, joint="curve")
-        self.paint(colour, 0.75 * np.asarray(mask.reduce(2)) / 255)
+    def strokes(
+        self, lines: list[Array], colour: tuple[float, float, float], width: float, *, strength: float = 0.8
+    ) -> None:
+        """Paint polylines given in canvas units; `width` in canvas units too."""
+        double = 2 * CANVAS_PX
+        mask = Image.new("L", (double, double))
+        draw = ImageDraw.Draw(mask)
+        for line in lines:
+            points = [tuple(point) for point in ((line + 1) / 2 * double).tolist()]
+            draw.line(points, fill=255, width=max(1, round(width / 2 * double)), joint="curve")
+        small = mask.resize((CANVAS_PX, CANVAS_PX), Image.Resampling.BOX)
+        self.paint(colour, strength * np.asarray(small, dtype=np.float32) / 255)
+
+    def vessel(self, start: tuple[float, float], angle: float, length: float, branches: int) -> list[Array]:
+        """Return the polylines of a vessel that bends and branches."""
+        steps = max(4, int(length / 0.05))
+        angles = angle + np.cumsum(self.rng.normal(0, 0.28, size=steps))
+        line = np.array(start) + np.cumsum(0.05 * np.stack([np.cos(angles), np.sin(angles)], axis=1), axis=0)
+        line = np.concatenate([[start], line])
+        lines = [line]
+        for _ in range(branches):
+            index = int(self.rng.integers(1, len(line) - 1))
+            side = self.rng.choice([-1.0, 1.0]) * self.rng.uniform(0.5, 1.0)
+            lines += self.vessel(
+                (float(line[index, 0]), float(line[index, 1])), angles[index - 1] + side, length * 0.55, branches // 2
+            )
+        return lines
 
 
 def _paint_nv(canvas: _Canvas) -> None:
     """Nevus: round, even, brown, with a regular network that thins out towards the border."""
-    canvas.outline({2: 0.04, 3: 0.025}, softness=0.3)
-    canvas.fill((122, 80, 54), (168, 122, 88))
-    canvas.network((84, 52, 36), pitch=canvas.rng.uniform(0.10, 0.15), where=1.15 - canvas.inside)
+    rng = canvas.rng
+    canvas.outline(waves={2: 0.04, 3: 0.025}, softness=rng.uniform(0.18, 0.4), opacity=rng.uniform(0.8, 0.95))
+    depth = rng.uniform(0.8, 1.15)
+    canvas.fill(np.array([122.0, 80, 54]) * depth, np.array([168.0, 122, 88]) * depth, mottling=4)
+    where = (1.15 - canvas.inside).clip(0, 1)
+    canvas.network((84 * depth, 52 * depth, 36 * depth), pitch=rng.uniform(0.10, 0.15), strength=0.75, where=where)
+    if rng.random() < 0.4:
+        canvas.spots(int(rng.integers(5, 14)), (80, 50, 36), (0.02, 0.035), strength=0.7)
 
 
 def _paint_mel(canvas: _Canvas) -> None:
-    """Melanoma: ragged and lopsided, several colours, blue-white veil, irregular dots."""
-    canvas.outline({1: 0.16, 2: 0.10, 3: 0.10, 5: 0.06, 7: 0.04, 11: 0.025}, softness=0.16)
-    canvas.fill((88, 58, 46), (120, 80, 58))
-    for colour, threshold in ((42, 30, 30), 0.2), ((152, 104, 78), 0.8), ((104, 108, 124), 0.7):  # black, tan, veil
-        lean = canvas.x * np.cos(angle := canvas.rng.uniform(0, 2 * np.pi)) + canvas.y * np.sin(angle)
-        canvas.patches(colour, 0.4, threshold=threshold, where=1.5 * lean)
-    canvas.spots((6, 18), (30, 22, 24), (0.015, 0.05), (0.5, 1.0))
+    """Melanoma: ragged and lopsided, several colours, blue-white veil, irregular dots and streaks."""
+    rng = canvas.rng
+    waves = {1: 0.16, 2: 0.10, 3: 0.10, 4: 0.05, 5: 0.06, 7: 0.04, 8: 0.03, 11: 0.025}
+    canvas.outline(waves=waves, softness=rng.uniform(0.10, 0.24), opacity=0.96, stretch=0.3)
+    canvas.fill(np.array([88.0, 58, 46]), np.array([120.0, 80, 58]), mottling=8)
+    lean = np.cos(np.arctan2(canvas.y, canvas.x) - rng.uniform(0, 2 * np.pi))  # one side differs from the other
+    colours = ((42, 30, 30), 0.2), ((152, 104, 78), 0.7), ((104, 108, 124), 0.6)  # black, tan, blue-white veil
+    for colour, threshold in colours:
+        patch = 0.7 * canvas.noise(0.45) + 0.35 * canvas.noise(0.12) + 0.7 * lean * rng.choice([-1.0, 1.0])
+        canvas.paint(colour, 0.85 / (1 + np.exp(-(patch - threshold) * 3)))
+    canvas.network((46, 32, 28), pitch=0.13, strength=0.5, where=1 / (1 + np.exp(-canvas.noise(0.5) * 4)))
+    if rng.random() < 0.4:
+        canvas.paint((196, 150, 142), 0.7 / (1 + np.exp(-(canvas.noise(0.35) - 1.4) * 6)))
+    canvas.spots(int(rng.integers(6, 18)), (30, 22, 24), (0.015, 0.05), reach=(0.5, 1.0))
+    streaks = []
+    for _ in range(int(rng.integers(4, 12))):
+        start = np.array(canvas.place((0.8, 0.95)))
+        streaks.append(np.stack([start, start * rng.uniform(1.08, 1.25)]))
+    canvas.strokes(streaks, (52, 38, 34), 0.03, strength=0.7)
 
 
 def _paint_bcc(canvas: _Canvas) -> None:
-    """Basal cell carcinoma: pink and translucent, blue-grey nests, vessels."""
-    canvas.outline({2: 0.08, 3: 0.06, 5: 0.03}, softness=0.4)
-    canvas.fill((232, 168, 162), (222, 150, 146))
-    canvas.spots((3, 9), (112, 112, 130), (0.04, 0.11), (0.2, 0.95))
-    canvas.vessels((4, 10), (180, 52, 58))
+    """Basal cell carcinoma: pink and translucent, branching vessels, blue-grey nests, a small sore."""
+    rng = canvas.rng
+    canvas.outline(waves={2: 0.08, 3: 0.06, 5: 0.03}, softness=rng.uniform(0.25, 0.5), opacity=rng.uniform(0.75, 0.92))
+    pink = np.array([222.0, 150, 146]) + rng.normal(0, 7, size=3)
+    canvas.fill(pink + np.array([10, 18, 16]), pink, mottling=5)
+    canvas.spots(int(rng.integers(3, 9)), (112, 112, 130), (0.04, 0.11), reach=(0.2, 0.95), strength=0.7, edge=4)
+    lines: list[Array] = []
+    for _ in range(int(rng.integers(2, 5))):
+        start = canvas.place((0.55, 1.0))
+        lines += canvas.vessel(start, np.arctan2(-start[1], -start[0]) + rng.normal(0, 0.5), rng.uniform(0.4, 0.8), 3)
+    canvas.strokes(lines, (180, 52, 58), 0.018, strength=0.75)
+    if rng.random() < 0.45:
+        canvas.spots(1, (128, 44, 36), (0.07, 0.14), reach=(0.0, 0.5), strength=0.85)
+    if rng.random() < 0.5:
+        canvas.paint((244, 226, 220), 0.6 * _ridges(canvas.noise(0.3), 0.04) * (canvas.inside < 0.9))
 
 
 def _paint_bkl(canvas: _Canvas) -> None:
-    """Benign keratosis: waxy yellow-brown with a sharp scalloped border, white cysts and dark pits."""
-    canvas.outline({2: 0.06, 3: 0.05, 5: 0.03, 9: 0.015, 13: 0.015, 17: 0.012}, softness=0.1)
-    canvas.fill((190, 148, 100), (171, 133, 90))
-    canvas.spots((8, 22), (244, 234, 200), (0.02, 0.036))
-    canvas.spots((3, 10), (66, 44, 30), (0.025, 0.05))
+    """Benign keratosis: waxy yellow-brown with a sharp scalloped border, white cysts, dark pits and fissures."""
+    rng = canvas.rng
+    waves = {2: 0.06, 3: 0.05, 5: 0.03, 9: 0.015, 13: 0.015, 17: 0.012}
+    canvas.outline(waves=waves, softness=rng.uniform(0.06, 0.14), opacity=rng.uniform(0.82, 0.95))
+    wax = np.array([190.0, 148, 100]) * rng.uniform(0.82, 1.1) + rng.normal(0, 5, size=3)
+    canvas.fill(wax, wax * 0.9, mottling=9)
+    canvas.paint((116, 84, 56), 0.65 * _ridges(canvas.noise(rng.uniform(0.2, 0.3)), 0.07))
+    canvas.spots(int(rng.integers(8, 22)), (244, 234, 200), (0.018, 0.036))
+    canvas.spots(int(rng.integers(3, 10)), (66, 44, 30), (0.025, 0.05))
 
 
 def _paint_ak(canvas: _Canvas) -> None:
-    """Actinic keratosis: red around pale follicles, with white scale, fading into the skin."""
-    canvas.outline({2: 0.12, 3: 0.08, 4: 0.05}, softness=0.7)
-    canvas.fill((206, 118, 104), (214, 136, 118))
-    canvas.spots((20, 40), (240, 208, 186), (0.025, 0.045), (0.0, 1.1))
-    canvas.patches((248, 240, 226), 0.12, threshold=1.3)
+    """Actinic keratosis: red pseudo-network around pale follicles, with white scale, fading into the skin."""
+    rng = canvas.rng
+    canvas.outline(waves={2: 0.12, 3: 0.08, 4: 0.05}, softness=rng.uniform(0.5, 0.8), opacity=rng.uniform(0.6, 0.8))
+    canvas.fill(np.array([206.0, 118, 104]), np.array([214.0, 136, 118]), mottling=7)
+    canvas.spots(int(rng.integers(20, 40)), (240, 208, 186), (0.025, 0.045), reach=(0.0, 1.1), strength=0.8)
+    canvas.paint((248, 240, 226), 0.8 / (1 + np.exp(-(canvas.noise(0.12) - 1.3) * 5)))
 
 
 def _paint_df(canvas: _Canvas) -> None:
     """Dermatofibroma: a white scar-like centre within a delicate brown ring of network."""
-    canvas.outline({2: 0.04, 3: 0.03}, softness=0.5)
-    canvas.fill((240, 216, 206), (160, 110, 84))
-    canvas.network((124, 80, 58), pitch=0.1, where=np.exp(-(((canvas.inside - 0.8) / 0.3) ** 2)))
+    rng = canvas.rng
+    canvas.outline(waves={2: 0.04, 3: 0.03}, softness=rng.uniform(0.4, 0.7), opacity=rng.uniform(0.75, 0.9))
+    canvas.fill(np.array([226.0, 192, 178]), np.array([172.0, 120, 92]), mottling=4)
+    ring = np.exp(-(((canvas.inside - 0.8) / 0.3) ** 2))
+    canvas.network((124, 80, 58), pitch=rng.uniform(0.08, 0.11), strength=0.7, where=ring)
+    canvas.paint((244, 222, 212), 0.8 * np.exp(-((canvas.inside / rng.uniform(0.35, 0.5)) ** 2)))
 
 
 def _paint_vasc(canvas: _Canvas) -> None:
-    """Vascular lesion: well-bordered, with red and violet lakes."""
-    canvas.outline({2: 0.05, 5: 0.03}, softness=0.1)
-    canvas.fill((168, 62, 72), (190, 88, 92))
-    canvas.spots((14, 30), (140, 30, 48), (0.06, 0.12), (0.0, 0.95))
-    canvas.spots((3, 9), (84, 28, 62), (0.06, 0.12))
+    """Vascular lesion: well-bordered red and violet lakes, parted by pale walls."""
+    rng = canvas.rng
+    canvas.outline(waves={2: 0.05, 5: 0.03}, softness=rng.uniform(0.06, 0.15), opacity=0.95)
+    canvas.fill(np.array([168.0, 62, 72]), np.array([190.0, 88, 92]), mottling=6)
+    canvas.spots(int(rng.integers(14, 30)), (140, 30, 48), (0.06, 0.12), reach=(0.0, 0.95), edge=6)
+    canvas.spots(int(rng.integers(3, 9)), (84, 28, 62), (0.06, 0.12), reach=(0.0, 0.8), edge=6)
 
 
 def _paint_scc(canvas: _Canvas) -> None:
-    """Squamous cell carcinoma: yellow-white horn in the centre, vessels and blood spots around it."""
-    canvas.outline({2: 0.08, 3: 0.06, 5: 0.04}, softness=0.2)
-    canvas.fill((224, 178, 150), (206, 122, 112))
-    canvas.vessels((10, 20), (166, 34, 42))
-    canvas.patches((232, 208, 150), 0.2, threshold=0.2, where=1.6 * (0.6 - canvas.inside))
-    canvas.spots((4, 10), (116, 28, 26), (0.02, 0.05))
+    """Squamous cell carcinoma: yellow-white horn in the centre, looped vessels and blood spots around it."""
+    rng = canvas.rng
+    canvas.outline(waves={2: 0.08, 3: 0.06, 5: 0.04}, softness=rng.uniform(0.15, 0.3), opacity=0.92)
+    canvas.fill(np.array([224.0, 178, 150]), np.array([206.0, 122, 112]), mottling=8)
+    horn = canvas.noise(0.2) + 1.6 * (0.6 - canvas.inside)
+    canvas.paint((232, 208, 150), 0.95 / (1 + np.exp(-(horn - 0.2) * 4)))
+    canvas.spots(int(rng.integers(4, 10)), (116, 28, 26), (0.02, 0.05), reach=(0.1, 0.8))
+    loops = []
+    for _ in range(int(rng.integers(14, 26))):
+        start = np.array(canvas.place((0.65, 1.0)))
+        turn = np.arctan2(start[1], start[0]) + np.linspace(0, 1.7 * np.pi, 9)
+        loops.append(start + 0.035 * np.stack([np.cos(turn), np.sin(turn)], axis=1))
+    canvas.strokes(loops, (166, 34, 42), 0.02)
 
 
 _PAINTERS: dict[str, Callable[[_Canvas], None]] = {
@@ -302,10 +408,12 @@ _PAINTERS: dict[str, Callable[[_Canvas], None]] = {
 
 
 def _metadata(rng: np.random.Generator, code: str) -> dict[str, object]:
+    age = 5 * round(float(rng.normal(_AGES[code], 14)) / 5)
+    shares = _SUN_SITE_FRACTIONS if code in _SUN_DIAGNOSES else _SITE_FRACTIONS
     values: dict[str, object] = {
-        "age_approx": float(np.clip(5 * round(rng.normal(_AGES[code], 14) / 5), 5, 85)),
-        "sex": rng.choice(["male", "female"]),
-        "anatom_site_general": rng.choice(_SITES),
+        "age_approx": float(min(max(age, 5), 85)),
+        "sex": "male" if rng.random() < 0.53 else "female",
+        "anatom_site_general": _SITES[int(rng.choice(len(_SITES), p=shares))],
     }
     return {column: None if rng.random() < FRACTION_BLANK else value for column, value in values.items()}
 
@@ -313,14 +421,19 @@ def _metadata(rng: np.random.Generator, code: str) -> dict[str, object]:
 def _noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> Array:
     """Return smooth noise of this feature size: a coarse grid of normal numbers, enlarged; mean 0, deviation 1."""
     height, width = shape
-    coarse = rng.normal(size=(max(2, round(height / scale_px) + 2), max(2, round(width / scale_px) + 2)))
-    smooth = np.asarray(Image.fromarray(coarse.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-    return (smooth - smooth.mean()) / (smooth.std() + 1e-6)
+    coarse = (max(2, round(width / scale_px) + 2), max(2, round(height / scale_px) + 2))
+    grid = Image.fromarray(rng.normal(size=coarse[::-1]).astype(np.float32))
+    smooth: Array = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
+    smooth = (smooth - smooth.mean()) / (smooth.std() + 1e-6)
+    return smooth
 
 
-def _jpeg(rng: np.random.Generator, image: Image.Image) -> bytes:
-    """Save an image with a brightness and quality of its own."""
+def _ridges(noise: Array, width: float) -> Array:
+    """Return lines along the zero crossings of a noise field, weight 0 to 1."""
+    return np.exp(-((noise / (width * 4)) ** 2))
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    brightened = to_image(to_array(image) * rng.uniform(0.94, 1.06))
-    brightened.save(buffer, "JPEG", quality=int(rng.integers(80, 96)), subsampling=0)
+    image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()

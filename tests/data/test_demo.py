@@ -119,6 +119,11 @@ def test_a_single_lesion_can_be_drawn_at_any_size(code: str) -> None:
     np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
 
 
+def test_an_unknown_diagnosis_is_not_drawn() -> None:
+    with pytest.raises(ValueError, match="no drawing for diagnosis 'UNK'; choose one of MEL, NV"):
+        draw_lesion(np.random.default_rng(0), "UNK", width_px=32, height_px=32)
+
+
 @pytest.mark.parametrize("artefact", ARTEFACTS)
 @pytest.mark.parametrize("size", [(160, 120), (1022, 767), (48, 64)])
 def test_an_artefact_changes_a_part_of_a_picture_of_any_size_and_leaves_the_original(
