@@ -80,7 +80,7 @@ function thresholdLines(answer) {
       { class: point.above ? "above" : "" },
       el("span", {}, capital(point.catches)),
       el("strong", {}, value),
-      el("span", { class: "small" }, `${point.above ? "▲ above" : "below"} the ${cutoff} threshold`),
+      el("span", { class: "small" }, `${point.above ? "▲ above" : "below"} threshold ${cutoff}`),
     );
   });
   return el("ul", { class: "values", "aria-label": "Probability and threshold" }, lines);

@@ -80,7 +80,7 @@ def test_a_phone_s_first_screen_says_whether_for_what_how_sure_and_what_now(brow
         assert text_of(page, ".facts") == "Photo: usable"
         values = text_of(page, ".values")
         assert f"Melanoma {percent(rounded(prediction.probabilities['MEL']))}" in values
-        assert "the 1 % threshold" in values
+        assert "above threshold 1 %" in values
         assert "examined by a dermatologist" in text_of(page, ".now")
         for part in ("header .notice", "#verdict", ".values", ".facts", ".now"):
             assert inside(page, part, 844), part
