@@ -99,6 +99,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     }
     facts = escaped(facts) | {
         "diagnoses": [diagnosis_of(code) for code in escaped(codes)],
+        "name_of": {code: diagnosis_of(code).name for code in escaped(list(metrics["abstention"].get("near", {})))},
         "hub_dataset": _hub_dataset(metrics["data"]),
         "repo_id": THIS_FOLDER,
         "notice": NOTICE,
