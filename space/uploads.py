@@ -1,7 +1,6 @@
 """Uploads: stored in one private folder for minutes, each in a folder of its own that nobody can guess."""
 
 import contextlib
-import itertools
 import os
 import secrets
 import shutil
@@ -102,13 +101,9 @@ class Janitor:
     used_bytes: int = 0
 
     def sweep(self) -> None:
-        """Delete what is older than `KEEP_UPLOADS_S`, also what a server left that was killed, and count the rest."""
-        os.utime(self.folder)  # so that no other server takes it for such a one
+        """Delete what is older than `KEEP_UPLOADS_S`, and count the rest."""
         oldest, used = time.time() - KEEP_UPLOADS_S, 0
-        # A link or folder of another user of this machine could lead anywhere.
-        found = self.folder.parent.glob(f"{tempfolder.PREFIX}*")
-        ours = [one for one in found if one.lstat().st_uid == os.getuid() and not one.is_symlink()]
-        for directory, _, names in itertools.chain.from_iterable(os.walk(one, topdown=False) for one in ours):
+        for directory, _, names in os.walk(self.folder, topdown=False):
             for file in (Path(directory) / name for name in names):
                 with contextlib.suppress(FileNotFoundError):
                     about = file.lstat()

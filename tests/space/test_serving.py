@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 import socket
 import threading
@@ -63,7 +62,7 @@ def test_the_server_forgets_uploads_and_answers_and_leaves_no_thread_behind(clas
     assert len(queue.event_analytics) <= 1  # gradio makes a table of them at every request
     path = Path(client.upload(photos(1)[0])["path"])
     assert path.is_relative_to(tempfolder.upload_folder().resolve())
-    os.utime(path, (0, 0))
+    monkeypatch.setattr(uploads, "KEEP_UPLOADS_S", 0)
     wait_until(lambda: not path.exists())
     client.http.close()
     demo.close(verbose=False)

@@ -15,21 +15,16 @@ from support.space import ROOT
 
 
 def test_the_janitor_deletes_old_uploads_and_their_folders_and_counts_the_rest(tmp_path):
-    own, left = tmp_path / "lesion-uploads-own", tmp_path / "lesion-uploads-of-a-killed-server"
-    old, new, others = own / "a" / "old.jpg", own / "b" / "new.jpg", tmp_path / "others" / "file"
-    for file in (old, new, others):
-        file.parent.mkdir(parents=True)
+    old, new = tmp_path / "a" / "old.jpg", tmp_path / "b" / "new.jpg"
+    for file in (old, new):
+        file.parent.mkdir()
         file.write_bytes(b"12345")
-    (tmp_path / "lesion-uploads-link").symlink_to(others.parent)
-    left.mkdir()
-    janitor = uploads.Janitor(own)
+    janitor = uploads.Janitor(tmp_path)
     long_ago = time.time() - uploads.KEEP_UPLOADS_S - 1
-    for path in (old, old.parent, own, left, others):
+    for path in (old, old.parent):
         os.utime(path, (long_ago,) * 2)
     janitor.sweep()
     assert not old.exists()
-    assert not left.exists()
-    assert others.exists()
     assert new.exists()
     assert janitor.used_bytes == 5
     os.utime(old.parent, (long_ago,) * 2)  # deleting the file made the folder young again
@@ -80,10 +75,31 @@ def test_a_link_out_of_the_folder_is_refused():
         uploads.received(str(link), "link.jpg")
 
 
+def start(parent: Path, code: str) -> subprocess.Popen:
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(parent), "PYTHONPATH": str(ROOT / "space")}
+    begin = (
+        "import tempfolder, time; path = tempfolder.upload_folder(); print(oct(path.stat().st_mode), path, flush=True);"
+    )
+    command = [sys.executable, "-c", begin + code]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
 def test_the_upload_folder_is_private_and_gone_when_the_server_ends(tmp_path):
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "space")}
-    code = "import tempfolder; path = tempfolder.upload_folder(); print(oct(path.stat().st_mode), path)"
-    command = [sys.executable, "-c", code]
-    mode, path = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    mode, path = start(tmp_path, "pass").communicate()[0].split()
     assert mode.endswith("700")
     assert not Path(path).exists()
+
+
+def test_what_a_killed_server_left_is_removed_at_the_next_start_and_a_running_ones_is_not(tmp_path):
+    killed, running = (start(tmp_path, "time.sleep(600)") for _ in range(2))
+    left, kept = (Path(process.stdout.readline().split()[1]) for process in (killed, running))
+    for path in (left, kept):
+        (path / "photo.jpg").write_bytes(b"x")
+    killed.kill()
+    killed.wait()
+    assert left.exists()
+    start(tmp_path, "pass").communicate()
+    assert not left.exists()
+    assert kept.exists()
+    running.kill()
+    running.wait()
