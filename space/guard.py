@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,7 @@ class Guard:
         self.behind_proxy = "SPACE_ID" in os.environ  # set by the Hub, whose proxy is before every Space
         self.per_second, self.burst = requests_per_minute / 60, float(requests_per_minute)
         self.budgets: dict[str, tuple[float, float]] = {}  # address → (requests left, when)
+        self.fetched = deque[str](maxlen=1000)  # requests whose answer was sent, which gradio forgets a little later
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or refuse a request."""
@@ -114,8 +116,14 @@ class Guard:
     async def pass_on(self, scope: Scope, receive: Receive, send: Send, *, connection: Receive) -> None:
         """Let the app answer; while the connection is open, somebody waits for the answer."""
         found, query = ANSWER_ROUTE.fullmatch(scope["path"]), SESSION.search(scope["query_string"])
-        if found and not self.has_answer(found[1]):
+        if found and (found[1] in self.fetched or not self.has_answer(found[1])):
             raise RefusedError(404, "There is no such request, or its answer has been fetched.")
+
+        async def send_answer(message: Message) -> None:
+            if found and message.get("body", b"").startswith((b"event: complete", b"event: error")):
+                self.fetched.append(found[1])
+            await send(message)
+
         session = found[1] if found else query[1].decode() if query else secrets.token_hex(8)
         scope["session"] = {"id": session}  # for the MCP tools
         with contextlib.ExitStack() as while_open:
@@ -129,7 +137,7 @@ class Guard:
             is_call = scope["path"].startswith(f"{API}/mcp") and scope["method"] == "POST"  # its server does not watch
             watching = asyncio.create_task(watch()) if is_call else None
             try:
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, send_answer)
             finally:
                 if watching:
                     watching.cancel()
