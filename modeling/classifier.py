@@ -130,30 +130,28 @@ class LesionClassifier:
         for answer in self.predict_each(images, tta=tta):
             if isinstance(answer, ImageError):
                 raise answer
-            if answer is not None:
-                answers.append(answer)
+            answers.append(answer)
         return answers
 
     def predict_each(
-        self, images: Iterable[ImageInput | Callable[[], ImageInput] | None], *, tta: bool = False
-    ) -> Iterator[Prediction | ImageError | None]:
+        self, images: Iterable[ImageInput | Callable[[], ImageInput]], *, tta: bool = False
+    ) -> Iterator[Prediction | ImageError]:
         """Classify any number of images, read a few batches ahead, so that memory stays flat.
 
         Args:
-            images: As for `predict`; or a function that returns one, called in the threads that decode; or None, a padding
-                slot that keeps batch boundaries fixed on resume.
+            images: As for `predict`; or a function that returns one, called in the threads that decode.
             tta: As for `predict`.
 
         Yields:
-            In order, each image's prediction, or the ImageError that says why there is none; None for None.
+            In order, each image's prediction, or the ImageError that says why there is none.
         """
         return self.map_batches(images, lambda pixel_values: self._answers(pixel_values, tta=tta, single_thread=True))
 
     def map_batches(
         self,
-        images: Iterable[ImageInput | Callable[[], ImageInput] | None],
+        images: Iterable[ImageInput | Callable[[], ImageInput]],
         run: Callable[[np.ndarray], Sequence[_Out]],
-    ) -> Iterator[_Out | ImageError | None]:
+    ) -> Iterator[_Out | ImageError]:
         """Preprocess images as for `predict_each`, and yield in order the result of `run` for each of them.
 
         Args:
@@ -162,13 +160,13 @@ class LesionClassifier:
         """
         from concurrent.futures import ThreadPoolExecutor  # imported late: one image needs no threads
 
-        def read(image: ImageInput | Callable[[], ImageInput] | None) -> np.ndarray | ImageError | None:
+        def read(image: ImageInput | Callable[[], ImageInput]) -> np.ndarray | ImageError:
             try:
-                return None if image is None else self.preprocess(image() if callable(image) else image)
+                return self.preprocess(image() if callable(image) else image)
             except ImageError as error:
                 return error
 
-        def run_batch(batch: list[np.ndarray | ImageError | None]) -> list[_Out | ImageError | None]:
+        def run_batch(batch: list[np.ndarray | ImageError]) -> list[_Out | ImageError]:
             arrays = [values for values in batch if isinstance(values, np.ndarray)]
             results = iter(run(np.stack(arrays)) if arrays else ())
             return [next(results) if isinstance(values, np.ndarray) else values for values in batch]

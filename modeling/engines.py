@@ -6,6 +6,7 @@ thread-safe. Of a list, `batch_size` images go through the network together, and
 """
 
 import importlib.util
+import os
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -70,7 +71,8 @@ def open_engine(
         raise ModelFolderError(f"{source.model_id} has no {ONNX_NAME}; leave engine='onnx' out.")
     if engine == "onnx" and device not in (None, "cpu"):
         raise ModelFolderError(f"the ONNX engine computes on the CPU, not on {device}; leave engine='onnx' out.")
-    device = device or ("cuda" if engine != "onnx" and gpu_is_there() else "cpu")
+    if device is None:  # of several processes on this machine, each takes its own GPU
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if engine != "onnx" and gpu_is_there() else "cpu"
     if has_onnx and (engine == "onnx" or (engine == "auto" and device == "cpu")):
         return OnnxEngine(source, config)
     return open_torch(source, config, device)
