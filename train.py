@@ -15,10 +15,9 @@ from modeling.runtime import prepare_process
 prepare_process()  # before torch is loaded
 
 # isort: split
-import contextlib
 import shutil
 import sys
-from dataclasses import replace
+import tempfile
 from pathlib import Path
 
 import torch
@@ -37,24 +36,17 @@ from modeling.labels import SYNTHETIC_NOTICE
 from modeling.model_folder import HASHES_NAME, RUN_NAME, SPLITS_NAME
 from modeling.network import TimmModel, build_model, check_backbone
 from modeling.publish.card import write_card
-from modeling.publish.examples import write_demo_examples, write_isic_examples
+from modeling.publish.examples import write_demo_examples
 from modeling.publish.hub import PublishError
 from modeling.publish.push import check_can_push, push_model
-from modeling.training.accelerator import end_with_launcher, launched, make_accelerator
+from modeling.training.accelerator import end_with_launcher, make_accelerator
 from modeling.training.calibrate_and_save import check_learned, write_model_folder
-from modeling.training.dry_run import dry_run
-from modeling.training.errors import Interrupted, explained
+from modeling.training.errors import Interrupted, TrainingError, explained
 from modeling.training.init_weights import Start, check_not_seen, find_start, load_start
 from modeling.training.loaders import RunData, make_loaders
+from modeling.training.onnx_export import export_onnx
 from modeling.training.options import TrainOptions, parse_options
-from modeling.training.run_folder import (
-    Run,
-    check_output_dir,
-    check_same_run,
-    describe_run,
-    sole_user,
-    trial_folder,
-)
+from modeling.training.run_folder import Run, check_output_dir, check_same_run, describe_run, sole_user
 from modeling.training.trainer import Fitted, Trainer
 
 
@@ -72,33 +64,25 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         status, message = 1, f"error: {reason}"
     print(f"\n{message}", file=sys.stderr)
-    if launched():
-        print("(accelerate's launcher adds a traceback of its own; `python train.py` does not.)", file=sys.stderr)
     return status
 
 
 def train(options: TrainOptions) -> None:
     """Train, evaluate and publish one model; whatever can be checked without the images is checked first."""
     resuming = check_output_dir(options)
-    run = Run(Path(options.output_dir), options, make_accelerator(options), resuming and not options.dry_run)
+    run = Run(Path(options.output_dir), options, make_accelerator(options), resuming)
     if options.push_to_hub and run.is_main:
         check_can_push(options.hub_model_id or "", private=options.hub_private)
     check_backbone(options.backbone)
     start = find_start(options)
-    prepare_model(run, start, n_diagnoses=2)  # its weights can be had, and they fit
+    model = prepare_model(run, start, n_diagnoses=2)  # its weights can be had, and they fit
+    if run.is_main and not resuming:
+        check_export(model, options)
     if options.splits:
         load_splits(options.splits)
-    with contextlib.ExitStack() as stack:
-        if options.dry_run:
-            run = replace(run, dir=stack.enter_context(trial_folder(run)))
-        stack.enter_context(sole_user(run.dir, run.accelerator))
+    with sole_user(run.dir, run.accelerator):
         data = prepare_data(run, start)
         model = prepare_model(run, start, len(data.codes))
-        if not run.resuming:
-            dry_run(run, data, model, fit)
-        if options.dry_run:
-            run.accelerator.print("dry run passed; nothing was trained.")
-            return
         fitted = fit(run, data, model)
         run.accelerator.end_training()
         run.accelerator.free_memory()  # ends the loader processes, which ignore signals and would block Python's exit
@@ -174,6 +158,22 @@ def prepare_model(run: Run, start: Start, n_diagnoses: int) -> TimmModel:
     return model
 
 
+def check_export(model: TimmModel, options: TrainOptions) -> None:
+    """Export the untrained network, so that a network that cannot be exported costs no hours of training.
+
+    Raises:
+        TrainingError: With the reason.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(model, Path(folder) / "model.onnx", codes=("A", "B"), lesion={})
+    except Exception as error:  # of torch or timm: whatever it is, the end of the run would fail too
+        raise TrainingError(
+            f"the network cannot be exported, so nothing was trained ({type(error).__name__}: {str(error)[:500]}). Does "
+            f"--backbone {options.backbone} fit --image_size {options.image_size}?"
+        ) from error
+
+
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
@@ -213,8 +213,6 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
     classifier = LesionClassifier.from_pretrained(unfinished)
     if options.dataset == "demo":
         write_demo_examples(unfinished, classifier)
-    elif options.examples:
-        write_isic_examples(unfinished, classifier, data.everything, data.splits, options.examples)
     context = Context(
         classifier=classifier,
         dataset=data.everything,

@@ -9,17 +9,13 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from datasets import Dataset
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
-from modeling.data.sources import rows_of
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.files import write_json
-from modeling.images import decode_image
-from modeling.labels import ATTRIBUTION, SYNTHETIC_LICENSE, WEIGHTS_LICENSE
+from modeling.labels import SYNTHETIC_LICENSE
 from modeling.model_folder import EXAMPLES_NAME
 
 SEED, MAX_TRIES = 77, 20  # a seed that the demo's dataset does not use
@@ -37,19 +33,6 @@ def write_demo_examples(folder: Path, classifier: LesionClassifier) -> None:
         for code in classifier.codes
     }
     _write(folder, classifier, images, len(images), {"license": SYNTHETIC_LICENSE, "attribution": SYNTHETIC})
-
-
-def write_isic_examples(
-    folder: Path, classifier: LesionClassifier, dataset: Dataset, splits: pd.DataFrame, n: int
-) -> None:
-    """Add n test images of ISIC 2019 that the model answers, the diagnoses in turn, and one that it abstains on."""
-    test = splits[splits["split"] == "test"].sort_values("image_id")
-    photos = {
-        code: (decode_image(row["image"]) for row in rows_of(dataset, test["image_id"][test["label"] == code]))
-        for code in classifier.codes
-    }
-    attribution = f"{ATTRIBUTION} The image without a lesion: {SYNTHETIC}"
-    _write(folder, classifier, photos, n, {"license": WEIGHTS_LICENSE, "attribution": attribution})
 
 
 def _write(

@@ -13,17 +13,12 @@ from modeling.runtime import own_cores
 from modeling.training.options import TrainOptions
 
 
-def launched() -> bool:
-    """True if accelerate's launcher started this process."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ
-
-
 def end_with_launcher() -> None:
     """Turn the end of accelerate's launcher, which passes no signal on, into a SIGTERM to this process.
 
     Otherwise a killed launcher would leave this process behind, holding the lock of the run folder.
     """
-    if launched() and sys.platform == "linux":
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":  # the launcher started this process
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
@@ -35,11 +30,8 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         # Older GPUs only emulate bf16, which is slower than full precision.
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else None
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
-        torch.use_deterministic_algorithms(True)
     # Every batch has the same shape: the GPU's library tries its kernels once and keeps the fastest.
-    torch.backends.cudnn.benchmark = not options.deterministic
+    torch.backends.cudnn.benchmark = True
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,

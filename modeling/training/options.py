@@ -116,9 +116,6 @@ class TrainOptions:
         "on, 1 - (1 + step)^(-2/3), up to this decay: a run of 2,000 steps ends at 0.994. 0: no average. Default: 0.999; "
         "recipe original 0.",
     )
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = option(
-        None, "Gradients are clipped to this norm, against rare spikes. Default: 1; not used by recipe original."
-    )
     patience: Annotated[int, Field(ge=1, le=10_000)] | None = option(
         None, "Stop after this many epochs without a better val score. Default: 10; not used by recipe original."
     )
@@ -126,9 +123,6 @@ class TrainOptions:
         "auto", "auto: bf16 on a GPU that computes it, else what accelerate is configured to, which is no by default."
     )
     compile: bool = option(False, "torch.compile the network; it costs minutes at the start, so it is for long runs.")
-    deterministic: bool = option(
-        False, "Use only deterministic kernels on a GPU, which are slower. On a CPU runs are reproducible anyway."
-    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = option(
         42, "Seed of splits, weights, order and augmentation; the default is the reference system's."
     )
@@ -140,9 +134,6 @@ class TrainOptions:
         None,
         "auto: continue from the newest checkpoint, or start if there is none. Default: refuse a folder with a run.",
     )
-    dry_run: bool = option(
-        False, "Try every stage on a few images and stop. Every new run begins with this; it takes seconds."
-    )
     checkpoint_every: Annotated[str, Field(pattern=r"^[1-9][0-9]*(min|steps?)$")] = option(
         "10min", "Time or steps between checkpoints, such as 10min or 500steps; each epoch ends with one too."
     )
@@ -150,11 +141,6 @@ class TrainOptions:
         [], "Trackers: tensorboard, trackio (local, pip install trackio), wandb, all. Default: none; see log.jsonl."
     )
     # publishing
-    examples: Annotated[int, Field(ge=0, le=8)] = option(
-        0,
-        "Test images of ISIC 2019 to put into the model folder, with licence and attribution, for visitors of its page who "
-        "have no photo. Not for other datasets; the demo adds synthetic ones.",
-    )
     push_to_hub: bool = option(
         False, "Push the model folder at the end; the token's rights are checked before training starts."
     )
@@ -168,8 +154,8 @@ class TrainOptions:
 CHECKS: TypeAdapter[TrainOptions] = TypeAdapter(TrainOptions)
 # May differ when a run is resumed, since it cannot change the result.
 FREE_TO_CHANGE = {
-    "data_dir", "splits", "init_from", "num_workers", "output_dir", "resume", "dry_run", "report_to", "checkpoint_every",
-    "examples", "push_to_hub", "hub_model_id", "hub_private",
+    "data_dir", "splits", "init_from", "num_workers", "output_dir", "resume", "report_to", "checkpoint_every",
+    "push_to_hub", "hub_model_id", "hub_private",
 }  # fmt: skip
 
 
@@ -180,7 +166,7 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         ValueError: If the file or an option cannot be used.
     """
     config_parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", metavar="FILE", action="append", default=[])
+    config_parser.add_argument("--config", metavar="FILE")
     given, arguments = config_parser.parse_known_args(arguments)
     parser = HfArgumentParser(
         TrainOptions,  # type: ignore[arg-type]
@@ -192,10 +178,8 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         formatter_class=argparse.HelpFormatter,  # the texts name the defaults
         allow_abbrev=False,
     )
-    if len(given.config) > 1:
-        raise ValueError("--config was given more than once; put all options into one file.")
-    for path in given.config:
-        arguments = [*read_config(Path(path)), *arguments]
+    if given.config is not None:
+        arguments = [*read_config(Path(given.config)), *arguments]
     options, unknown = parser.parse_args_into_dataclasses(
         arguments,
         return_remaining_strings=True,
@@ -241,7 +225,7 @@ def resolve(options: TrainOptions) -> TrainOptions:
         raise ValueError(
             "--init_from and --pretrained true exclude each other: choose one kind of weights to start from."
         )
-    for name in ("weight_decay", "warmup_epochs", "max_grad_norm", "patience"):
+    for name in ("weight_decay", "warmup_epochs", "patience"):
         if original and getattr(options, name) is not None:
             raise ValueError(f"--{name} is not used by --recipe original; leave it out.")
     # Without --pretrained, `init_from` or the demo decide; None in train_config.json says that the option was not used.
@@ -256,7 +240,6 @@ def resolve(options: TrainOptions) -> TrainOptions:
         "weight_decay": None if original else 0.05,
         "warmup_epochs": None if original else 1.0,
         "ema_decay": 0.0 if original else 0.999,
-        "max_grad_norm": None if original else 1.0,
         "patience": None if original else 10,
         "output_dir": f"runs/{dataset_name(options).replace('/', '--')}",
     }
@@ -267,10 +250,6 @@ def resolve(options: TrainOptions) -> TrainOptions:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"--{first['loc'][0]}: {first['msg'].lower()}, got {shortened(first['input'])}.") from error
-    if options.examples and options.dataset != "isic2019":
-        raise ValueError(
-            "--examples takes images of ISIC 2019 with its licence and attribution; leave it out for other data."
-        )
     if options.push_to_hub != bool(options.hub_model_id) or (options.hub_private and not options.push_to_hub):
         raise ValueError(
             "--push_to_hub and --hub_model_id, such as me/skin-lesion-b0, need each other, and --hub_private needs both."

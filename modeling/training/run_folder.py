@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -42,7 +41,6 @@ class Run:
     options: TrainOptions
     accelerator: Accelerator
     resuming: bool = False  # from a checkpoint in `dir`
-    quiet: bool = False  # in a dry run: no progress bar and no line for each epoch
 
     @property
     def is_main(self) -> bool:
@@ -106,19 +104,6 @@ def sole_user(run_dir: Path, accelerator: Accelerator) -> Iterator[None]:
             lock.release()
             with contextlib.suppress(OSError):  # it has files: the run began
                 run_dir.rmdir()
-
-
-@contextlib.contextmanager
-def trial_folder(run: Run) -> Iterator[Path]:
-    """A folder beside the run folder for a dry run, deleted at its end."""
-    folder = run.dir.resolve()
-    folder = folder.with_name(f".{folder.name}.dry_run")
-    try:
-        yield folder
-        run.accelerator.wait_for_everyone()  # not after an error: the others may wait for this process elsewhere
-    finally:
-        if run.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe_run(

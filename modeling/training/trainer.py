@@ -39,6 +39,7 @@ CONTINUE, SAVE, STOP = 0, 1, 2
 SAME_REQUEST_S = 3.0  # in which the signals of one request arrive
 TIMED_BATCHES = 20  # after which the length of an epoch is printed
 VAL_COST = 0.5  # of a val image against a training image: no backward pass, but 1.2 times the side
+MAX_GRAD_NORM = 1.0  # gradients are clipped to it, against rare spikes; the original recipe does not clip
 MAX_BAD_STEPS = 20  # with a gradient that is not finite
 BEST_NAME = "best.safetensors"  # inside each checkpoint
 
@@ -122,6 +123,7 @@ class Trainer:
         options, accelerator = self.options, self.accelerator
         original = options.recipe == "original"
         self.selection = "accuracy" if original else "balanced_accuracy"
+        self.max_grad_norm = math.inf if original else MAX_GRAD_NORM
         module: Any = model.to(accelerator.device)  # a TimmModel and nn.Module
         if original:
             optimizer: Any = torch.optim.Adam(module.parameters(), lr=options.learning_rate)
@@ -211,7 +213,7 @@ class Trainer:
             desc=f"epoch {progress.epoch + 1}/{self.options.epochs}",
             unit="batch",
             leave=False,
-            disable=not self.run.is_main or self.run.quiet,
+            disable=not self.run.is_main,
         ) as bar:
             before, timed_from = progress.batches_done, time.monotonic()
             for batch in loader:
@@ -227,7 +229,7 @@ class Trainer:
 
     def _announce_end(self, seconds_per_batch: float) -> None:
         """Print, once, what an epoch takes and when training will end."""
-        if self.end_announced or not self.run.is_main or self.run.quiet:
+        if self.end_announced or not self.run.is_main:
             return
         self.end_announced = True
         progress, n_batches = self.progress, len(self.train_loader)
@@ -266,7 +268,7 @@ class Trainer:
     def _finish_window(self) -> None:
         """Take an optimiser step, or skip it on all processes if the gradient is not finite."""
         progress = self.progress
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         # One copy from the GPU a step, since each copy waits for the GPU.
         loss, gradient_norm = torch.stack([self.window_loss, norm]).tolist()
         self.window_loss.zero_()
@@ -363,7 +365,7 @@ class Trainer:
         record, timing = self.progress.history[-1], self.progress.timing[-1]
         if self.run.is_main:
             self._write_log()
-        if self.run.is_main and not self.run.quiet:
+        if self.run.is_main:
             tqdm.write(
                 f"epoch {record['epoch']:>3}/{self.options.epochs}  train loss {record['train/loss']:.4f}  "
                 f"val loss {record['val/loss']:.4f}  val balanced accuracy {record['val/balanced_accuracy']:.4f}  "

@@ -3,16 +3,14 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
-from datasets import Dataset, Features, Image, Value
 
 from modeling.classifier import LesionClassifier
 from modeling.data.demo import draw_lesion
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.images import decode_image
 from modeling.model_folder import EXAMPLES_NAME
-from modeling.publish.examples import MAX_TRIES, SEED, write_demo_examples, write_isic_examples
+from modeling.publish.examples import MAX_TRIES, SEED, write_demo_examples
 from support.space import make_model
 
 
@@ -47,22 +45,3 @@ def test_the_demo_brings_an_image_of_each_diagnosis_and_one_to_abstain_on(folder
             draw_lesion(np.random.default_rng([SEED, n]), code, width_px=640, height_px=480) for n in range(MAX_TRIES)
         )
         assert min(np.abs(found - np.asarray(image, np.float32)).mean() for image in made) < 3  # JPEG
-
-
-def test_isic_examples_are_test_images_in_turn_with_licence_and_attribution(folder):
-    classifier = LesionClassifier.from_pretrained(folder)
-    codes = ["BCC", "MEL", "NV", "MEL", "NV", "MEL"]
-    images = [
-        np.asarray(draw_lesion(np.random.default_rng(n), code, width_px=160, height_px=120))
-        for n, code in enumerate(codes)
-    ]
-    ids = [f"ISIC_{n}" for n in range(6)]
-    dataset = Dataset.from_dict(
-        {"image_id": ids, "image": images}, features=Features({"image_id": Value("string"), "image": Image()})
-    )
-    splits = pd.DataFrame({"image_id": ids, "label": codes, "split": ["train", *["test"] * 5]})
-    write_isic_examples(folder, classifier, dataset, splits, 3)
-    listed, examples = read(folder)
-    assert [code for code, _ in examples] == ["MEL", "NV", "MEL", None]
-    assert listed["license"] == "cc-by-nc-4.0"
-    assert "ViDIR Group" in listed["attribution"]

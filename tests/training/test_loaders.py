@@ -25,7 +25,7 @@ def data_of(isic_folder, size_px):
 
 
 def run_with(tmp_path, *arguments):
-    return Run(tmp_path, parse_options(["--pretrained", "false", *arguments]), Accelerator(cpu=True), quiet=True)
+    return Run(tmp_path, parse_options(["--pretrained", "false", *arguments]), Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,3 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "load_images", unexpected)
     with pytest.raises(KeyError):
         train.main([*TINY, "--dataset", "demo", "--output_dir", str(tmp_path / "run")])
-
-
-def test_what_follows_an_error_is_said_to_be_the_launchers(monkeypatch, capsys):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    monkeypatch.setattr(train, "end_with_launcher", lambda: None)
-    assert train.main(["--epochs", "0"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("(accelerate's launcher adds a traceback of its own")

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from modeling.files import write_json
 from modeling.training.options import parse_options
-from modeling.training.run_folder import Run, check_output_dir, check_same_run, sole_user, trial_folder
+from modeling.training.run_folder import Run, check_output_dir, check_same_run, sole_user
 
 
 def check(folder, *more):
@@ -33,7 +33,7 @@ def test_a_new_or_empty_folder_starts_a_run(tmp_path):
 @pytest.mark.parametrize(
     "content", ["notes.txt", "splits.csv", "predictions.csv", "model/precious.txt", "checkpoints/step-00000001/x"]
 )
-@pytest.mark.parametrize("more", [[], ["--dry_run"], ["--resume", "auto"]])
+@pytest.mark.parametrize("more", [[], ["--resume", "auto"]])
 def test_a_folder_with_files_of_others_is_refused(tmp_path, content, more):
     (tmp_path / content).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / content).write_text("mine")
@@ -61,7 +61,7 @@ def test_a_start_that_ended_before_training_is_started_again(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["model", "log.jsonl", "predictions.csv"])
-@pytest.mark.parametrize("more", [[], ["--dry_run"], ["--resume", "auto"]])
+@pytest.mark.parametrize("more", [[], ["--resume", "auto"]])
 def test_a_finished_run_without_its_checkpoints_is_kept(tmp_path, left, more):
     begun(tmp_path, left)
     with pytest.raises(ValueError, match="holds a run without its checkpoints"):
@@ -87,7 +87,7 @@ def test_a_run_folder_inside_the_data_is_refused(tmp_path, option, place):
         check_output_dir(parse_options([option, str(tmp_path / "link"), "--output_dir", str(data / place)]))
 
 
-# ---- one user, and a folder for the dry run ------------------------------------------------------------------------
+# ---- one user --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -106,17 +106,6 @@ def test_what_a_run_wrote_stays_and_the_lock_goes(run):
     with sole_user(run.dir, run.accelerator):
         (run.dir / "log.jsonl").write_text("")
     assert os.listdir(run.dir) == ["log.jsonl"]
-
-
-def test_the_folder_of_a_dry_run_is_beside_the_run_and_goes_with_all_in_it(run):
-    begun(run.dir, "log.jsonl")
-    before = sorted(os.listdir(run.dir))
-    with trial_folder(run) as folder:
-        folder.mkdir()
-        assert folder.parent == run.dir.parent
-        (folder / "splits.csv").write_text("")
-        assert sorted(os.listdir(run.dir)) == before
-    assert os.listdir(run.dir.parent) == ["run"]
 
 
 # ---- the record of a run that is resumed ---------------------------------------------------------------------------

@@ -240,10 +240,9 @@ def test_the_last_window_of_accumulation_has_the_gradient_of_its_own_batches(tmp
             "2",
             "--ema_decay",
             "0",
-            "--max_grad_norm",
-            "1000",
         ]
         trained = trainer(tmp_path / accumulation, *more, n_train=24)
+        trained.max_grad_norm = 1000.0  # clipping would hide a wrong scale
         trained.train()
         assert trained.progress.step == 2
         results.append(weights(trained))
@@ -275,14 +274,6 @@ def test_a_log_that_cannot_be_written_is_reported_and_comes_with_the_next_epoch(
     assert [line["epoch"] for line in log(tmp_path)] == [1]
     trained._write_log()
     assert log(tmp_path) == [{"epoch": 1, "loss": 2.0, "seconds": 3.0}, {"epoch": 2, "loss": 1.0, "seconds": 3.0}]
-
-
-def test_a_quiet_trainer_prints_nothing(tmp_path, capsys):
-    trained = trainer(tmp_path, "--epochs", "1")
-    trained.run = Run(tmp_path, trained.options, trained.accelerator, quiet=True)
-    trained.train()
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
 
 
 def test_ctrl_c_pressed_again_after_a_while_stops_at_once(tmp_path):
