@@ -5,6 +5,7 @@ import { photoField } from "./photofield.js";
 import { isZip, unzip } from "./zip.js";
 
 export const MAX_PHOTOS = 200;
+const ROWS_A_FRAME = 20; // of the table: 200 at once would stop the page for a tenth of a second
 
 /**
  * @param {{engine: object, about: object, root: HTMLElement, openRow: (photo: object, row: object) => void,
@@ -228,8 +229,19 @@ function table(sorted, open) {
         ),
       ),
     ),
-    el("tbody", {}, sorted.map(line)),
+    appendRows(
+      el("tbody"),
+      sorted.map((entry) => () => line(entry)),
+    ),
   );
+}
+
+/** Make the rows of a table's body a few a frame; stop when somebody clears the table. */
+function appendRows(body, makers) {
+  const rest = makers.splice(ROWS_A_FRAME);
+  body.append(...makers.map((make) => make()));
+  if (rest.length) requestAnimationFrame(() => body.isConnected && appendRows(body, rest));
+  return body;
 }
 
 /** The rows in the order of the files; cells that a spreadsheet would run as a formula are made harmless. */
