@@ -87,8 +87,7 @@ def classify_archive(
             code: rounded(float(prior)) for code, prior in zip(classifier.codes, classifier.priors, strict=True)
         },
         "tta": tta,
-        "inputs": [printable(given) for given in inputs],
-        "folder": None if all(map(os.path.isabs, inputs)) else printable(os.getcwd()),  # of relative paths
+        "inputs": [printable(os.path.abspath(given)) for given in inputs],
     }
     try:
         return _classify_archive(classifier, inputs, output, run)

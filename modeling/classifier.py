@@ -89,11 +89,13 @@ class LesionClassifier:
         """
         source = resolve_model_folder(released_model() if repo_or_folder is None else repo_or_folder, revision)
         config = read_config(source.path)
-        network = open_engine(source, config, device=None if device is None else str(device), engine=engine)
-        classifier = cls(network, config, source)
         try:
+            network = open_engine(source, config, device=None if device is None else str(device), engine=engine)
+            classifier = cls(network, config, source)
             # Untrusted weights, preprocessing and thresholds must give an answer together; tried once.
             prediction = classifier.predict(Image.new("RGB", (8, 8), (192, 144, 128)))
+        except ModelFolderError:
+            raise
         except Exception as error:  # of an engine or numpy: whatever it is, this model cannot answer
             raise ModelFolderError(
                 f"{source.path}: the network or the entry 'lesion' of config.json cannot be used "
@@ -156,7 +158,7 @@ class LesionClassifier:
 
         Args:
             images: As for `predict_each`.
-            run: Takes pixel_values (B, 3, S, S) and returns B results; called in the engine's threads.
+            run: Takes pixel_values (B, 3, S, S) and returns B results; called in several threads.
         """
         from concurrent.futures import ThreadPoolExecutor  # imported late: one image needs no threads
 
@@ -171,16 +173,16 @@ class LesionClassifier:
             results = iter(run(np.stack(arrays)) if arrays else ())
             return [next(results) if isinstance(values, np.ndarray) else values for values in batch]
 
-        size, n_parallel = self.engine.batch_size, self.engine.n_parallel
         # Decoding and the engines release the interpreter lock, so the next images are read during computation.
-        with ThreadPoolExecutor(own_cores()) as readers, ThreadPoolExecutor(n_parallel) as runners:
-            ahead = map_ahead(readers, read, images, ahead=2 * n_parallel * size)
-            batches = iter(lambda: list(islice(ahead, size)), [])
-            # With one batch at a time we stay in this thread: in a new one torch would start its threads again.
-            parallel = n_parallel > 1
-            mapped = map_ahead(runners, run_batch, batches, ahead=n_parallel) if parallel else map(run_batch, batches)
-            for results in mapped:
-                yield from results
+        size, cores = self.engine.batch_size, own_cores()
+        with ThreadPoolExecutor(cores) as pool:
+            if size == 1:  # each core takes one image at a time, from decoding to the answer
+                yield from map_ahead(pool, lambda image: run_batch([read(image)])[0], images, ahead=2 * cores)
+                return
+            ahead = map_ahead(pool, read, images, ahead=2 * size)
+            # In this thread: in a new one torch would start its threads again.
+            for batch in iter(lambda: list(islice(ahead, size)), []):
+                yield from run_batch(batch)
 
     def explain(self, image: ImageInput) -> Explanation:
         """Classify one image and show which regions raised each diagnosis' score (Grad-CAM), in one forward pass.

@@ -2,7 +2,7 @@
 
 Only the engine that computes is imported. ONNX Runtime classifies one image four times faster than torch on two cores and
 needs 1/40 of the disk space; torch runs on GPUs, and explains networks that do not end in one linear layer. Both are
-thread-safe. Of a list, `batch_size` images go through the network together, and `n_parallel` batches at once.
+thread-safe. Of a list, `batch_size` images go through the network together.
 """
 
 import importlib.util
@@ -18,17 +18,16 @@ import numpy as np
 
 from modeling.calibration import softmax
 from modeling.config import Config
-from modeling.files import ModelFolderError, shortened
-from modeling.model_folder import CONFIG_NAME, ONNX_NAME, WEIGHTS_NAME, ModelFolder, checked_file, fetch
-from modeling.onnx_trial import run_in_child
-from modeling.runtime import memory_is_kept, own_cores
+from modeling.files import ModelFolderError
+from modeling.model_folder import ONNX_NAME, WEIGHTS_NAME, ModelFolder, checked_file, fetch
+from modeling.runtime import own_cores
 
 EngineName = Literal["onnx", "torch"]
 # Of onnx/model.onnx. Only networks that end in average pooling and one linear layer have the last one.
 OUTPUT_NAMES = ("logits", "features", "feature_maps", "evidence")
 BATCH_SIZE = 64
 # With torch on a CPU, memory for the feature maps of more images costs more than the larger batch saves (B0 at 224 px on two
-# cores: 70 images a second in eights, 56 in 32s), unless the process keeps its memory (72 in eights, 89 in 64s).
+# cores: 70 images a second in eights, 56 in 32s).
 CPU_BATCH_SIZE = 8
 
 
@@ -98,29 +97,13 @@ class OnnxEngine:
     """
 
     name: EngineName = "onnx"
-    device = "cpu"
     batch_size = 1
 
     def __init__(self, source: ModelFolder, config: Config) -> None:
         self._source, self._config = source, config
-        self.n_parallel = own_cores()
-        self.path = fetch(source, ONNX_NAME)
-        sha256, size = config["lesion"]["onnx_sha256"], config["pretrained_cfg"]["input_size"][1]
-        checked_file(self.path, sha256)
-        if failure := run_in_child(self.path, sha256 or "", size):
-            raise ModelFolderError(
-                f"{self.path}: ONNX Runtime cannot load and run this network within bounds of time and memory "
-                f"({failure}); download the folder again, or update onnxruntime."
-            )
+        self.path = checked_file(fetch(source, ONNX_NAME), config["lesion"]["onnx_sha256"])
         self._session = self._open_session(own_cores())
-        shapes = [(one.name, one.type, one.shape[1:]) for one in self._session.get_inputs()]
-        outputs = {one.name for one in self._session.get_outputs()}
-        if shapes != [("pixel_values", "tensor(float)", [3, size, size])] or not {"logits", "features"} <= outputs:
-            raise ModelFolderError(
-                f"{self.path} takes {shortened(shapes)} and is not the network of {CONFIG_NAME}; "
-                "download the folder again."
-            )
-        self._has_evidence = "evidence" in outputs
+        self._has_evidence = "evidence" in {one.name for one in self._session.get_outputs()}
 
     def forward(self, pixel_values: np.ndarray, *, single_thread: bool = False, evidence: bool = False) -> ModelOutputs:
         """Run the network once on pixel_values, float32 (B, 3, S, S).
@@ -133,7 +116,7 @@ class OnnxEngine:
         Raises:
             NotInstalledError: If the heat maps of this network need torch, and that is not installed.
         """
-        session = self._single_thread_session if single_thread and self.n_parallel > 1 else self._session
+        session = self._single_thread_session if single_thread else self._session
         names = ["logits", "features", *(["evidence"] if evidence and self._has_evidence else [])]
         try:
             outputs = ModelOutputs(*session.run(names, {"pixel_values": np.ascontiguousarray(pixel_values)}))
@@ -183,14 +166,13 @@ class TorchEngine:
     """A timm network, in evaluation mode and frozen."""
 
     name: EngineName = "torch"
-    n_parallel = 1
 
     def __init__(self, network: Any, device: str) -> None:
         import torch
 
         self._torch = torch
         self.device = device
-        self.batch_size = CPU_BATCH_SIZE if device == "cpu" and not memory_is_kept() else BATCH_SIZE
+        self.batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
         # The layout that convolutions are fastest in (B0 on CPU: 1.7 times in batches of 32, nothing alone).
         self.network = network.to(device, memory_format=torch.channels_last)
 

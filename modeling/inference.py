@@ -70,56 +70,39 @@ def run_images(
     return outputs
 
 
-def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator | None" = None) -> Outputs:
+def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator") -> Outputs:
     """Run a timm model over a loader and gather its outputs from all processes, each image once.
 
     Args:
         model: A timm model, bare or wrapped by accelerate.
-        loader: Of a `LesionDataset`.
-        accelerator: Needed with several processes; the loader must then be prepared by it.
+        loader: Of a `LesionDataset`, in order, prepared by the accelerator.
+        accelerator: Of the run.
 
     Raises:
-        ValueError: If an image came twice or is missing, or a logit is not finite.
+        ValueError: If a logit is not finite.
     """
     import torch  # imported late: evaluation with ONNX Runtime needs no torch
 
     from modeling.network import normalise
 
-    bare: Any = accelerator.unwrap_model(model) if accelerator else model  # mypy does not know timm's methods
-    device = accelerator.device if accelerator else next(bare.parameters()).device
+    bare: Any = accelerator.unwrap_model(model)  # mypy does not know timm's methods
     was_training = bare.training
     bare.eval()
-    parts: dict[str, list[torch.Tensor]] = {"index": [], "labels": [], "logits": [], "features": []}
+    parts: dict[str, list[torch.Tensor]] = {"labels": [], "logits": [], "features": []}
     with torch.inference_mode():
         for batch in loader:
-            pixel_values = normalise(batch["pixels"].to(device), bare.pretrained_cfg)
+            pixel_values = normalise(batch["pixels"].to(accelerator.device), bare.pretrained_cfg)
             features = bare.forward_head(bare.forward_features(pixel_values), pre_logits=True)
             values = {
-                "index": batch["index"].to(device),
-                "labels": batch["label"].to(device),
+                "labels": batch["label"].to(accelerator.device),
                 "logits": bare.get_classifier()(features).float(),
                 "features": features.float(),
             }
-            if accelerator:
-                values = accelerator.gather_for_metrics(values)
-            for name, value in values.items():
+            for name, value in accelerator.gather_for_metrics(values).items():
                 parts[name].append(value.cpu())
     bare.train(was_training)
     gathered = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
-    order = np.argsort(gathered["index"], kind="stable")
-    index = gathered["index"][order]
-    n_images = len(loader.dataset)
-    if len(np.unique(index)) != len(index) or len(index) != n_images:
-        raise ValueError(
-            f"expected each of {n_images} images once, got {len(index)} outputs of {len(np.unique(index))} images"
-        )
-    image_ids = loader.dataset.image_ids
-    outputs = Outputs(
-        image_ids=[image_ids[position] for position in index],
-        labels=gathered["labels"][order],
-        logits=gathered["logits"][order],
-        features=gathered["features"][order],
-    )
+    outputs = Outputs(image_ids=list(loader.dataset.image_ids), **gathered)
     _check_finite(outputs)
     return outputs
 

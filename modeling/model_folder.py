@@ -78,13 +78,10 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
         HfApi().model_info(repo_id, revision=revision, timeout=15)
         # By the name given, not by its commit: the cache then knows the name too when the Hub is down.
         folder, from_cache = snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG_NAME]), False
-    except HFValidationError:
+    # A gated repository is a kind of one that is not found.
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
         raise ModelFolderError(
-            f"{repo_id!r:.300} is neither a folder here nor a Hub repository id such as 'me/skin-lesion-b0'."
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError):  # a gated repository is a kind of the first
-        raise ModelFolderError(
-            f"the Hub has no model {repo_id!r}{f' with a revision {revision!r}' if revision else ''} that you may read, and "
+            f"the Hub has no model {repo_id!r:.300}{f' with a revision {revision!r}' if revision else ''} that you may read, and "
             "there is no such folder here; check the name; if it is private or gated, log in with `hf auth login`."
         ) from None
     except Exception as error:  # whatever keeps the Hub from answering, an earlier download is used

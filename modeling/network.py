@@ -32,7 +32,7 @@ class TimmModel(Protocol):
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: ...  # → (B, C), or (B, D)
     def get_classifier(self) -> nn.Linear: ...
     def state_dict(self) -> dict[str, torch.Tensor]: ...
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def buffers(self) -> Iterator[torch.Tensor]: ...
     def modules(self) -> Iterator[nn.Module]: ...
@@ -193,30 +193,18 @@ def load_network(weights: Path, config: Config) -> TimmModel:
             "installation; update timm."
         )
     try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors = load_file(checked_file(weights, config["lesion"]["weights_sha256"]))
+        with torch.device("meta"):  # first without memory, so that no more is allocated than the file holds
+            _create(config["architecture"], num_classes=config["num_classes"]).load_state_dict(tensors, assign=True)
+        model = _create(config["architecture"], num_classes=config["num_classes"])
+        model.load_state_dict(tensors)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelFolderError(
-            f"{weights} is no whole safetensors file ({str(error)[:300]}); download it again."
+            f"{weights} is damaged or does not fit the network ({str(error)[:300]}); download it again."
         ) from error
-    with torch.device("meta"):  # first without memory, so that no more is allocated than the file holds
-        wanted = _shapes(_create(config["architecture"], num_classes=config["num_classes"]).state_dict())
-    found = _shapes(tensors)
-    if wrong := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
-        first = wrong[0]
-        raise ModelFolderError(
-            f"{weights} does not fit the network: {len(wrong)} tensors differ, first {shortened(first)}: "
-            f"{shortened(found.get(first, 'missing'))} instead of {wanted.get(first, 'none')}."
-        )
-    checked_file(weights, config["lesion"].get("weights_sha256"))
-    model = _create(config["architecture"], num_classes=config["num_classes"])
-    model.load_state_dict(tensors)
     model.pretrained_cfg = {**model.pretrained_cfg, **config["pretrained_cfg"], "architecture": config["architecture"]}
     model.requires_grad_(False)
     return model.eval()
-
-
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[list[int], torch.dtype]]:
-    return {key: (list(value.shape), value.dtype) for key, value in tensors.items()}
 
 
 def class_evidence(model: TimmModel, feature_maps: torch.Tensor) -> np.ndarray:

@@ -51,21 +51,18 @@ def malignant_probability(probabilities: Mapping[str, float]) -> dict[str, float
     return {"malignant_probability": rounded(sum(malignant))} if malignant else {}
 
 
-def write_rows(file: Path | IO[str], rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
+def write_rows(file: Path | IO[str], rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
     """Write a CSV file that spreadsheets open safely.
 
     Args:
         file: A path, or a text file opened with newline="".
         rows: Values by column; a missing or None value is an empty cell.
-        columns: Names in order. Default: those of the first row, of which there must be one.
+        columns: Names in order.
     """
     if isinstance(file, Path):
         with file.open("w", encoding="utf-8", newline="") as opened:
             write_rows(opened, rows, columns)
         return
-    if columns is None:
-        rows = list(rows)
-        columns = rows[0]
     columns = list(columns)
     # Lines end in CR LF, as RFC 4180 has it; so cells that hold either character are quoted.
     writer = csv.writer(file, lineterminator="\r\n")

@@ -12,8 +12,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 SERVER_BLOCK_BYTES = 32 * 2**20  # glibc's own upper limit; a feature map of one photo in B0 takes 5 MB
 SERVER_SPARE_BYTES = 128 * 2**20
 
-_memory_is_kept = False
-
 
 def prepare_process() -> None:
     """Make torch on a CPU as fast as the machine allows; programs call this before they import torch, libraries never.
@@ -22,9 +20,8 @@ def prepare_process() -> None:
     glibc returns every large block to the system and requests it again, page by page, at the next layer: 40 % of B0's
     training time on two cores. So threads sleep, and freed memory is kept for the next tensor.
     """
-    global _memory_is_kept
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _memory_is_kept = _tell_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
+    _tell_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
 
 
 def prepare_server() -> None:
@@ -37,25 +34,17 @@ def prepare_server() -> None:
     _tell_malloc((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, SERVER_BLOCK_BYTES), (_M_TRIM_THRESHOLD, SERVER_SPARE_BYTES))
 
 
-def _tell_malloc(*settings: tuple[int, int]) -> bool:
-    """Set parameters of glibc's allocator; False if this C library has none or refuses one."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings)
-
-
-def memory_is_kept() -> bool:
-    """True if `prepare_process` could make this process keep freed memory: large batches then cost no page faults."""
-    return _memory_is_kept
-
-
-def available_cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _tell_malloc(*settings: tuple[int, int]) -> None:
+    """Set parameters of glibc's allocator; other C libraries have none."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None:
+        for parameter, value in settings:
+            mallopt(parameter, value)
 
 
 def own_cores() -> int:
-    """Return this process' share of these cores, where a launcher has started several processes on this machine."""
-    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Return how many cores this process may use: its share, where a launcher has started several on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def default_num_workers() -> int:

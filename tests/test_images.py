@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from modeling.images import MAX_FILE_BYTES, ImageError, decode_image
@@ -229,12 +229,12 @@ def test_arrays_of_uint8_are_read_and_kept_apart_from_the_answer():
 @pytest.mark.parametrize(
     ("array", "advice"),
     [
-        (np.zeros((9, 9, 3), np.float32), r"\(array \* 255\)"),
+        (np.zeros((9, 9, 3), np.float32), "uint8"),
         (np.full((9, 9, 3), np.nan), "uint8"),
         (np.zeros((9, 9, 3), np.int64), "uint8"),
         (np.zeros((9, 9), bool), "uint8"),
         (np.array([["a"]], dtype=object), "uint8"),
-        (np.zeros((3, 9, 9), np.uint8), "transpose"),
+        (np.zeros((3, 9, 9), np.uint8), "shape"),
         (np.zeros((2, 9, 9, 3), np.uint8), "shape"),
         (np.zeros(9, np.uint8), "shape"),
         (np.zeros((0, 0, 3), np.uint8), "0 x 0|damaged"),
@@ -271,15 +271,6 @@ def test_a_lazy_image_that_is_incomplete_is_refused():
     data = encode(picture(), "JPEG")
     with Image.open(io.BytesIO(data[: len(data) // 2])) as image, pytest.raises(ImageError, match="incomplete"):
         decode_image(image)
-
-
-def test_a_program_that_lets_incomplete_images_pass_is_told_so(monkeypatch):
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(ImageError, match="LOAD_TRUNCATED_IMAGES"):
-        decode_image(encode(picture(), "JPEG")[:-500])
-
-
-# ---- smaller decoding ----
 
 
 # ---- real photographs ----

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -19,35 +20,32 @@ def network(tiny_model_folder) -> torch.nn.Module:
     return LesionClassifier.from_pretrained(tiny_model_folder, device="cpu", engine="torch").engine.network
 
 
-class Shuffled(torch.utils.data.Dataset):
-    """Images whose order is given."""
+class Numbered(torch.utils.data.Dataset):
+    """Five images."""
 
-    def __init__(self, order: list[int], size: int) -> None:
-        self.order, self.size, self.image_ids = order, size, list("abcde")
+    image_ids = list("abcde")  # noqa: RUF012
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.image_ids)
 
-    def __getitem__(self, place: int) -> dict:
-        index = self.order[place]
-        return {"pixels": pixels_of(index), "label": index % 4, "index": index}
+    def __getitem__(self, index: int) -> dict:
+        return {"pixels": pixels_of(index), "label": index % 4}
 
 
 def pixels_of(index: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
-def loader_of(order: list[int], size: int) -> DataLoader:
-    return DataLoader(Shuffled(order, size), batch_size=2, sampler=range(len(order)))
+def run(network: torch.nn.Module) -> Outputs:
+    accelerator = Accelerator(cpu=True)
+    return run_model(network, accelerator.prepare(DataLoader(Numbered(), batch_size=2)), accelerator)
 
 
 def test_outputs_come_in_the_order_of_the_dataset(network) -> None:
     network.train()
-    straight, shuffled = (run_model(network, loader_of(order, 5)) for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]))
-    assert shuffled.image_ids == list("abcde")
-    assert shuffled.labels.tolist() == [0, 1, 2, 3, 0]
-    assert shuffled.logits == pytest.approx(straight.logits, abs=1e-5)
-    assert shuffled.features == pytest.approx(straight.features, abs=1e-4)
+    outputs = run(network)
+    assert outputs.image_ids == list("abcde")
+    assert outputs.labels.tolist() == [0, 1, 2, 3, 0]
     assert network.training
 
 
@@ -56,7 +54,7 @@ def test_the_engine_gives_the_outputs_of_the_network(classifier, network) -> Non
     images = [Image.fromarray(pixels_of(index)) for index in range(5)]
     mixed = [images[0], *(lambda image=image: image for image in images[1:])]
     found = run_images(classifier, mixed, image_ids=list("abcde"), labels=[0, 1, 2, 3, -1])
-    expected = run_model(network, loader_of([0, 1, 2, 3, 4], 5))
+    expected = run(network)
     assert classifier.engine.name == "onnx"
     assert found.image_ids == list("abcde")
     assert found.labels.tolist() == [0, 1, 2, 3, -1]
@@ -70,17 +68,11 @@ def test_an_unreadable_image_is_named(classifier) -> None:
         run_images(classifier, images, image_ids=["photo_1", "photo_2"], labels=[0, 0])
 
 
-@pytest.mark.parametrize("order", [[0, 1, 1, 2], [0, 1, 2]])
-def test_an_image_that_comes_twice_or_never_is_an_error(network, order) -> None:
-    with pytest.raises(ValueError, match="expected each of 4 images once"):
-        run_model(network, loader_of(order, 4))
-
-
 def test_broken_weights_are_an_error_and_not_a_score(network) -> None:
     with torch.no_grad():
         network.get_classifier().bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="2 of 2 images have logits that are not finite"):
-        run_model(network, loader_of([0, 1], 2))
+    with pytest.raises(ValueError, match="5 of 5 images have logits that are not finite"):
+        run(network)
 
 
 def test_outputs_are_taken_by_mask_or_by_position() -> None:

@@ -174,22 +174,24 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors")
 
 
+def rehash(folder):
+    edit(folder, lambda config: config["lesion"].update(weights_sha256=file_sha256(folder / "model.safetensors")))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop("classifier.bias"), "1 tensors differ, first .classifier.bias.: .missing"),
-        (lambda t: t.update(extra=torch.zeros(1)), "1 tensors differ, first .extra.*instead of none"),
-        (lambda t: t.update({"classifier.bias": torch.zeros(5)}), "1 tensors differ, first .classifier.bias"),
-        (
-            lambda t: t.update({"classifier.bias": torch.zeros(4, dtype=torch.float16)}),
-            "1 tensors differ, first .classifier.bias",
-        ),
-        (lambda t: t.update({"classifier.bias": torch.ones(4)}), "SHA-256 differs"),
+        (lambda t: t.pop("classifier.bias"), 'Missing key.*"classifier.bias"'),
+        (lambda t: t.update(extra=torch.zeros(1)), 'Unexpected key.*"extra"'),
+        (lambda t: t.update({"classifier.bias": torch.zeros(5)}), "size mismatch for classifier.bias"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_the_reason(folder, change, words):
     rewrite(folder, change)
-    with pytest.raises(ModelFolderError, match=words):
+    with pytest.raises(ModelFolderError, match="SHA-256 differs"):
+        opened(folder)
+    rehash(folder)
+    with pytest.raises(ModelFolderError, match=f"(?s)does not fit the network.*{words}"):
         opened(folder)
 
 
@@ -214,14 +216,16 @@ def with_header(entries):
 )
 def test_a_damaged_weights_file_is_refused(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelFolderError, match="no whole safetensors file"):
+    rehash(folder)
+    with pytest.raises(ModelFolderError, match="is damaged"):
         opened(folder)
 
 
 def test_a_cut_off_weights_file_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelFolderError, match="no whole safetensors file"):
+    rehash(folder)
+    with pytest.raises(ModelFolderError, match="is damaged"):
         opened(folder)
 
 
@@ -254,7 +258,7 @@ def test_a_network_is_built_only_after_its_weights_are_seen_to_be_there(folder):
 
 def test_weights_that_give_no_number_are_refused(folder):
     rewrite(folder, lambda tensors: tensors["classifier.bias"].fill_(float("nan")))
-    edit(folder, lambda config: config["lesion"].update(weights_sha256=file_sha256(folder / "model.safetensors")))
+    rehash(folder)
     with pytest.raises(ModelFolderError, match="no finite probability"):
         LesionClassifier.from_pretrained(folder, device="cpu")
 
@@ -315,7 +319,7 @@ def test_without_a_name_the_released_model_of_the_clone_opens(tiny_model_folder,
 
 
 def test_neither_folder_nor_repository_is_said_in_words():
-    with pytest.raises(ModelFolderError, match="neither a folder here nor a Hub repository id"):
+    with pytest.raises(ModelFolderError, match="there is no such folder here"):
         LesionClassifier.from_pretrained("no/such/folder/at/all")
 
 
@@ -488,7 +492,7 @@ def test_a_revision_pins_what_is_loaded_and_is_shown(folder, lesion_image, monke
         repo = hub.add_repo("me/lesions", folder)
         first = repo.tags["v1.0"] = repo.head.oid
         rewrite(folder, lambda tensors: tensors["classifier.bias"].add_(1))
-        edit(folder, lambda config: config["lesion"].update(weights_sha256=file_sha256(folder / "model.safetensors")))
+        rehash(folder)
         later = hub.add_repo("me/lesions", folder)
         later.commits = [*repo.commits, *later.commits]
         later.tags["v1.0"], later.lfs = first, {**repo.lfs, **later.lfs}

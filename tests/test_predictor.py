@@ -131,7 +131,7 @@ def test_a_table_in_the_folder_is_no_image(model, photo, tmp_path, capsys):
         (["MODEL", "EMPTY", "--output", "o.xlsx"], "must end in .csv or .parquet"),
         (["MODEL", "EMPTY", "--output", "/"], "must end in .csv or .parquet"),
         (["MODEL", "EMPTY", "--output", ".csv"], "must end in .csv or .parquet"),
-        (["x" * 300, "a.jpg"], "neither a folder here nor a Hub repository id"),
+        (["x" * 300, "a.jpg"], "there is no such folder here"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(model, tmp_path, monkeypatch, capsys, arguments, says):

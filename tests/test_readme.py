@@ -78,7 +78,7 @@ def test_publishing_commands_are_accepted(arguments):
 def test_evaluation_commands_are_accepted(arguments, capsys):
     """The model is not there, which is said; an option that does not exist would end with status 2."""
     assert evaluation.main(["no/model/here/at/all", *arguments[1:]]) == 1
-    assert "neither a folder here nor a Hub repository" in capsys.readouterr().err
+    assert "there is no such folder here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("start", [("python", "-m", "modeling.predictor"), ("python", "space/app.py")], ids=" ".join)

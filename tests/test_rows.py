@@ -16,7 +16,7 @@ def read_back(text: str) -> list[list[str]]:
 
 def written(rows, columns=None) -> str:
     buffer = io.StringIO(newline="")
-    write_rows(buffer, rows, columns)
+    write_rows(buffer, rows, columns or rows[0])
     return buffer.getvalue()
 
 

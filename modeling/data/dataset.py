@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 
 class LesionDataset(TorchDataset[dict[str, Any]]):
-    """Rows {"pixels" uint8 (S, S, 3), "label", "index"} for a DataLoader; `model.normalise` makes a batch pixel_values.
+    """Rows {"pixels" uint8 (S, S, 3), "label"} for a DataLoader; `model.normalise` makes a batch pixel_values.
 
     Augmentation depends on (seed, epoch, index) alone, so that a resumed run, and a run on more processes, sees the same
     pixels. Call `set_epoch` before each epoch (accelerate's loaders do).
@@ -59,7 +59,7 @@ class LesionDataset(TorchDataset[dict[str, Any]]):
             pixels = np.array(image)
         else:
             pixels = self.augmentation(image, np.random.default_rng((self.seed, self.epoch, index)))
-        return {"pixels": torch.from_numpy(pixels), "label": self.labels[index], "index": index}
+        return {"pixels": torch.from_numpy(pixels), "label": self.labels[index]}
 
 
 def leave_signals_to_the_trainer(_worker: int) -> None:

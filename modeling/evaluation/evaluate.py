@@ -84,7 +84,7 @@ def write_predictions(path: Path, context: Context) -> None:
         table["predicted"] = np.array(split.codes)[split.predicted]
         table["abstained"] = rule.abstains(split.outputs.logits, split.outputs.features) if rule else False
         rows += table.to_dict("records")
-    write_rows(path, rows)
+    write_rows(path, rows, columns=rows[0])
 
 
 def summary(metrics: Mapping[str, Any]) -> str:

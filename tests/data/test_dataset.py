@@ -78,11 +78,10 @@ def test_each_seed_epoch_and_place_has_its_own_augmentation(photographs):
     assert len(seen) == 27
 
 
-def test_a_row_carries_the_label_and_index_of_its_image(photographs):
+def test_a_row_carries_the_label_of_its_image(photographs):
     dataset = LesionDataset(load(photographs), range(100, 112))
     (batch,) = DataLoader(dataset, batch_size=12)
     assert batch["label"].tolist() == list(range(100, 112))
-    assert batch["index"].tolist() == list(range(12))
     assert (batch["pixels"].numpy() == np.stack([dataset.image(index) for index in range(12)])).all()
 
 

@@ -44,7 +44,7 @@ class Squares(Dataset):
         pixels = self.pixels[index].float()
         if index in self.bad:
             pixels = pixels * float("nan")
-        return {"pixels": pixels, "label": self.labels[index], "index": index}
+        return {"pixels": pixels, "label": self.labels[index]}
 
 
 def score(probs, labels):
