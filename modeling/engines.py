@@ -22,7 +22,6 @@ from modeling.files import ModelFolderError
 from modeling.model_folder import ONNX_NAME, WEIGHTS_NAME, ModelFolder, checked_file, fetch
 from modeling.runtime import own_cores
 
-EngineName = Literal["onnx", "torch"]
 # Of onnx/model.onnx. Only networks that end in average pooling and one linear layer have the last one.
 OUTPUT_NAMES = ("logits", "features", "feature_maps", "evidence")
 BATCH_SIZE = 64
@@ -96,7 +95,7 @@ class OnnxEngine:
     sixteens).
     """
 
-    name: EngineName = "onnx"
+    name = "onnx"
     batch_size = 1
 
     def __init__(self, source: ModelFolder, config: Config) -> None:
@@ -165,7 +164,7 @@ def open_torch(source: ModelFolder, config: Config, device: str) -> "TorchEngine
 class TorchEngine:
     """A timm network, in evaluation mode and frozen."""
 
-    name: EngineName = "torch"
+    name = "torch"
 
     def __init__(self, network: Any, device: str) -> None:
         import torch
