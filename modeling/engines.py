@@ -20,6 +20,7 @@ from modeling.calibration import softmax
 from modeling.config import Config
 from modeling.files import ModelFolderError
 from modeling.model_folder import ONNX_NAME, WEIGHTS_NAME, ModelFolder, checked_file, fetch
+from modeling.onnx_trial import run_in_child
 from modeling.runtime import own_cores
 
 # Of onnx/model.onnx. Only networks that end in average pooling and one linear layer have the last one.
@@ -100,7 +101,13 @@ class OnnxEngine:
 
     def __init__(self, source: ModelFolder, config: Config) -> None:
         self._source, self._config = source, config
-        self.path = checked_file(fetch(source, ONNX_NAME), config["lesion"]["onnx_sha256"])
+        sha256, size_px = config["lesion"]["onnx_sha256"], config["pretrained_cfg"]["input_size"][1]
+        self.path = checked_file(fetch(source, ONNX_NAME), sha256)
+        if failure := run_in_child(self.path, sha256 or "", size_px):
+            raise ModelFolderError(
+                f"{self.path}: ONNX Runtime cannot load and run this network within bounds of time and memory "
+                f"({failure}); download the folder again, or update onnxruntime."
+            )
         self._session = self._open_session(own_cores())
         self._has_evidence = "evidence" in {one.name for one in self._session.get_outputs()}
 

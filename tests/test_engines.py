@@ -1,5 +1,6 @@
 """modeling/engines.py and preprocessing.py: two engines, one answer; and pixels as timm makes them."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageDraw
 from timm.data import create_transform
 
+from modeling import onnx_trial
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, file_sha256
 from modeling.images import decode_image
@@ -178,12 +180,48 @@ def test_eight_threads_get_the_answers_of_one(engines):
         assert one.prediction == other.prediction
 
 
+def signed(folder, nodes):
+    """Put another ONNX network into a model folder, with its hash, as its publisher would."""
+    size = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 96, 96])
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "features")]
+    graph = helper.make_graph(nodes, "g", [size], outputs)
+    return resigned(folder, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
 def resigned(folder, model):
     onnx.save(model, folder / ONNX_NAME)
     config = json.loads((folder / "config.json").read_text())
     config["lesion"] |= {"onnx_sha256": file_sha256(folder / ONNX_NAME), "config_sha256": None}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def doubling() -> list:
+    """20 operations, 3 GB after 15 of them."""
+    names = ["pixel_values", *(f"x{number}" for number in range(20))]
+    nodes = [helper.make_node("Concat", [one, one], [two], axis=0) for one, two in itertools.pairwise(names)]
+    return [*nodes, *(helper.make_node("ReduceMean", [names[-1]], [name]) for name in ("logits", "features"))]
+
+
+def multiplying() -> list:
+    """2,000 products of large matrices: minutes."""
+    nodes = [
+        helper.make_node("Concat", ["pixel_values"] * 12, ["tall"], axis=2),
+        helper.make_node("Concat", ["tall"] * 12, ["m0"], axis=3),
+        *(helper.make_node("MatMul", [f"m{number}", "m0"], [f"m{number + 1}"]) for number in range(2000)),
+    ]
+    return [*nodes, *(helper.make_node("ReduceMean", ["m2000"], [name]) for name in ("logits", "features"))]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [(doubling, "Failed to allocate memory|4 GiB of memory"), (multiplying, "stopped after 3 s of computing")],
+)
+def test_a_network_that_takes_all_memory_or_time_is_refused_in_a_sentence(folder, tmp_path, monkeypatch, nodes, words):
+    monkeypatch.setattr(onnx_trial, "MAX_CPU_S", 3)
+    hostile = signed(shutil.copytree(folder, tmp_path / "model"), nodes())
+    with pytest.raises(ModelFolderError, match=words):
+        LesionClassifier.from_pretrained(hostile, device="cpu")
 
 
 def test_a_network_that_onnx_runtime_cannot_run_is_refused_in_a_sentence(folder, tmp_path):
@@ -209,6 +247,18 @@ def test_heat_maps_that_do_not_fit_the_diagnoses_are_refused_in_a_sentence(folde
     classifier = LesionClassifier.from_pretrained(resigned(hostile, model), device="cpu")
     with pytest.raises(ModelFolderError, match="heat maps of this network do not fit its diagnoses"):
         classifier.explain(lesion_image)
+
+
+def test_a_network_is_tried_once_and_then_remembered(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tries = []
+    monkeypatch.setattr(onnx_trial.subprocess, "run", lambda *args, **more: tries.append(args) or RUN(*args, **more))
+    for _ in range(3):
+        assert LesionClassifier.from_pretrained(folder, device="cpu").engine.name == "onnx"
+    assert len(tries) == 1
+
+
+RUN = onnx_trial.subprocess.run
 
 
 def timms_transform(cfg: dict):

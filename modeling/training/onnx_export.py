@@ -17,9 +17,10 @@ from timm.layers.padding import pad_same_arg
 from torch import nn
 
 from modeling.engines import OUTPUT_NAMES
-from modeling.files import ModelFolderError
+from modeling.files import ModelFolderError, file_sha256
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.network import TimmModel
+from modeling.onnx_trial import remember
 from modeling.schema import plain
 
 OPSET = 18  # read by ONNX Runtime from 1.14 on, its web build included
@@ -64,6 +65,7 @@ def export_onnx(model: TimmModel, path: Path, *, codes: Sequence[str], lesion: M
         onnx.save(content, new)
         check_same_outputs(network, new, pixel_values)
         new.replace(path)
+    remember(file_sha256(path))  # it has just run here
 
 
 class _AllOutputs(nn.Module):

@@ -13,6 +13,7 @@ import copy
 import importlib.util
 import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -75,6 +76,7 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     import pandas as pd
     from PIL import Image
 
+    from modeling import onnx_trial
     from modeling.classifier import LesionClassifier
     from modeling.data.splits import read_splits
     from modeling.data.splits_file import write_splits
@@ -124,6 +126,8 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
         return len(text).to_bytes(8, "little") + text
 
     network = shutil.copytree(model_folder, scratch / "network")
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")  # which networks have run
+    onnx_trial.MAX_CPU_S = 5
 
     def read_network(data: bytes) -> bool:
         (network / ONNX_NAME).write_bytes(data)
