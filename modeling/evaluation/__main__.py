@@ -2,25 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from transformers import HfArgumentParser
 
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import check_same_images, read_hashes
 from modeling.data.sources import LoadedImages, load_images
 from modeling.data.splits import read_splits
-from modeling.data.splits_file import load_splits
-from modeling.evaluation.context import Context, External
+from modeling.data.splits_file import load_splits, splits_hash
+from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
-from modeling.evaluation.saliency import MASK_NAME
-from modeling.evaluation.verify import verify
 from modeling.metrics_file import read_metrics_of
 from modeling.model_folder import HASHES_NAME, METRICS_NAME, SPLITS_NAME, file_beside
 from modeling.training.options import option
@@ -34,8 +31,6 @@ class EvaluationOptions:
         None, "isic2019, demo, a folder or a Hub dataset. Default: isic2019 with --data_dir, else the model's own."
     )
     data_dir: str | None = option(None, "Local copy of ISIC 2019 in the official layout.")
-    splits: str | None = option(None, "splits.csv to score on. Default: the one in the model folder.")
-    masks: str | None = option(None, "Folder of <image_id>_segmentation.png, to score heat maps against.")
     external: bool = option(
         False,
         "External validation on data that are not the model's own: test is every image of the model's diagnoses that it has not "
@@ -49,9 +44,6 @@ class EvaluationOptions:
     )
     output: str = option("evaluation", "Folder for metrics.json, figures/ and predictions.csv; not the model folder.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub repository.")
-    verify: bool = option(
-        False, "Only compare the model folder's files with the hashes that they state; reads no data."
-    )
 
 
 def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
@@ -62,68 +54,27 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
     """
     output = Path(options.output)
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
-    check_options(classifier, options)
     path = file_beside(classifier.source, METRICS_NAME)
     own = read_metrics_of(path, classifier.codes, classifier.lesion["weights_sha256"]) if path else None
-    external: External | None = None
     if options.external or options.official_test:
+        if output.resolve() == classifier.source.path.resolve():
+            raise ValueError(
+                f"--output {output} is the model folder, whose own {METRICS_NAME} would be replaced; name another folder."
+            )
         loaded, name = open_data(classifier, options)
-        dataset, splits, external = open_external(
-            classifier, loaded, name=name, challenge=options.official_test, internal=own
-        )
-        protocol = "external"
+        context = open_external(classifier, loaded, name=name, challenge=options.official_test, internal=own)
     else:
-        loaded, name, splits = open_own_data(classifier, options)
-        dataset = loaded.dataset
-        recorded = own["data"]["protocol"] if own else classifier.lesion.get("protocol") or "lesion"
-        protocol = "file" if options.splits else recorded
-    if not (splits["split"] == "test").any():
-        raise ValueError("no row of the splits says test: there is nothing to report on.")
-    other_data = external is not None or options.splits is not None
-    context = Context(
-        classifier=classifier,
-        dataset=dataset,
-        splits=splits,
-        dataset_name=name if other_data else None,
-        data_fingerprint=loaded.fingerprint if other_data else None,
-        n_skipped=loaded.n_skipped,
-        protocol=protocol,
-        run=own["training"] if own else {},
-        masks_dir=Path(options.masks) if options.masks else None,
-        external=external,
-    )
+        context = open_own(classifier, options, own)
     output.mkdir(parents=True, exist_ok=True)
     return evaluate_model(context, output_dir=output, predictions_csv=output / "predictions.csv")
 
 
-def check_options(classifier: LesionClassifier, options: EvaluationOptions) -> None:
-    """Refuse options that cannot work before any image is read.
-
-    Raises:
-        ValueError: With the option and what to do.
-    """
-    others = options.external or options.official_test
-    if others and Path(options.output).resolve() == classifier.source.path.resolve():
-        raise ValueError(
-            f"--output {options.output} is the model folder, whose own {METRICS_NAME} would be replaced; name another folder."
-        )
-    if options.masks is not None and not any(Path(options.masks).glob(MASK_NAME.format(image_id="*"))):
-        raise ValueError(
-            f"--masks {options.masks} is no folder with files {MASK_NAME.format(image_id='<image_id>')}; give one, or "
-            "leave --masks out."
-        )
-    if options.external and options.splits:
-        raise ValueError("--external makes every image test; leave --splits out.")
-    if options.official_test and options.dataset not in (None, "isic2019"):
-        raise ValueError(f"--official_test is of isic2019; leave --dataset {options.dataset} out.")
-
-
 def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str]:
     """Return the images that the options name, and the name that files for others use for them."""
-    given = options.dataset or ("isic2019" if options.data_dir or options.official_test else None)
-    name = given or classifier.lesion.get("dataset")
-    if name is None:
-        raise ValueError(f"{classifier.model_id} has no dataset in config.json: give --dataset.")
+    isic = "isic2019" if options.data_dir or options.official_test else None
+    name = options.dataset or isic or classifier.lesion.get("dataset")
+    if name is None or (options.official_test and name != "isic2019"):
+        raise ValueError("give --dataset, the data to score on; --official_test is of isic2019 alone.")
     images = load_images(
         name,
         data_dir=options.data_dir,
@@ -136,29 +87,21 @@ def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple
     return images, Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str, pd.DataFrame]:
-    """Return the model's own data, their name, and their splits.
+def open_own(classifier: LesionClassifier, options: EvaluationOptions, own: Mapping[str, Any] | None) -> Context:
+    """Return the model's own data and splits, which must be those that it was trained on, and its metrics.json if it has one.
 
     Raises:
-        ValueError: If the data or the splits are others, or lack a diagnosis of the model.
+        ValueError: If they are others.
     """
-    splits_csv = options.splits or file_beside(classifier.source, SPLITS_NAME)
+    splits_csv = file_beside(classifier.source, SPLITS_NAME)
     if splits_csv is None:
-        raise ValueError(
-            f"{classifier.model_id} has no {SPLITS_NAME}: give --splits, or --external if the model was trained on other data."
-        )
+        raise ValueError(f"{classifier.model_id} has no {SPLITS_NAME}: give --external to score it on other data.")
     rows = load_splits(splits_csv)
-    unknown = sorted(set(rows["label"]) - set(classifier.codes))
-    if unknown:
-        raise ValueError(
-            f"{splits_csv} has images of {', '.join(unknown)}, but the model has the diagnoses {', '.join(classifier.codes)}: "
-            "remove the rows of other diagnoses."
-        )
+    if classifier.lesion.get("splits_sha256") not in (None, splits_hash(rows)):
+        raise ValueError(f"{splits_csv} does not belong to this model; download the folder again.")
     loaded, name = open_data(classifier, options)
     # A run that leaves a source out has no row for the other sources' test images.
     part = loaded.dataset.select(np.flatnonzero(np.isin(loaded.dataset["image_id"], rows["image_id"])))
-    if options.splits:
-        return loaded, name, read_splits(splits_csv, part, hashes=loaded.hashes)
     if len(part) < len(rows):
         raise ValueError(
             f"{name} is not the data that the model was trained on: it has {len(part)} of the {len(rows)} images of the model's "
@@ -166,7 +109,14 @@ def open_own_data(classifier: LesionClassifier, options: EvaluationOptions) -> t
         )
     if hashes_csv := file_beside(classifier.source, HASHES_NAME):
         check_same_images(loaded.hashes, read_hashes(hashes_csv))
-    return loaded, name, read_splits(splits_csv, part)
+    return Context(
+        classifier=classifier,
+        dataset=loaded.dataset,
+        splits=read_splits(splits_csv, part),
+        n_skipped=loaded.n_skipped,
+        protocol=own["data"]["protocol"] if own else classifier.lesion.get("protocol") or "lesion",
+        run=own["training"] if own else {},
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,10 +131,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = values.pop("model")
     options = EvaluationOptions(**values)
     try:
-        if options.verify:
-            classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
-            print(*(f"{key}: {value}" for key, value in classifier.provenance.items()), verify(classifier), sep="\n")
-            return 0
         metrics = evaluate_folder(model, options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

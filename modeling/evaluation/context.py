@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,8 +27,10 @@ MAX_SAMPLE, MAX_NEAR, N_FAR = 200, 100, 40
 
 @dataclass(frozen=True)
 class External:
-    """What an external evaluation is compared with."""
+    """Data that are not the model's own, and what their scores are compared with."""
 
+    dataset_name: str
+    data_fingerprint: str
     internal: Mapping[str, Any] | None  # the model's own metrics.json; None if it was published without
     left_out: Mapping[str, int]  # number of images that the model has seen, by how they were found
     compared_by: str  # what they were found by, in words
@@ -43,12 +44,9 @@ class Context:
     classifier: LesionClassifier
     dataset: datasets.Dataset  # all images in the columns of the contract, other diagnoses included
     splits: pd.DataFrame
-    dataset_name: str | None = None  # like the fingerprint, only where the dataset need not be the model's own
-    data_fingerprint: str | None = None
     protocol: str = "lesion"
     n_skipped: int = 0  # images left out because they cannot be used
     run: Mapping[str, Any] = field(default_factory=dict)  # options, origin and history of the training, if known
-    masks_dir: Path | None = None  # of <image_id>_segmentation.png, to score heat maps against
     external: External | None = None  # only where the images are not the model's own data
 
     @cached_property

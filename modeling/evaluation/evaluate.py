@@ -1,4 +1,4 @@
-"""A model and a dataset → metrics.json (declared in `modeling/metrics_file.py`), figures/ and predictions.csv."""
+"""A model and a dataset → metrics.json (described in docs/metrics.md), figures/ and predictions.csv."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,9 @@ from modeling.evaluation.context import Context
 from modeling.evaluation.figures import draw_figures
 from modeling.evaluation.metrics import score_split
 from modeling.evaluation.robustness import robustness_section
-from modeling.evaluation.saliency import heat_maps_section
 from modeling.evaluation.subgroups import score_groups
 from modeling.formatting import format_estimate
-from modeling.metrics_file import METRICS_SCHEMA, declared
+from modeling.metrics_file import METRICS_SCHEMA
 from modeling.model_folder import METRICS_NAME
 from modeling.rows import write_rows
 
@@ -24,8 +23,7 @@ from modeling.rows import write_rows
 def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path) -> dict[str, Any]:
     """Measure a model; write metrics.json and figures/ into `output_dir`, and predictions.csv.
 
-    Robustness, heat maps and OOD detection belong to the model alone, so an external evaluation does
-    not measure them again.
+    Robustness and OOD detection belong to the model alone, so an external evaluation does not measure them again.
 
     Returns:
         The content of metrics.json.
@@ -44,14 +42,12 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
         "baselines": baselines_section(context),
         "groups": score_groups(context.test, context.classifier.operating_points),
         "robustness": of_the_model if context.external else robustness_section(context),
-        "heat_maps": of_the_model if context.external else heat_maps_section(context),
-        "failures": sections.failures_section(context),
         "training": sections.training_section(context),
     }
     if context.external:
         metrics["external"] = external.external_section(context, metrics)
     metrics["figures"] = draw_figures(output_dir / "figures", metrics, context)
-    metrics = declared(rounded(metrics))
+    metrics = rounded(metrics)
     text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False)
     (output_dir / METRICS_NAME).write_text(text + "\n", encoding="utf-8")
     write_predictions(predictions_csv, context)

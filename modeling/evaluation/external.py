@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
@@ -41,12 +40,10 @@ def open_external(
     name: str,
     challenge: bool,
     internal: Mapping[str, Any] | None,
-) -> tuple[datasets.Dataset, pd.DataFrame, External]:
+) -> Context:
     """Leave out the images that the model has seen; every other image of its diagnoses is test.
 
-    Returns:
-        The dataset without the images that the model has seen; splits, with lesions from the data or from near-duplicates;
-        and what was left out.
+    Lesions are those of the data, or groups of near-duplicates.
 
     Raises:
         ValueError: If no image of the model's diagnoses is left, with the reason.
@@ -63,21 +60,22 @@ def open_external(
     table, _ = group_lesions(to_table(loaded.dataset), loaded.hashes)
     known_diagnosis = table["label"].isin(classifier.codes).to_numpy()
     seen = table["image_id"].isin(left_out["image_id"]).to_numpy()
-    if not known_diagnosis.any():
+    if not (known_diagnosis & ~seen).any():
         raise ValueError(
-            f"the model has the diagnoses {', '.join(classifier.codes)}, but {name} has only "
-            f"{', '.join(sorted(set(table['label'])))}. Rename its labels to codes or full names of the model's diagnoses."
-        )
-    if (seen | ~known_diagnosis).all():
-        raise ValueError(
-            f"{name} has {known_diagnosis.sum()} images of the model's diagnoses, and the model was trained, chosen or tested "
-            "on all of them: nothing external is left. Leave --external out to score the model on its own test split."
+            f"{name} has {known_diagnosis.sum()} images of the model's diagnoses ({', '.join(classifier.codes)}), and the model "
+            f"has seen {(known_diagnosis & seen).sum()} of them: nothing external is left. The labels of {name}: "
+            f"{', '.join(sorted(set(table['label'])))}."
         )
     splits = table[known_diagnosis & ~seen].assign(split="test")[list(COLUMNS)]
-    return (
-        loaded.dataset.select(np.flatnonzero(~seen)),
-        splits.sort_values("image_id", ignore_index=True),
-        External(internal, dict(Counter(left_out["reason"])), compared_by, challenge),
+    return Context(
+        classifier=classifier,
+        dataset=loaded.dataset.select(np.flatnonzero(~seen)),
+        splits=splits.sort_values("image_id", ignore_index=True),
+        protocol="external",
+        n_skipped=loaded.n_skipped,
+        external=External(
+            name, loaded.fingerprint, internal, dict(Counter(left_out["reason"])), compared_by, challenge
+        ),
     )
 
 

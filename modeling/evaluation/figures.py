@@ -16,7 +16,8 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
 from modeling.evaluation.context import Context
-from modeling.evaluation.sections import ood_scores
+from modeling.evaluation.metrics import equal_mass_bins
+from modeling.evaluation.sections import calibrated
 from modeling.labels import diagnosis_of
 from modeling.operating_points import operating_targets, target_probability
 
@@ -30,9 +31,6 @@ STYLE: Any = {
     "legend.fontsize": 9,
     "legend.framealpha": 0,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
-    **{f"boxplot.{part}.color": GREY for part in ("boxprops", "whiskerprops", "capprops")},
-    "boxplot.whiskers": (5, 95),
-    "boxplot.showfliers": False,
 }
 
 Draw = Callable[[Axes, Mapping[str, Any], Context], dict[str, str]]
@@ -42,8 +40,6 @@ def draw_figures(folder: Path, metrics: Mapping[str, Any], context: Context) -> 
     """Draw the figures of one evaluation into a folder; return file, title, caption and alt text of each."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Draw] = {"roc": _roc, "reliability": _reliability, "confusion": _confusion}
-    if metrics["abstention"].get("far"):
-        figures["ood"] = _ood
     described = []
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
@@ -81,9 +77,13 @@ def _roc(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, 
 
 
 def _reliability(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
-    for moment, rows in metrics["calibration"]["reliability"].items():
-        confidence, correct = (np.array([row[name] for row in rows]) for name in ("confidence", "correct"))
-        CalibrationDisplay(correct, confidence, confidence).plot(ax=axes, name=f"{moment} calibration", ref_line=False)
+    for moment, probs in calibrated(context).items():
+        confidence, bins = probs.max(axis=1), equal_mass_bins(probs.max(axis=1))
+        stated, correct = (
+            np.bincount(bins, weights=values) / np.bincount(bins)
+            for values in (confidence, probs.argmax(axis=1) == context.test.labels)
+        )
+        CalibrationDisplay(correct, stated, confidence).plot(ax=axes, name=f"{moment} calibration", ref_line=False)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
     axes.set(
         xlabel="probability of the prediction", ylabel="fraction correct", xlim=(0, 1), ylim=(0, 1.01), aspect="auto"
@@ -113,24 +113,4 @@ def _confusion(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict
         "caption": "Confusion matrix on test: of the images of each true diagnosis (row), the fraction predicted as each "
         "diagnosis (column).",
         "alt": f"Confusion matrix on test. Recall: {recalls}.",
-    }
-
-
-def _ood(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
-    scores, rule = ood_scores(context), metrics["abstention"]
-    axes.boxplot(list(scores.values())[::-1], tick_labels=list(scores)[::-1], orientation="horizontal")
-    axes.axvline(rule["threshold"], color="#d62728", linestyle="--", label="abstains above")
-    spread = np.concatenate(list(scores.values()))
-    if spread.min() > 0 and spread.max() > 20 * np.median(scores["test"]):
-        axes.set_xscale("log")
-    axes.set(xlabel="OOD score")
-    axes.legend()
-    rate = rule["test"]["abstained"]["value"]
-    others = {**rule["near"], **rule["far"]}
-    refused = ", ".join(f"{kind} {_number(row['abstained'])}" for kind, row in others.items())
-    return {
-        "title": f"Abstains on {rate:.0%} of test",
-        "caption": "OOD score of test, of diagnoses that the model does not have, and of generated images without a lesion: "
-        "quartiles, and whiskers from the 5th to the 95th percentile.",
-        "alt": f"OOD scores by kind of image. Fraction refused: test {rate:.2f}, {refused}.",
     }

@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-import pandas as pd
 from sklearn import metrics as sklearn_metrics
 
 from modeling.evaluation.bootstrap import (
@@ -158,13 +157,6 @@ def score_calibration(probs: np.ndarray, split: Split) -> dict[str, Any]:
     }
 
 
-def ece_at_equal_priors(split: Split) -> Estimate:
-    """Return the ECE of the stored probabilities with the images weighted so that each present diagnosis counts the same."""
-    counts = np.bincount(split.labels, minlength=len(split.codes))
-    confidence, correct = split.probs.max(axis=1), split.predicted == split.labels
-    return {"value": expected_calibration_error(confidence, correct, 1 / counts[split.labels])}
-
-
 def if_calibrated(confidence: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
     """Simulate whether events of such probabilities (N,) occur if these are perfectly calibrated: bool (R, N).
 
@@ -188,11 +180,10 @@ def ece_with_range(confidence: np.ndarray, correct: np.ndarray, bootstrap: Boots
     return {"value": value, "if_calibrated": {"low": float(low), "high": float(high)}}
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> float:
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Return the mean gap between confidence and the fraction correct, over bins of equal numbers of images, in [0, 1]."""
-    weights = np.ones(len(confidence)) if weights is None else weights
-    gaps = np.bincount(equal_mass_bins(confidence), weights=weights * (confidence - correct))
-    return float(np.abs(gaps).sum() / weights.sum())
+    gaps = np.bincount(equal_mass_bins(confidence), weights=confidence - correct)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
@@ -201,12 +192,6 @@ def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
     edges = np.quantile(confidence, np.linspace(0, 1, n_bins + 1)[1:-1])
     bins = np.searchsorted(edges, confidence, side="right")
     return np.unique(bins, return_inverse=True)[1]
-
-
-def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> list[Any]:
-    """Return mean confidence, fraction correct and number of images of each bin."""
-    bins = pd.DataFrame({"confidence": confidence, "correct": correct}).groupby(equal_mass_bins(confidence))
-    return bins.mean().assign(n_images=bins.size()).to_dict("records")
 
 
 # ---- Operating points ----------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from modeling.evaluation.context import Context
 from modeling.evaluation.metrics import score_balanced
 from modeling.evaluation.split import Split, estimate_rate
 from modeling.inference import run_images
-from modeling.prediction import Prediction
 
 SEED = 0
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -76,7 +75,7 @@ def change_image(name: str, image: Image.Image, number: int) -> Image.Image:
 
 
 def robustness_section(context: Context) -> dict[str, Any]:
-    """Compare the predictions for a sample of test with those for changed images, and with test-time augmentation."""
+    """Compare the predictions for a sample of test with those for changed images."""
     sample, ids = context.sample, context.sample.image_ids
 
     def changed() -> Iterator[Callable[[], Image.Image]]:
@@ -84,8 +83,6 @@ def robustness_section(context: Context) -> dict[str, Any]:
             image = context.load(image_id)  # decoded once for all changes
             yield from (partial(change_image, name, image, number) for name in CHANGES)
 
-    images = (partial(context.load, image_id) for image_id in tqdm(ids, desc="test-time augmentation"))
-    augmented = list(context.classifier.predict_each(images, tta=True))
     n = len(CHANGES)
     outputs = run_images(
         context.classifier, changed(), image_ids=np.repeat(ids, n).tolist(), labels=np.repeat(sample.labels, n)
@@ -96,10 +93,6 @@ def robustness_section(context: Context) -> dict[str, Any]:
         "n_lesions": sample.n_lesions,
         "balanced_accuracy": score_balanced(sample.predicted, sample),
         "changes": {name: score_change(predicted[:, place], sample) for place, name in enumerate(CHANGES)},
-        "test_time_augmentation": score_change(
-            np.array([sample.label_of[answer.diagnosis] for answer in augmented if isinstance(answer, Prediction)]),
-            sample,
-        ),
     }
 
 

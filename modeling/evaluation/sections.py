@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from modeling.abstention import AbstentionRule
 from modeling.calibration import softmax
@@ -19,18 +18,11 @@ from modeling.evaluation.bootstrap import (
     replicated_auroc,
 )
 from modeling.evaluation.context import Context
-from modeling.evaluation.metrics import (
-    ece_at_equal_priors,
-    reliability_table,
-    score_balanced,
-    score_calibration,
-    score_operating_point,
-)
+from modeling.evaluation.metrics import score_balanced, score_calibration, score_operating_point
 from modeling.evaluation.split import Split, estimate_rate
 from modeling.labels import diagnosis_of
 from modeling.schema import plain
 
-N_FAILURES = 10
 INTERVALS = {
     "method": "percentile bootstrap; Clopper-Pearson for a rate of 0 or 1, where all lesions agree",
     "level": LEVEL,
@@ -56,14 +48,14 @@ def model_section(context: Context) -> dict[str, Any]:
 
 def data_section(context: Context) -> dict[str, Any]:
     lesion, splits, table, codes = context.classifier.lesion, context.splits, context.table, context.classifier.codes
-    other = table["label"][~table["label"].isin(codes)].value_counts()
+    external, other = context.external, table["label"][~table["label"].isin(codes)].value_counts()
     said = describe_split(splits, patients=table.get("patient_id"))
     lesions = lesions_of(splits, splits["image_id"].tolist())
     parts = {name: splits["split"] == name for name in ("train", "val", "test")}
     return {
-        "dataset": context.dataset_name or lesion.get("dataset"),
+        "dataset": external.dataset_name if external else lesion.get("dataset"),
         "synthetic": bool(lesion.get("synthetic")),
-        "fingerprint": context.data_fingerprint or lesion.get("data_fingerprint"),
+        "fingerprint": external.data_fingerprint if external else lesion.get("data_fingerprint"),
         "splits_sha256": splits_hash(splits),
         "protocol": context.protocol,
         **said,
@@ -90,21 +82,19 @@ def data_section(context: Context) -> dict[str, Any]:
 
 def calibration_section(context: Context) -> dict[str, Any]:
     """Score the calibration on test; val was used to fit it."""
+    stored = context.classifier.lesion.get("calibration")
+    return {
+        "fitted": plain(stored) if stored else {"reason": "the calibration is not recorded in config.json"},
+        "test": {moment: score_calibration(probs, context.test) for moment, probs in calibrated(context).items()},
+    }
+
+
+def calibrated(context: Context) -> dict[str, np.ndarray]:
+    """Return the probabilities of test before and after calibration, at the dataset's mix, each (N, C)."""
     stored, test = context.classifier.lesion.get("calibration"), context.test
     assert test.outputs is not None
     before = softmax(stored.undo(test.outputs.logits)) if stored else test.probs_at_mix
-    moments = {"before": before, "after": test.probs_at_mix}
-    return {
-        "fitted": plain(stored) if stored else {"reason": "the calibration is not recorded in config.json"},
-        "test": {
-            **{moment: score_calibration(probs, test) for moment, probs in moments.items()},
-            "ece_at_equal_priors": ece_at_equal_priors(test),
-        },
-        "reliability": {
-            moment: reliability_table(probs.max(axis=1), probs.argmax(axis=1) == test.labels)
-            for moment, probs in moments.items()
-        },
-    }
+    return {"before": before, "after": test.probs_at_mix}
 
 
 def operating_points_section(context: Context) -> list[dict[str, Any]]:
@@ -160,14 +150,6 @@ def abstention_section(context: Context) -> dict[str, Any]:
     }
 
 
-def ood_scores(context: Context) -> dict[str, np.ndarray]:
-    """Return the OOD scores of test and of each kind of OOD image, each (n,)."""
-    rule = context.classifier.abstention
-    assert rule is not None
-    kinds = {"test": context.test, **context.other_diagnoses, **context.far_images}
-    return {kind: _scores(rule, images) for kind, images in kinds.items()}
-
-
 def _scores(rule: AbstentionRule, split: Split) -> np.ndarray:
     assert split.outputs is not None
     return rule.score(split.outputs.logits, split.outputs.features)
@@ -185,15 +167,6 @@ def _score_detection(rule: AbstentionRule, test: Split, outside: Split) -> dict[
         "auroc": estimate(aurocs, outside.n_lesions),
         "abstained": estimate_rate(outside_scores > rule.threshold, outside),
     }
-
-
-def failures_section(context: Context) -> list[dict[str, Any]]:
-    """Name the most confident wrong predictions."""
-    test, codes = context.test, np.array(context.classifier.codes)
-    table = pd.DataFrame({"image_id": test.image_ids, "label": codes[test.labels], "predicted": codes[test.predicted]})
-    table["probability"] = test.probs.max(axis=1).round(6)
-    wrong = table[test.predicted != test.labels].sort_values(["probability", "image_id"], ascending=[False, True])
-    return wrong.head(N_FAILURES).to_dict("records")
 
 
 def training_section(context: Context) -> dict[str, Any]:

@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_sco
 from modeling.calibration import softmax
 from modeling.classifier import LesionClassifier
 from modeling.data.sources import LoadedImages
-from modeling.data.splits_file import load_splits, write_splits
+from modeling.data.splits_file import load_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation import context as context_module
 from modeling.evaluation.__main__ import EvaluationOptions, evaluate_folder, main
@@ -25,7 +24,6 @@ from modeling.evaluation.robustness import CHANGES, change_image, robustness_sec
 from modeling.evaluation.sections import abstention_section, data_section, training_section
 from modeling.inference import run_images
 from modeling.labels import CODES, REFERENCE_CODES
-from modeling.metrics_file import declared
 from modeling.model_folder import config_sha256
 from support.hashes import hash_images
 from support.scored import blot_dataset
@@ -45,7 +43,7 @@ def metrics(scored_folder) -> dict:
 
 @pytest.fixture(scope="module")
 def context(scored_folder, dataset) -> Context:
-    """The context of the scored folder, without its masks."""
+    """The context of the scored folder."""
     classifier = LesionClassifier.from_pretrained(scored_folder, device="cpu")
     return Context(classifier, dataset, load_splits(scored_folder / "splits.csv"), n_skipped=3)
 
@@ -109,11 +107,6 @@ def test_scores_follow_from_predictions_csv(metrics, predictions) -> None:
         assert point["test"]["sensitivity"]["value"] == pytest.approx(reached[positive].mean(), abs=1e-6)
         assert point["test"]["specificity"]["value"] == pytest.approx((~reached)[~positive].mean(), abs=1e-6)
         assert point["test"]["missed"] == sorted(rows["image_id"][positive & ~reached])
-    wrong = rows[rows["predicted"] != rows["label"]]
-    worst = wrong.assign(probability=wrong[codes].max(axis=1)).sort_values(
-        ["probability", "image_id"], ascending=[False, True]
-    )
-    assert [case["image_id"] for case in metrics["failures"]] == worst["image_id"].head(10).tolist()
     abstained = metrics["abstention"]["test"]["abstained"]["value"]
     assert abstained == pytest.approx(rows["abstained"].mean(), abs=1e-6)
 
@@ -181,9 +174,6 @@ def test_robustness_is_measured_on_the_predictions_for_changed_images(context, m
         assert found["changes"][name]["flip_rate"]["value"] == pytest.approx(flips, abs=1e-6)
         gain = balanced_accuracy_score(test.labels, answers) - found["balanced_accuracy"]["value"]
         assert found["changes"][name]["balanced_accuracy_gain"]["value"] == pytest.approx(gain, abs=1e-5)
-    augmented = [REFERENCE_CODES.index(answer.diagnosis) for answer in classifier.predict(images, tta=True)]
-    flips = np.mean(augmented != test.predicted)
-    assert found["test_time_augmentation"]["flip_rate"]["value"] == pytest.approx(flips, abs=1e-6)
 
 
 def test_an_image_is_decoded_once_for_all_its_changes(context, monkeypatch) -> None:
@@ -198,7 +188,7 @@ def test_an_image_is_decoded_once_for_all_its_changes(context, monkeypatch) -> N
 
     monkeypatch.setattr(Context, "load", counted)
     assert len(robustness_section(small)["changes"]) == len(CHANGES)
-    assert len(loaded) == 2 * 3  # once for the changes, once for test-time augmentation
+    assert len(loaded) == 3
 
 
 def test_all_images_abstained_and_no_val_are_said_and_not_scored(context, monkeypatch) -> None:
@@ -249,7 +239,7 @@ def test_sample_is_even_over_the_diagnoses_and_the_same_each_time() -> None:
 
 
 def test_repeating_the_evaluation_gives_the_same_bytes(scored_folder, context, metrics, tmp_path) -> None:
-    again = replace(context, masks_dir=scored_folder.parent / "masks", run=metrics["training"])
+    again = replace(context, run=metrics["training"])
     evaluate_model(again, output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
     assert (tmp_path / "metrics.json").read_bytes() == (scored_folder / "metrics.json").read_bytes()
     ours, theirs = tmp_path / "predictions.csv", scored_folder.parent / "predictions.csv"
@@ -258,7 +248,7 @@ def test_repeating_the_evaluation_gives_the_same_bytes(scored_folder, context, m
 
 def test_figures_are_described_transparent_and_readable_on_a_phone(scored_folder, metrics) -> None:
     files = [figure["file"] for figure in metrics["figures"]]
-    assert files == ["roc.png", "reliability.png", "confusion.png", "ood.png"]
+    assert files == ["roc.png", "reliability.png", "confusion.png"]
     for figure in metrics["figures"]:
         with Image.open(scored_folder / "figures" / figure["file"]) as image:
             assert image.width == 2 * 390
@@ -291,10 +281,6 @@ def test_a_label_that_looks_like_a_formula_is_written_harmlessly(context, tmp_pa
     assert ",'=cmd" in (tmp_path / "predictions.csv").read_text().splitlines()[1]
 
 
-def test_written_metrics_are_all_declared(metrics) -> None:
-    assert declared(metrics) == metrics
-
-
 def test_rounding_leaves_plain_values() -> None:
     assert rounded({"a": np.float64(1 / 3), "b": (np.int64(2), -1e-9)}) == {"a": 0.333333, "b": [2, 0.0]}
 
@@ -317,32 +303,26 @@ def test_the_summary_says_which_priors_and_which_diagnoses(metrics) -> None:
 def test_the_command_gives_the_numbers_of_training(scored_folder, dataset, metrics, tmp_path, monkeypatch, capsys):
     hashes = hash_images(dataset)
     monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hashes, n_skipped=3))
-    masks = scored_folder.parent / "masks"
-    assert main([str(scored_folder), "--output", str(tmp_path), "--masks", str(masks)]) == 0
+    assert main([str(scored_folder), "--output", str(tmp_path)]) == 0
     assert "balanced_accuracy" in capsys.readouterr().out
     assert read(tmp_path) == metrics
 
 
 def test_a_model_without_splits_says_what_to_give(tmp_path, tiny_model_folder, capsys) -> None:
     assert main([str(tiny_model_folder), "--output", str(tmp_path / "out")]) == 1
-    assert "has no splits.csv: give --splits" in capsys.readouterr().err
+    assert "has no splits.csv: give --external" in capsys.readouterr().err
 
 
-def test_splits_without_test_or_of_other_diagnoses_are_refused(scored_folder, dataset, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hash_images(dataset)))
-    splits = load_splits(scored_folder / "splits.csv").replace({"split": {"test": "train"}})
-    write_splits(splits, tmp_path / "splits.csv")
-    options = EvaluationOptions(splits=str(tmp_path / "splits.csv"), output=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="nothing to report"):
-        evaluate_folder(str(scored_folder), options)
-    write_splits(splits.replace({"label": {"NV": "DF"}}), tmp_path / "splits.csv")
-    with pytest.raises(ValueError, match="has images of DF, but the model has the diagnoses BCC, BKL, MEL, NV"):
-        evaluate_folder(str(scored_folder), options)
+def test_splits_of_another_model_are_refused(scored_folder, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(command, "load_images", lambda name, **_: pytest.fail("images were read"))
+    folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
+    splits = folder / "splits.csv"
+    splits.write_bytes(splits.read_bytes().replace(b"train", b"val"))
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
+    assert "splits.csv does not belong to this model" in capsys.readouterr().err
 
 
-def test_what_is_scored_has_its_own_name_and_the_protocol_that_was_recorded(
-    scored_folder, dataset, tmp_path, monkeypatch
-) -> None:
+def test_the_protocol_is_the_one_that_was_recorded(scored_folder, dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hash_images(dataset)))
     monkeypatch.setattr(command, "evaluate_model", lambda context, **_: context)
     folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
@@ -354,9 +334,6 @@ def test_what_is_scored_has_its_own_name_and_the_protocol_that_was_recorded(
     own = evaluate_folder(str(folder), EvaluationOptions(output=str(tmp_path / "out")))
     assert own.protocol == "original"
     assert data_section(own)["dataset"] == "demo"
-    options = EvaluationOptions(dataset="clinic", splits=str(folder / "splits.csv"), output=str(tmp_path / "out"))
-    other = evaluate_folder(str(folder), options)
-    assert (other.protocol, data_section(other)["dataset"]) == ("file", "clinic")
 
 
 @pytest.mark.parametrize(
@@ -376,21 +353,3 @@ def test_a_metrics_json_that_is_not_of_this_model_and_version_is_refused(
     (folder / "metrics.json").write_text(json.dumps(content))
     assert main([str(folder), "--output", str(tmp_path / "out")]) == 1
     assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "words"),
-    [
-        ("model.safetensors", lambda content: content[:-1] + b"x", r"model\.safetensors is not the file that config"),
-        ("onnx/model.onnx", lambda content: content + b"x", r"model\.onnx is not the file that config"),
-        ("splits.csv", lambda content: content.replace(b"train", b"val"), r"splits\.csv does not belong to this model"),
-    ],
-)
-def test_a_changed_file_does_not_verify(scored_folder, tmp_path, name, change, words, capsys) -> None:
-    folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
-    assert main([str(folder), "--verify"]) == 0
-    said = capsys.readouterr().out
-    assert "verified: config.json, model.safetensors, onnx/model.onnx, splits.csv, metrics.json" in said
-    (folder / name).write_bytes(change((folder / name).read_bytes()))
-    assert main([str(folder), "--verify"]) == 1
-    assert re.search(words, capsys.readouterr().err)

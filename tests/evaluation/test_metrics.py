@@ -8,7 +8,6 @@ from modeling.evaluation.bootstrap import ALL_AGREE, bootstrap_lesions
 from modeling.evaluation.metrics import (
     LesionMetrics,
     _from_confusion,
-    ece_at_equal_priors,
     equal_mass_bins,
     expected_calibration_error,
     if_calibrated,
@@ -185,14 +184,6 @@ def test_calibration_scores_agree_with_scikit_learn() -> None:
     )
     # 600 images are 15 bins of 40, so that every bin weighs the same.
     assert got["ece"]["value"] == pytest.approx(np.abs(correct - confidence).mean(), abs=1e-9)
-
-
-def test_the_ece_at_equal_priors_weighs_the_diagnoses_alike() -> None:
-    """15 images of A are predicted A at 0.8, and so are 4 images of B; all are in one bin."""
-    probs = np.array([[0.8, 0.2]] * 15 + [[0.8, 0.2]] * 4)
-    split = Split(("A", "B"), probs, np.array([0] * 15 + [1] * 4), np.arange(19))
-    assert ece_at_equal_priors(split)["value"] == pytest.approx(abs(0.8 - 0.5))
-    assert expected_calibration_error(probs.max(axis=1), split.labels == 0) == pytest.approx(abs(0.8 - 15 / 19))
 
 
 def test_simulated_events_follow_the_probabilities_and_the_lesions() -> None:

@@ -80,7 +80,6 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
     from modeling.classifier import LesionClassifier
     from modeling.data.splits import read_splits
     from modeling.data.splits_file import write_splits
-    from modeling.evaluation.verify import verify
     from modeling.files import ModelFolderError, file_sha256
     from modeling.model_folder import ONNX_NAME
     from modeling.publish.card import render_card
@@ -101,8 +100,6 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
         answer = classifier.predict(picture).to_dict()
         json.dumps([answer, classifier.notice], allow_nan=False, ensure_ascii=False).encode()
         assert abs(sum(answer["probabilities"].values()) - 1) < 1e-6
-        with contextlib.suppress(ModelFolderError):
-            verify(classifier)
         return True
 
     heavy = shutil.copytree(model_folder, scratch / "heavy")

@@ -43,7 +43,6 @@ def blot_dataset(
     *,
     common: Sequence[str] = REFERENCE_CODES,
     noise: float = 45.0,
-    masks: Path | None = None,
     seed: int = 0,
     change: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> datasets.Dataset:
@@ -53,14 +52,11 @@ def blot_dataset(
         names: Diagnoses; those that are not `common` have a few lesions.
         common: Diagnoses with many lesions.
         noise: Standard deviation of the colour of a lesion, in grey levels.
-        masks: Folder for the mask of each blot.
         seed: Of lesions and colours.
         change: Applied to each row.
     """
     rng, rows = np.random.default_rng(seed), []
     colours = np.random.default_rng(7).uniform(20, 235, size=(64, 3))
-    if masks is not None:
-        masks.mkdir()
     for label, code in enumerate(names):
         for number in range(LESIONS_PER_DIAGNOSIS if code in common else LESIONS_LEFT_OUT):
             colour = tuple(int(value) for value in rng.normal(colours[label], noise).clip(0, 255))
@@ -69,11 +65,8 @@ def blot_dataset(
                 left, top = (int(value) for value in rng.integers(8, 20, size=2))
                 box = (left, top, left + 36, top + 36)
                 skin = tuple(int(value) for value in rng.normal((220, 180, 160), 8).clip(0, 255))
-                image, mask = Image.new("RGB", (64, 64), skin), Image.new("L", (64, 64))
+                image = Image.new("RGB", (64, 64), skin)
                 ImageDraw.Draw(image).ellipse(box, fill=colour)
-                ImageDraw.Draw(mask).ellipse(box, fill=255)
-                if masks is not None:
-                    mask.save(masks / f"{image_id}_segmentation.png")
                 buffer = io.BytesIO()
                 image.save(buffer, "PNG")
                 row = {
@@ -179,8 +172,7 @@ def make_scored_folder(
     """Write a model folder with the metrics and figures of a real evaluation; by default of the four usual diagnoses."""
     folder = base / "model"
     if dataset is None:
-        dataset = blot_dataset(common=codes, masks=base / "masks")
-        context.setdefault("masks_dir", base / "masks")
+        dataset = blot_dataset(common=codes)
     if splits is None:
         splits = make_splits(select_diagnoses(dataset, codes), diagnoses=codes)
     save_fitted(folder, dataset, splits, codes, abstention=abstention, onnx=onnx, lesion=lesion)
