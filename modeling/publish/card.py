@@ -52,12 +52,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def write_card(model_folder: str | Path) -> Path:
-    """Write the card, evaluation.md and the notebook of a model folder, each whole or not at all; return the card's path."""
+    """Write the card, evaluation.md and the notebook of a model folder; return the card's path."""
     folder = Path(model_folder)
     for name, content in {**render_card(folder), NOTEBOOK_NAME: render_notebook(folder)}.items():
-        unfinished = folder / f"{name}.part"
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(folder / name)
+        (folder / name).write_text(content, encoding="utf-8")
     return folder / CARD_NAME
 
 
@@ -65,14 +63,12 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     """Render the model card and its second level, `evaluation.md`; return the content of each file by its name.
 
     Raises:
-        PublishError: If a file or a template is missing, or a template names something that is not in these files.
+        PublishError: If a file is missing, or a template names something that is not in these files.
     """
     folder = Path(model_folder)
     advice = f"make it with `python -m modeling.evaluation {folder} --data_dir DIR --output {folder}`."
     if not (folder / METRICS_NAME).is_file():
         raise PublishError(f"{folder} has no {METRICS_NAME}; {advice}")
-    if missing := [template for template in TEMPLATES.values() if not (ROOT / template).is_file()]:
-        raise PublishError(f"{ROOT} has no {' and no '.join(missing)}: run this in a clone, after `pip install -e .`")
     try:
         config = read_config(folder)
         lesion, codes = config["lesion"], config["label_names"]

@@ -1,7 +1,5 @@
 """Push to the Hub: one atomic commit, retries with time-outs, readable errors."""
 
-import hashlib
-import json
 import logging
 import re
 import shlex
@@ -10,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.hf_api import ModelInfo, SpaceInfo
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils.sha import git_hash
 
 ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
@@ -83,10 +82,6 @@ def commit_files(
         return str(commit.oid)
 
     revision = persist(attempt)
-    left_out = _operations(files, persist(lambda: _remote_files(api, repo_id, repo_type))[1], ()) if sent else []
-    if left_out:
-        names = ", ".join(operation.path_in_repo for operation in left_out)
-        raise PublishError(f"{repo_id} took the commit without {names}: look for a .gitignore there that names them.")
     if tag and persist(tagged) != revision:
         # An earlier attempt may have put it, if only the answer was lost.
         persist(lambda: api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type, exist_ok=True))
@@ -107,33 +102,24 @@ def _operations(
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path, source in files.items():
         content = source if isinstance(source, bytes) else source.read_bytes()
-        git_hash = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-        if there.get(path) not in (git_hash, hashlib.sha256(content).hexdigest()):
+        if there.get(path) not in (git_hash(content), sha256(content).hexdigest()):
             operations.append(CommitOperationAdd(path, source))
     stale = [path for path in there if path not in files and any(fnmatch(path, pattern) for pattern in replaced)]
     return operations + [CommitOperationDelete(path, is_folder=False) for path in stale]
 
 
-def ensure_repo(api: HfApi, repo_id: str, repo_type: str, *, private: bool, **at_creation: Any) -> bool:
-    """Create a repository that is not there; return True if it was there."""
+def ensure_repo(api: HfApi, repo_id: str, repo_type: str, *, private: bool, **at_creation: Any) -> None:
+    """Create a repository that is not there; refuse to call a public one private."""
 
-    def attempt() -> ModelInfo | SpaceInfo | None:
+    def is_public() -> bool:
         try:
-            return api.space_info(repo_id) if repo_type == "space" else api.model_info(repo_id)
+            return not api.repo_info(repo_id, repo_type=repo_type).private
         except RepositoryNotFoundError:
             # None: an organisation's own default holds.
             api.create_repo(repo_id, repo_type=repo_type, private=private or None, **at_creation)
-            return None
+            return False
 
-    found = persist(attempt)
-    if private and found is not None:
-        check_private(repo_id, found)
-    return found is not None
-
-
-def check_private(repo_id: str, found: ModelInfo | SpaceInfo) -> None:
-    """Refuse to call a public repository private."""
-    if not found.private:
+    if persist(is_public) and private:
         raise PublishError(f"{repo_id} exists and is public: make it private in its settings, or leave --private out.")
 
 
@@ -155,13 +141,12 @@ def with_namespace(api: HfApi, repo_id: str) -> str:
 
 def token_or_refuse(token: str | None = None) -> str:
     """Return the Hub token of this machine or say how to get one."""
-    found = token or get_token()
-    advice = f"make one with the role 'write' at {HfApi().endpoint}/settings/tokens and run `hf auth login`, or set HF_TOKEN."
-    if not found:
-        raise PublishError(f"there is no Hub token on this machine: {advice}")
-    if not re.fullmatch(r"[!-~]+", found):
-        raise PublishError(f"the Hub token has a space or a letter that no token has; copy it again, or {advice}")
-    return found
+    if found := token or get_token():
+        return found
+    raise PublishError(
+        f"there is no Hub token on this machine: make one with the role 'write' at {HfApi().endpoint}/settings/tokens and run "
+        "`hf auth login`, or set HF_TOKEN."
+    )
 
 
 def check_no_token(files: Files, token: str) -> None:
@@ -175,16 +160,12 @@ def check_no_token(files: Files, token: str) -> None:
 # ---- Retries, time-outs and errors -----------------------------------------------------------------------------------
 
 
-class _Busy(OSError):
-    """The Hub is creating another repository of this user."""
-
-
 def persist(call: Callable[[], T]) -> T:
     """Make a call that the client does not retry itself; wait and try again where that can help."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except (httpx2.HTTPError, _Busy) as error:
+        except httpx2.HTTPError as error:
             status = status_of(error)
             if attempt == ATTEMPTS or (status is not None and status not in TRANSIENT_STATUS):
                 raise
@@ -241,39 +222,27 @@ def _limit_wait(response: httpx2.Response) -> None:
     requested_s = response.headers.get("Retry-After", "")
     if requested_s.isdigit():
         response.headers["Retry-After"] = str(min(int(requested_s), int(LONGEST_WAIT_S)))
-    if response.status_code == 409:
-        response.read()
-        if "another conflicting operation is in progress" in response.text:
-            # create_repo would try again at once, without end.
-            raise _Busy("another repository is being created for this user")
 
 
 def _sentence(error: BaseException, repo_id: str) -> str:
     """Say what a failure of the Hub or of the connection to it means, and what to do."""
     cause: BaseException = error
-    while not isinstance(cause, httpx2.HTTPError | OfflineModeIsEnabled) and cause.__cause__ is not None:
+    while not isinstance(cause, httpx2.HTTPError) and cause.__cause__ is not None:
         cause = cause.__cause__
     hub, status = HfApi().endpoint, status_of(cause)
-    if isinstance(cause, OfflineModeIsEnabled):
-        return "the Hub client is in offline mode; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE."
-    if isinstance(cause, json.JSONDecodeError):
-        return f"a web page came in place of {hub}'s answer: log in to this network, or look at the proxy settings."
     if status is None:
-        if isinstance(cause, httpx2.HTTPError | _Busy):
-            return f"{hub} did not answer, also after several tries ({type(cause).__name__}: {cause})."
-        return f"{type(cause).__name__}: {cause}"
+        silent = f"{hub} did not answer, also after several tries"
+        reason = f"{type(cause).__name__}: {cause}"
+        return f"{silent} ({reason})." if isinstance(cause, httpx2.HTTPError) else reason
+    new_token = f"Make one with the role 'write' at {hub}/settings/tokens and run `hf auth login`"
     in_words = {
-        401: f"the token is wrong, expired or revoked. Make one at {hub}/settings/tokens and run `hf auth login`",
-        403: f"the token may not write to {repo_id}. Use one with the role 'write' on that name",
+        401: f"the token is wrong, expired or revoked. {new_token}",
+        402: "it requires a paid plan. Spaces free of charge: --static, or --hardware zero-a10g",
+        403: f"the token may not write to {repo_id}. {new_token}",
         404: f"there is no {repo_id} that this token may see. Check the name",
-        409: f"somebody else is changing {repo_id} at the same time",
-        412: f"somebody else is changing {repo_id} at the same time",
-        429: "too many requests. Wait some minutes",
     }
-    what = in_words.get(
-        status, "the Hub is in trouble. Wait some minutes" if status >= 500 else "it refuses the request"
-    )
     said = str(getattr(cause, "server_message", "") or "").strip()
+    what = in_words.get(status, "wait some minutes")
     return f"the Hub answered {status}: {what}.{f' The Hub says: {said}' if said else ''}"
 
 

@@ -1,15 +1,8 @@
 """Push a model folder to the Hub: checked on this machine first, then sent as one commit."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
-
-import yaml
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from modeling.files import files_of, read_json
 from modeling.images import decode_image
@@ -70,31 +63,28 @@ def push_model(
     hub.check_repo_id(repo_id, "--repo_id")
     token = hub.token_or_refuse(token)
     retry = command("model", str(folder), repo_id=repo_id, private=private, tag=tag, commit_message=commit_message)
-    with TemporaryDirectory() as name:
-        # What is checked is what is sent, even if somebody writes into the folder meanwhile.
-        staged = Path(name) / "model"
-        try:
-            files = _stage(folder, staged)
-            check_model_folder(staged)
-        except (ValueError, PublishError) as error:
-            reason = str(error).replace(str(staged), str(folder))
-            raise PublishError(f"{folder} cannot be published: {reason}") from None
-        hub.check_no_token(files, token)
-        left = sorted({file.relative_to(folder).as_posix() for file in files_of(folder)} - set(files))
-        if left:
-            hub.logger.warning("Not sent, since a model folder has no such files: %s", ", ".join(left))
-        with hub.connected(repo_id, token, retry) as api:
-            repo_id = hub.with_namespace(api, repo_id)
-            hub.ensure_repo(api, repo_id, "model", private=private)
-            message = commit_message or f"Add model of run {read_config(staged)['lesion'].get('run_id', folder.name)}"
-            files = _with_repo_id(files, repo_id)
-            return hub.commit_files(api, repo_id, "model", files, replaced=REPLACED_IN_MODEL, message=message, tag=tag)
+    try:
+        files = checked_files(folder)
+    except ValueError as error:
+        raise PublishError(f"{folder} cannot be published: {error}") from None
+    hub.check_no_token(files, token)
+    left = sorted({file.relative_to(folder).as_posix() for file in files_of(folder)} - set(files))
+    if left:
+        hub.logger.warning("Not sent, since a model folder has no such files: %s", ", ".join(left))
+    with hub.connected(repo_id, token, retry) as api:
+        repo_id = hub.with_namespace(api, repo_id)
+        hub.ensure_repo(api, repo_id, "model", private=private)
+        message = commit_message or f"Add model of run {read_config(folder)['lesion'].get('run_id', folder.name)}"
+        files = _with_repo_id(files, repo_id)
+        return hub.commit_files(api, repo_id, "model", files, replaced=REPLACED_IN_MODEL, message=message, tag=tag)
 
 
-def _stage(folder: Path, staged: Path) -> dict[str, Path | bytes]:
-    """Copy the files that a model folder has by contract, by name, and return the copies; refuse links."""
-    if not folder.is_dir():
-        raise PublishError("there is no such folder; give the folder `model` of a run.")
+def checked_files(folder: Path) -> dict[str, Path | bytes]:
+    """Return the files that a model folder has by contract, by name; they are valid and about the same model.
+
+    Raises:
+        ValueError: If one is not, is missing or is a link, with its name.
+    """
     names = [*NEEDED, *(name for name in OPTIONAL if (folder / name).exists())]
     if (folder / METRICS_NAME).exists():
         names += [f"figures/{figure['file']}" for figure in read_metrics(folder / METRICS_NAME)["figures"]]
@@ -103,35 +93,22 @@ def _stage(folder: Path, staged: Path) -> dict[str, Path | bytes]:
         names += [EXAMPLES_NAME, *(f"examples/{entry['file']}" for entry in read_examples(folder)["examples"])]
     for name in names:
         if (folder / name).resolve() != folder.resolve() / name:
-            raise PublishError(f"{name} is a link")
+            raise ValueError(f"{name} is a link")
         if not (folder / name).is_file() or (folder / name).stat().st_size == 0:
             card = command("card", str(folder))
-            raise PublishError(f"{name} is missing or empty; `{card}` writes {CARD_NAME} and {EVALUATION_NAME}.")
-        (staged / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, staged / name)
-    return {name: staged / name for name in names}
-
-
-def check_model_folder(folder: Path) -> None:
-    """Make sure that the files of a model folder are valid and about the same model.
-
-    Raises:
-        ValueError: If one is not, with its name.
-    """
+            raise ValueError(f"{name} is missing or empty; `{card}` writes {CARD_NAME} and {EVALUATION_NAME}.")
     config = read_config(folder)
     lesion = config["lesion"]
     for name, sha256 in ((WEIGHTS_NAME, lesion["weights_sha256"]), (ONNX_NAME, lesion.get("onnx_sha256"))):
         checked_file(folder / name, sha256)
-    for path in (folder / METRICS_NAME, *folder.glob("external/*")):
-        read_metrics_of(path, config["label_names"], lesion["weights_sha256"])
-    for path in (*folder.glob("*.json"), *folder.glob("*.ipynb")):
-        read_json(path)
-    for path in (*folder.glob("figures/*"), *folder.glob("examples/*.[jp][pn]g")):
-        decode_image(path)
-    try:
-        ModelCard((folder / CARD_NAME).read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise PublishError(f"the metadata of {CARD_NAME} is not valid: {error}") from error
+    for name in names:
+        if name == METRICS_NAME or name.startswith("external/"):
+            read_metrics_of(folder / name, config["label_names"], lesion["weights_sha256"])
+        elif name.endswith((".json", ".ipynb")):
+            read_json(folder / name)
+        elif name.endswith((".png", ".jpg")):
+            decode_image(folder / name)
+    return {name: folder / name for name in names}
 
 
 def _with_repo_id(files: Mapping[str, Path | bytes], repo_id: str) -> dict[str, Path | bytes]:
@@ -144,42 +121,16 @@ def _with_repo_id(files: Mapping[str, Path | bytes], repo_id: str) -> dict[str, 
     return named
 
 
-# ---- The right to push -----------------------------------------------------------------------------------------------
+def check_can_push(repo_id: str, token: str | None = None, *, private: bool = False) -> None:
+    """Make sure before hours of training that a push to `repo_id` will be allowed.
 
-
-def check_can_push(repo_id: str, token: str | None = None, *, private: bool = False) -> str:
-    """Find out before hours of training whether a push to `repo_id` would be allowed, and return its full name.
+    A repository that is not there is created, as by transformers' Trainer: nothing else proves the right to do so.
 
     Raises:
         PublishError: If it would not, or if `repo_id` is public and is to be private.
     """
     hub.check_repo_id(repo_id, "--hub_model_id")
-    token = hub.token_or_refuse(token)
-    with hub.connected(repo_id, token) as api:
-        user = persist(api.whoami)
-        repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
-        places = _writable(user)
-        if not {repo_id, repo_id.split("/")[0]} & places:
-            allowed = ", ".join(sorted(places)) or "nothing"
-            raise PublishError(
-                f"the token of {user['name']} may not write to {repo_id} (it may write to: {allowed}); make one with the role "
-                f"'write' at {api.endpoint}/settings/tokens and run `hf auth login`."
-            )
-        try:
-            persist(lambda: api.auth_check(repo_id, write=True))
-            if private:
-                hub.check_private(repo_id, persist(lambda: api.model_info(repo_id)))
-        except RepositoryNotFoundError:
-            hub.logger.info("%s is not there yet and will be created.", repo_id)
-    return repo_id
-
-
-def _writable(user: Mapping[str, Any]) -> set[str]:
-    """Return the users, organisations and repositories that a token may write to, by what the Hub says of it."""
-    token = user.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read":
-        return set()
-    if token.get("role") == "fineGrained":
-        scopes = token.get("fineGrained", {}).get("scoped", [])
-        return {str(scope["entity"].get("name")) for scope in scopes if "repo.write" in scope["permissions"]}
-    return {user["name"], *(org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") != "read")}
+    with hub.connected(repo_id, hub.token_or_refuse(token)) as api:
+        repo_id = hub.with_namespace(api, repo_id)
+        hub.ensure_repo(api, repo_id, "model", private=private)
+        persist(lambda: api.auth_check(repo_id, write=True))

@@ -3,12 +3,10 @@
 import importlib
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, SpaceCard
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from modeling.files import ROOT, files_of
 from modeling.model_folder import CONFIG_NAME, ONNX_NAME
@@ -16,8 +14,6 @@ from modeling.publish import hub
 from modeling.publish.hub import Files, Published, PublishError, command, persist
 
 MODEL_FILE = "model.json"  # which model a Space serves: {"model_id", "revision"}
-VARIABLES = ("MODEL_ID", "MODEL_REVISION")  # of a Space; they override MODEL_FILE
-ZERO_GPU = "zero-a10g"
 # Files of an earlier push that would contradict this one, of either kind of Space.
 REPLACED_IN_SPACE = ("modeling/*", "page/*", "*.py", "*.js", "*.mjs", "*.css", "*.html", "*.json", "*.svg", "*.txt")
 
@@ -53,21 +49,12 @@ def push_space(
         model = _model_info(api, model_id, model_revision)
         files = (static_space_files if static else space_files)(model_id, str(model.sha))
         hub.check_no_token(files, token)
-        at_creation = {"space_sdk": "static" if static else "gradio", "space_hardware": hardware}
-        try:
-            existed = hub.ensure_repo(api, space_id, "space", private=private, **at_creation)
-        except HfHubHTTPError as error:
-            if hub.status_of(error) == 402:
-                raise PublishError(_payment(space_id, options, static, hardware)) from None
-            raise
-        if existed:
-            _warn_of_overrides(api, space_id, hardware)
+        sdk = "static" if static else "gradio"
+        hub.ensure_repo(api, space_id, "space", private=private, space_sdk=sdk, space_hardware=hardware)
         message = f"Serve {model_id} at {str(model.sha)[:12]}"
         pushed = hub.commit_files(api, space_id, "space", files, replaced=REPLACED_IN_SPACE, message=message)
     if model.private:
-        way = (
-            "make it public" if static else "give the Space a secret HF_TOKEN that may read it, in the Space's settings"
-        )
+        way = "make it public" if static else "give the Space a secret HF_TOKEN that may read it, in its settings"
         hub.logger.warning("The Space cannot read %s, which is private: %s.", model_id, way)
     return pushed
 
@@ -77,39 +64,13 @@ def _model_info(api: HfApi, model_id: str, revision: str | None) -> ModelInfo:
     push_first = f"push it first: {command('model', 'RUN/model', repo_id=model_id)}"
     try:
         model = persist(lambda: api.model_info(model_id, revision=revision))
-    except RevisionNotFoundError:
-        raise PublishError(f"{model_id} has no revision {revision}; give a branch, a tag or a commit.") from None
-    except RepositoryNotFoundError:
-        raise PublishError(f"the Hub has no model {model_id} that this token may read; {push_first}") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        named = f"{model_id} with a revision {revision}" if revision else model_id
+        raise PublishError(f"the Hub has no model {named} that this token may read; {push_first}") from None
     missing = {CONFIG_NAME, ONNX_NAME} - {file.rfilename for file in model.siblings or []}
     if missing:
-        raise PublishError(
-            f"{model_id} has no {' and no '.join(sorted(missing))}: its push did not finish; {push_first}"
-        )
+        raise PublishError(f"{model_id} has no {' and no '.join(sorted(missing))}; {push_first}")
     return model
-
-
-def _payment(space_id: str, options: Mapping[str, Any], static: bool, hardware: str | None) -> str:
-    """Say what HTTP 402 means for a new Space, and which ways are free (huggingface.co/docs/hub/spaces-overview)."""
-    static_page = command("space", **options, static=True)
-    ways = [] if static else [f"{static_page}\n    the page computes in the visitor's browser"]
-    if hardware != ZERO_GPU:
-        zero_gpu = command("space", **options, hardware=ZERO_GPU)
-        ways.append(f"{zero_gpu}\n    ZeroGPU: two Spaces of an account that is older than 30 days")
-    on = f"on {hardware} " if hardware else ""
-    return f"the Hub requires a paid plan to create {space_id} {on}(402). Free of charge:\n  " + "\n  ".join(ways)
-
-
-def _warn_of_overrides(api: HfApi, space_id: str, hardware: str | None) -> None:
-    """Say what of an existing Space's settings counts more than this push."""
-    if hardware:
-        hub.logger.warning("--hardware is for a new Space; %s has its hardware in its settings.", space_id)
-    overriding = [name for name in persist(lambda: api.get_space_variables(space_id)) if name in VARIABLES]
-    if overriding:
-        names = " and ".join(overriding)
-        hub.logger.warning(
-            "%s overrides %s: delete it in the settings of %s to serve this model.", names, MODEL_FILE, space_id
-        )
 
 
 def space_files(model_id: str, revision: str) -> dict[str, Path | bytes]:

@@ -51,7 +51,7 @@ MODEL_ROUTES = (
     "commit",
     "tag",
 )
-SPACE_ROUTES = ("create", "info", "preupload", "validate-yaml", "commit", "variables")
+SPACE_ROUTES = ("create", "info", "preupload", "validate-yaml", "commit")
 TARGETS = {"model": MODEL_ROUTES, "space": SPACE_ROUTES, "static": SPACE_ROUTES}
 STATUS_FAULTS = ("401", "402", "403", "404", "409", "413", "429", "500", "503")
 FAULTS = (*STATUS_FAULTS, "cut", "hang", "lost", "portal")
@@ -95,7 +95,7 @@ def short_cases() -> list[Case]:
     cases += [Case("model", route, "portal", lasting=True, fresh=False) for route in ("info", "preupload", "commit")]
     for target in ("space", "static"):
         cases += [Case(target, route, "lost", lasting=False, fresh=False) for route in SPACE_ROUTES]
-        cases += [Case(target, "variables", "503", lasting=True, fresh=False)]
+        cases += [Case(target, "info", "503", lasting=True, fresh=False)]
         cases += [Case(target, "create", "402", lasting=True, fresh=True)]
     return cases
 
