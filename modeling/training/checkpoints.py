@@ -13,12 +13,9 @@ import torch
 from accelerate import Accelerator
 
 from modeling.files import flush
+from modeling.training.errors import RESUME, TrainingError
 
 KEPT = 2
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; earlier ones are untouched."""
 
 
 class Checkpoints:
@@ -36,36 +33,36 @@ class Checkpoints:
             write: Fills a folder; it runs on every process with the same folder.
 
         Raises:
-            CheckpointError: On all processes, if one of them could not write.
+            TrainingError: If it cannot be written; earlier ones are untouched.
         """
         folder = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{folder.name}.partial"
-
-        def start() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-
-        def put_in_place() -> None:
-            for path in [*temporary.rglob("*"), temporary]:
-                flush(path)
-            if folder.exists():  # this step was taken twice; after a kill here, the checkpoint before it is used
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-            flush(self.folder)
-
         try:
-            self._together(start, folder, main_only=True)
-            self._together(lambda: write(temporary), folder)
-            self._together(put_in_place, folder, main_only=True)
-        except CheckpointError:
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        if self.accelerator.is_main_process:
-            for path in [*self._all()[:-KEPT], *self.folder.glob(".step-*.partial")]:
-                # On a shared disk another process may have one of its files open; the next save tries again.
-                shutil.rmtree(path, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            write(temporary)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self._put_in_place(temporary, folder)
+        except Exception as error:  # a full disk is an OSError, a SafetensorError or torch's RuntimeError
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise TrainingError(
+                f"{folder} could not be written: {error}. Make room on the disk and continue {RESUME}"
+            ) from error
         return folder
+
+    def _put_in_place(self, temporary: Path, folder: Path) -> None:
+        for path in [*temporary.rglob("*"), temporary]:
+            flush(path)
+        if folder.exists():  # this step was taken twice; after a kill here, the checkpoint before it is used
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+        flush(self.folder)
+        for path in [*self._all()[:-KEPT], *self.folder.glob(".step-*.partial")]:
+            # On a shared disk another process may have one of its files open; the next save tries again.
+            shutil.rmtree(path, ignore_errors=True)
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint, or None."""
@@ -73,17 +70,6 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
-
-    def _together(self, action: Callable[[], None], folder: Path, *, main_only: bool = False) -> None:
-        """Run something on all processes (or the first) and fail on all if it failed on one, so that none waits."""
-        error: Exception | None = None
-        if self.accelerator.is_main_process or not main_only:
-            try:
-                action()
-            except Exception as caught:  # of whatever kind: the vote below raises it on all processes
-                error = caught
-        if any_process(self.accelerator, error is not None):
-            raise CheckpointError(f"{folder} could not be written: {error or 'another process failed'}") from error
 
 
 def any_process(accelerator: Accelerator, here: bool) -> bool:

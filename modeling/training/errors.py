@@ -1,12 +1,9 @@
 """User-facing messages for errors that end a run."""
 
-import errno
-
 import torch
 from safetensors import SafetensorError
 
 RESUME = "with the same command and --resume auto."
-LOADER_ERRORS = (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError)  # of a loader process that dies
 
 
 class TrainingError(RuntimeError):
@@ -28,22 +25,11 @@ def explained(error: Exception) -> str | None:
         )
     if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
         return f"another process of this run failed or was killed, so this one stops too ({error}). Continue {RESUME}"
-    if isinstance(error, LOADER_ERRORS) and loader_died(error):
+    if isinstance(error, BrokenPipeError | ConnectionResetError | EOFError) or "DataLoader worker" in str(error):
         return (
             f"a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, lower "
             f"--num_workers; with --num_workers 0 the training process loads them itself. Continue {RESUME}"
         )
     if isinstance(error, OSError | SafetensorError):
-        return f"{error}." + (f" Make room on the disk and continue {RESUME}" if no_room(error) else "")
+        return f"{error}. If the disk is full, make room on it and continue {RESUME}"
     return None
-
-
-def loader_died(error: BaseException) -> bool:
-    """True if one of LOADER_ERRORS means that a loader process died: torch's own RuntimeError, or a broken pipe."""
-    return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
-
-
-def no_room(error: OSError | SafetensorError) -> bool:
-    """True if the disk, the quota or the file-size limit is reached; safetensors has the number in its text."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)

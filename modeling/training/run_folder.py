@@ -20,7 +20,6 @@ from modeling import __version__
 from modeling.data.splits_file import splits_hash
 from modeling.files import read_json, shortened
 from modeling.model_folder import RUN_NAME
-from modeling.training.checkpoints import any_process
 from modeling.training.init_weights import Origin
 from modeling.training.options import FREE_TO_CHANGE, TrainOptions, dataset_name
 
@@ -29,8 +28,7 @@ LOCK_WAIT_S = 6
 LOCK_NAME = ".lock"
 CHECKPOINTS = "checkpoints"
 BEFORE_TRAINING = (LOCK_NAME, "skipped.csv")  # written before train_config.json
-OTHER = "Give another --output_dir."
-AFTER_TRAINING = ("log.jsonl", "predictions.csv", "model", ".model.partial")
+AFTER_TRAINING = ("log.jsonl", "predictions.csv", "model")
 
 
 @dataclass(frozen=True)
@@ -55,28 +53,21 @@ def check_output_dir(options: TrainOptions) -> bool:
         ValueError: If it is neither new, nor empty, nor the folder of a run that may be continued or started again.
     """
     folder = Path(options.output_dir)
-    for option in ("dataset", "data_dir"):
-        data = Path(getattr(options, option) or folder / "none")
-        if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
-            raise ValueError(
-                f"--output_dir {folder} is inside --{option} {data}: its files would be read as images. {OTHER}"
-            )
-    if not folder.exists():
-        return False
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if not names.difference(BEFORE_TRAINING):
         return False
     if RUN_NAME not in names or "run_id" not in read_json(folder / RUN_NAME):
-        raise ValueError(f"--output_dir {folder} is neither empty nor the folder of a run of train.py. {OTHER}")
-    if CHECKPOINTS in names:
-        if options.resume is None:
-            raise ValueError(
-                f"{folder} already holds a run. Continue it with --resume auto, delete it, or give another --output_dir."
-            )
-        return True
-    if names.intersection(AFTER_TRAINING):
-        raise ValueError(f"{folder} holds a run without its checkpoints, so it cannot be continued. {OTHER}")
-    return False  # it ended before training, so nothing is lost
+        raise ValueError(
+            f"--output_dir {folder} is neither empty nor the folder of a run of train.py. Give another --output_dir."
+        )
+    if CHECKPOINTS not in names and not names.intersection(AFTER_TRAINING):
+        return False  # it ended before training, so nothing is lost
+    if CHECKPOINTS not in names or options.resume is None:
+        raise ValueError(
+            f"{folder} already holds a run. Continue it with --resume auto, which needs its checkpoints; delete it, or give "
+            "another --output_dir."
+        )
+    return True
 
 
 @contextlib.contextmanager
@@ -84,26 +75,24 @@ def sole_user(run_dir: Path, accelerator: Accelerator) -> Iterator[None]:
     """Make the run folder and keep other runs out of it. The lock ends with the process, also when it is killed.
 
     Raises:
-        ValueError: On all processes, if another run is writing there.
+        ValueError: In the first process, if another run is writing there.
     """
+    if not accelerator.is_main_process:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_NAME)
-    taken = False
-    if accelerator.is_main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=LOCK_WAIT_S)
-        except Timeout:
-            taken = True
-    if any_process(accelerator, taken):
-        raise ValueError(f"another run is writing to {run_dir}; wait until it ends, or give another --output_dir.")
+    try:
+        lock.acquire(timeout=LOCK_WAIT_S)
+    except Timeout:
+        raise ValueError(
+            f"another run is writing to {run_dir}; wait until it ends, or give another --output_dir."
+        ) from None
     try:
         yield
     finally:
-        if accelerator.is_main_process:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
-            with contextlib.suppress(OSError):  # it has files: the run began
-                run_dir.rmdir()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def describe_run(

@@ -25,22 +25,20 @@ from torch import nn
 from tqdm import tqdm
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup
 
-from modeling.files import flush, write_json
+from modeling.files import write_json
 from modeling.inference import Outputs, run_model
 from modeling.network import TimmModel, normalise
-from modeling.training.checkpoints import CheckpointError, Checkpoints, any_process
-from modeling.training.errors import LOADER_ERRORS, Interrupted, TrainingError, loader_died
+from modeling.training.checkpoints import Checkpoints, any_process
+from modeling.training.errors import Interrupted, TrainingError
 from modeling.training.options import checkpoint_interval
 from modeling.training.run_folder import CHECKPOINTS, Run
 
 logger = get_logger(__name__)
 
-CONTINUE, SAVE, STOP = 0, 1, 2
-SAME_REQUEST_S = 3.0  # in which the signals of one request arrive
 TIMED_BATCHES = 20  # after which the length of an epoch is printed
 VAL_COST = 0.5  # of a val image against a training image: no backward pass, but 1.2 times the side
 MAX_GRAD_NORM = 1.0  # gradients are clipped to it, against rare spikes; the original recipe does not clip
-MAX_BAD_STEPS = 20  # with a gradient that is not finite
+MAX_BAD_STEPS = 20  # in a row with a gradient that is not finite
 BEST_NAME = "best.safetensors"  # inside each checkpoint
 
 
@@ -58,7 +56,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     images_seen: int = 0
-    bad_steps: int = 0
+    bad_steps: int = 0  # since the last good one
     best_score: float = -1.0  # below every score; scores are in [0, 1]
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)  # a record of each epoch
@@ -78,13 +76,12 @@ class Fitted:
 class StopRequest:
     """Remember SIGTERM (sent by cluster schedulers on preemption) and Ctrl-C until the loop reaches its next step.
 
-    One request may arrive as several signals: to the whole group, and from a launcher that passes it on. So only Ctrl-C
-    pressed again after a while stops at once; a second SIGTERM is ignored, use SIGKILL.
+    One request may arrive as several signals: to the whole group, and from a launcher that passes it on. So a second one
+    does not stop at once; use SIGKILL.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self.received_at = 0.0
         self.previous = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def restore(self) -> None:
@@ -93,11 +90,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: Any) -> None:
-        if self.signal is None:
-            self.signal, self.received_at = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self.received_at > SAME_REQUEST_S:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        self.signal = self.signal or signal.Signals(number).name
 
 
 class Trainer:
@@ -181,16 +174,8 @@ class Trainer:
             self.save()  # so that a full disk shows up before the first epoch
         while self.progress.epoch < self.options.epochs and not self._out_of_patience():
             started, seen_before = time.monotonic(), self.progress.images_seen  # not 0 if resumed in mid-epoch
-            try:
-                self.train_epoch()
-                self.finish_epoch(started, seen_before)
-            except LOADER_ERRORS as error:
-                # A signal to the whole group can reach a loader process before it ignores signals.
-                if self.stop_request.signal is None or not loader_died(error):
-                    raise
-                if self.accelerator.num_processes == 1 and self.accelerator.sync_gradients:
-                    self.save()
-                raise Interrupted(f"stopped by {self.stop_request.signal}.") from error
+            self.train_epoch()
+            self.finish_epoch(started, seen_before)
         self.stop_request.restore()
 
     def _out_of_patience(self) -> bool:
@@ -278,44 +263,35 @@ class Trainer:
             progress.loss_sum += loss
             progress.images_seen += images
             progress.step += 1
+            progress.bad_steps = 0
             self.scheduler.step()
             if self.ema is not None:
                 self.ema.update(self.network, step=progress.step)
-        elif self.accelerator.scaler is None:
-            self._count_bad_step(loss)
         else:
-            self.optimizer.step()  # fp16: the scaler skips the step and lowers its scale, which is normal at the start
-            if any_process(self.accelerator, not math.isfinite(loss)):
-                self._count_bad_step(loss)
+            if self.accelerator.scaler is not None:
+                self.optimizer.step()  # fp16: the scaler skips it and lowers its scale, which is normal at the start
+            progress.bad_steps += 1
+            where = f"batch {progress.batches_done} of epoch {progress.epoch + 1}"
+            logger.warning(f"the gradient of {where} is not finite (loss {loss:g}); the step is skipped.")
+            if progress.bad_steps == MAX_BAD_STEPS:
+                raise TrainingError(
+                    f"{MAX_BAD_STEPS} steps in a row had no finite gradient, so training gives up. Lower --learning_rate, or use "
+                    "--mixed_precision no. The log and the checkpoints are kept."
+                )
         self.optimizer.zero_grad()
-
-    def _count_bad_step(self, loss: float) -> None:
-        progress = self.progress
-        progress.bad_steps += 1
-        logger.warning(
-            f"the gradient of batch {progress.batches_done} of epoch {progress.epoch + 1} is not finite (loss {loss:g}); the "
-            f"step is skipped, {progress.bad_steps} of at most {MAX_BAD_STEPS}."
-        )
-        if progress.bad_steps >= MAX_BAD_STEPS:
-            raise TrainingError(f"{progress.bad_steps} steps had no finite gradient, so training gives up. {ADVICE}")
 
     def _answer_requests(self) -> None:
         """Between two steps: write a checkpoint if one is due, and stop if a signal came."""
         seconds, steps = time.monotonic() - self.saved_at[0], self.progress.step - self.saved_at[1]
-        request = CONTINUE
-        if self.stop_request.signal is not None:
-            request = STOP
-        elif seconds >= self.save_seconds or steps >= self.save_steps:
-            request = SAVE
-        if self.accelerator.num_processes > 1:
-            # Clocks and signals differ between processes: all follow the most urgent request.
-            votes = self.accelerator.gather(torch.tensor([request], device=self.accelerator.device))
-            request = int(votes.max())
-        if request != CONTINUE:
-            folder = self.save()
-            if request == STOP:
-                written = f"wrote {folder}" if folder else "no checkpoint could be written, an older one remains"
-                raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; {written}.")
+        due = seconds >= self.save_seconds or steps >= self.save_steps or self.stop_request.signal is not None
+        # Clocks and signals differ between processes: all do what one of them has to.
+        if any_process(self.accelerator, due):
+            self.save()
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if any_process(self.accelerator, self.stop_request.signal is not None):
+            raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; a checkpoint was written.")
 
     def finish_epoch(self, started: float, seen_before: int) -> None:
         """Score val, keep the weights if they are the best so far, log, and write a checkpoint."""
@@ -354,9 +330,8 @@ class Trainer:
         progress.epoch, progress.batches_done, progress.loss_sum, progress.images_seen = progress.epoch + 1, 0, 0.0, 0
         self._log(is_best)
         self.save()
-        if any_process(accelerator, self.stop_request.signal is not None) and progress.epoch < self.options.epochs:
-            by = self.stop_request.signal or "another process"
-            raise Interrupted(f"stopped by {by} after epoch {progress.epoch}.")
+        if progress.epoch < self.options.epochs:
+            self._stop_if_asked()
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
@@ -376,28 +351,17 @@ class Trainer:
         self.accelerator.log(values, step=record["step"])
 
     def _write_log(self) -> None:
-        """Write log.jsonl, one JSON object per epoch. On a full disk the record is written with the next epoch."""
-        path = self.run.dir / "log.jsonl"
-        partial = path.with_suffix(".partial")
+        """Write log.jsonl, one JSON object per epoch; a resumed run writes it again."""
         lines = zip(self.progress.history, self.progress.timing, strict=True)
-        try:
-            partial.write_text("".join(f"{json.dumps({**record, **timing})}\n" for record, timing in lines))
-            flush(partial)
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            logger.warning(f"{path} could not be written: {error}; training goes on and tries again later.")
+        text = "".join(f"{json.dumps({**record, **timing})}\n" for record, timing in lines)
+        (self.run.dir / "log.jsonl").write_text(text)
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    def save(self) -> Path | None:
-        """Write a checkpoint. If it cannot be written, that is reported and training goes on."""
+    def save(self) -> None:
+        """Write a checkpoint."""
         self.saved_at = (time.monotonic(), self.progress.step)
-        try:
-            return self.checkpoints.save(self.progress.step, self._write_state)
-        except CheckpointError as error:
-            logger.warning(f"{error}; training goes on and tries again later. Is the disk full?")
-            return None
+        self.checkpoints.save(self.progress.step, self._write_state)
 
     def _write_state(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder))
@@ -407,43 +371,21 @@ class Trainer:
         write_json(folder / f"progress-{self.accelerator.process_index}.json", asdict(self.progress))
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint; False if there is none.
-
-        Raises:
-            TrainingError: If it cannot be read.
-        """
+        """Continue from the newest checkpoint; False if there is none."""
         folder = self.checkpoints.latest()
         if folder is None:
             return False
-        try:
-            self.accelerator.load_state(str(folder))
-            progress = (folder / f"progress-{self.accelerator.process_index}.json").read_text(encoding="utf-8")
-            self.progress = Progress(**json.loads(progress))
-            if self.progress.best_epoch >= 0:
-                # Cloned, since load_file maps the file, and the checkpoint is deleted while training goes on.
-                self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
-        except Exception as error:  # torch, safetensors and json each have their own for a damaged file
-            raise TrainingError(
-                f"the checkpoint {folder} cannot be read ({type(error).__name__}: {str(error)[:300]}). Delete it to continue "
-                "from the one before it."
-            ) from error
+        self.accelerator.load_state(str(folder))
+        progress = (folder / f"progress-{self.accelerator.process_index}.json").read_text(encoding="utf-8")
+        self.progress = Progress(**json.loads(progress))
+        if self.progress.best_epoch >= 0:
+            # Cloned, since load_file maps the file, and the checkpoint is deleted while training goes on.
+            self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
         self.saved_at = (time.monotonic(), self.progress.step)
         if self.run.is_main:
             self._write_log()
         return True
 
     def load_best(self) -> None:
-        """Put the best weights into `evaluated_model`.
-
-        Raises:
-            TrainingError: If more than a quarter of the steps had no finite gradient.
-        """
-        taken, skipped = self.progress.step, self.progress.bad_steps
-        if taken < 3 * skipped or taken == 0:
-            raise TrainingError(
-                f"{skipped} of {taken + skipped} steps had no finite gradient: nothing was learned. {ADVICE}"
-            )
+        """Put the best weights into `evaluated_model`."""
         self.evaluated_model.load_state_dict(self.best_weights)
-
-
-ADVICE = "Lower --learning_rate, or use --mixed_precision no. The log, the checkpoints and the best weights are kept."

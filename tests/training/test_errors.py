@@ -18,8 +18,8 @@ from modeling.training.errors import TrainingError, explained
         (RuntimeError("DataLoader worker (pid 7) is killed"), "with --num_workers 0 the training process"),
         (BrokenPipeError("pipe"), "--resume auto"),
         (RuntimeError("gloo/transport/tcp: Connection closed by peer"), "another process of this run failed"),
-        (OSError(errno.ENOSPC, "No space left on device"), "Make room on the disk and continue with the same command"),
-        (SafetensorError("Error: No space left (os error 28)"), "Make room on the disk"),
+        (OSError(errno.ENOSPC, "No space left on device"), "make room on it and continue with the same command"),
+        (SafetensorError("Error: No space left (os error 28)"), "make room on it"),
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied."),
     ],
 )

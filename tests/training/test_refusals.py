@@ -49,19 +49,13 @@ def test_weights_of_another_network_are_refused_before_the_images_are_read(refus
     assert "another network than --backbone test_convnext" in words
 
 
-def test_a_run_folder_inside_the_data_is_refused(refusal, tmp_path):
-    (tmp_path / "data" / "MEL").mkdir(parents=True)
-    assert "is inside --dataset data" in refusal("--dataset", "data", "--output_dir", "data/run")
-
-
 def test_a_full_disk_is_a_sentence(monkeypatch, tmp_path, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(train, "load_images", full)
     assert train.main([*TINY, "--dataset", "demo", "--output_dir", str(tmp_path / "run")]) == 1
-    assert "Make room on the disk" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert "make room on it and continue" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch, tmp_path):

@@ -64,7 +64,7 @@ def test_a_start_that_ended_before_training_is_started_again(tmp_path):
 @pytest.mark.parametrize("more", [[], ["--resume", "auto"]])
 def test_a_finished_run_without_its_checkpoints_is_kept(tmp_path, left, more):
     begun(tmp_path, left)
-    with pytest.raises(ValueError, match="holds a run without its checkpoints"):
+    with pytest.raises(ValueError, match=r"already holds a run.*which needs its checkpoints"):
         check(tmp_path, *more)
 
 
@@ -74,19 +74,6 @@ def test_a_file_is_no_run_folder(tmp_path):
         check(tmp_path / "file")
 
 
-@pytest.mark.parametrize("option", ["--dataset", "--data_dir"])
-@pytest.mark.parametrize("place", ["", "runs/x", "MEL/../runs"])
-def test_a_run_folder_inside_the_data_is_refused(tmp_path, option, place):
-    data = tmp_path / "data"
-    (data / "MEL").mkdir(parents=True)
-    options = parse_options([option, str(data), "--output_dir", str(data / place)])
-    with pytest.raises(ValueError, match=f"is inside {option} "):
-        check_output_dir(options)
-    (tmp_path / "link").symlink_to(data)
-    with pytest.raises(ValueError, match=f"is inside {option} "):
-        check_output_dir(parse_options([option, str(tmp_path / "link"), "--output_dir", str(data / place)]))
-
-
 # ---- one user --------------------------------------------------------------------------------------------------------
 
 
@@ -94,12 +81,6 @@ def test_a_run_folder_inside_the_data_is_refused(tmp_path, option, place):
 def run(tmp_path):
     options = parse_options(["--dataset", "demo", "--output_dir", str(tmp_path / "run")])
     return Run(tmp_path / "run", options, Accelerator(cpu=True))
-
-
-def test_a_run_folder_that_got_nothing_is_removed(run):
-    with sole_user(run.dir, run.accelerator):
-        assert (run.dir / ".lock").exists()
-    assert not run.dir.exists()
 
 
 def test_what_a_run_wrote_stays_and_the_lock_goes(run):

@@ -253,7 +253,7 @@ def test_a_process_that_cannot_read_its_images_stops_the_others(isic_folder, tmp
     assert list((run_dir / "checkpoints").glob("step-*"))
 
 
-def test_a_second_run_is_kept_out_of_the_folder_on_all_its_processes(isic_folder, tmp_path):
+def test_a_second_run_is_kept_out_of_the_folder_and_all_its_processes_end(isic_folder, tmp_path):
     run_dir = tmp_path / "run"
     command = arguments(isic_folder, run_dir, "--epochs", "500", "--patience", "500", "--resume", "auto")
     first = start(command, tmp_path / "first")
@@ -261,36 +261,17 @@ def test_a_second_run_is_kept_out_of_the_folder_on_all_its_processes(isic_folder
     second = start(command, tmp_path / "second", processes=2)
     assert second.wait(60) == 1
     assert second.exit_codes == [1, 1]
-    assert second.output.count(f"another run is writing to {run_dir}") == 2
+    assert f"another run is writing to {run_dir}" in second.output
     assert first.alive
     first.kill()
 
 
-def full_disk(run, size=50_000):
-    """Let no file of a run grow over a size; None: as before."""
+def test_a_full_disk_ends_the_run_in_words_with_what_is_old_intact(isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), tmp_path / "log")
+    run.wait_for(run_dir / "checkpoints" / "step-00000001")
     hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)[1]
-    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
-
-
-def test_a_disk_that_is_full_for_a_while_costs_nothing(finished, isic_folder, tmp_path):
-    run_dir = tmp_path / "run"
-    run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), tmp_path / "log")
-    run.wait_for(run_dir / "checkpoints" / "step-00000001")
-    full_disk(run)
-    while len((run_dir / "log.jsonl").read_text().splitlines() if (run_dir / "log.jsonl").exists() else "") < 2:
-        assert run.alive, run.output
-        time.sleep(0.01)
-    full_disk(run, None)  # the best weights of the first two epochs could not be written when they were new
-    assert run.wait() == 0, run.output
-    assert "training goes on and tries again later" in run.output
-    assert results(run_dir) == results(finished)
-
-
-def test_a_disk_that_stays_full_ends_the_run_in_words_with_what_is_old_intact(isic_folder, tmp_path):
-    run_dir = tmp_path / "run"
-    run = start(arguments(isic_folder, run_dir, "--checkpoint_every", "1steps"), tmp_path / "log")
-    run.wait_for(run_dir / "checkpoints" / "step-00000001")
-    full_disk(run)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (50_000, hard))  # no file may grow over it
     assert run.wait() == 1, run.output
     assert "Make room on the disk and continue with the same command and --resume auto" in run.output
     assert "Traceback" not in run.output

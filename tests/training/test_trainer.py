@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 from pathlib import Path
 
@@ -182,16 +181,6 @@ def test_epochs_after_the_checkpoint_leave_the_log(whole):
     assert [line["epoch"] for line in log(folder)] == [1, 2]
 
 
-@pytest.mark.parametrize("damage", ["progress-0.json", BEST_NAME, "optimizer.bin"])
-def test_a_damaged_checkpoint_is_named_with_the_way_out(whole, damage):
-    trained, folder = whole
-    (trained.checkpoints.latest() / damage).write_bytes(b"\x00")
-    with pytest.raises(
-        TrainingError, match=r"step-00000012 cannot be read .*Delete it to continue from the one before"
-    ):
-        trainer(folder).resume()
-
-
 def test_the_best_weights_of_a_resumed_run_are_not_mapped_from_a_checkpoint_that_will_be_deleted(whole):
     again = trainer(whole[1])
     assert again.resume()
@@ -207,26 +196,19 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, caplog):
     trained.train_batch({**images, "pixels": images["pixels"] * float("nan")})
     assert (trained.progress.step, trained.progress.bad_steps, trained.progress.images_seen) == (0, 1, 0)
     assert all(torch.equal(value, before[key]) for key, value in trained.network.named_parameters())
-    assert "is not finite (loss nan); the step is skipped, 1 of at most 20" in caplog.text
+    assert "is not finite (loss nan); the step is skipped." in caplog.text
     for buffer in trained.network.buffers():  # the forward pass has spoilt the running statistics
         buffer.zero_()
     trained.train_batch(images)
-    assert (trained.progress.step, trained.progress.images_seen) == (1, 8)
+    assert (trained.progress.step, trained.progress.bad_steps, trained.progress.images_seen) == (1, 0, 8)
     assert np.isfinite(trained.progress.loss_sum)
 
 
 def test_too_many_bad_steps_end_training_with_advice_and_keep_the_checkpoint(tmp_path):
     trained = trainer(tmp_path, "--epochs", "9", bad=range(32))
-    with pytest.raises(TrainingError, match="20 steps had no finite gradient, so training gives up"):
+    with pytest.raises(TrainingError, match="20 steps in a row had no finite gradient, so training gives up"):
         trained.train()
     assert trained.checkpoints.latest().name == "step-00000000"
-
-
-def test_nothing_is_kept_of_a_training_with_too_few_good_steps(tmp_path):
-    trained = trainer(tmp_path)
-    trained.progress.step, trained.progress.bad_steps = 5, 2
-    with pytest.raises(TrainingError, match="2 of 7 steps had no finite gradient"):
-        trained.load_best()
 
 
 def test_the_last_window_of_accumulation_has_the_gradient_of_its_own_batches(tmp_path):
@@ -257,26 +239,7 @@ def test_checkpoints_are_written_after_so_many_steps_and_each_epoch(tmp_path):
     assert saved == [0, 3, 4]
 
 
-def test_a_log_that_cannot_be_written_is_reported_and_comes_with_the_next_epoch(tmp_path, caplog):
-    trained = trainer(tmp_path)
-    trained.progress.history, trained.progress.timing = [{"epoch": 1, "loss": 2.0}], [{"seconds": 3.0}]
-    trained._write_log()
-    trained.progress.history.append({"epoch": 2, "loss": 1.0})
-    trained.progress.timing.append({"seconds": 3.0})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
-    try:
-        trained._write_log()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "training goes on and tries again later" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
-    assert [line["epoch"] for line in log(tmp_path)] == [1]
-    trained._write_log()
-    assert log(tmp_path) == [{"epoch": 1, "loss": 2.0, "seconds": 3.0}, {"epoch": 2, "loss": 1.0, "seconds": 3.0}]
-
-
-def test_ctrl_c_pressed_again_after_a_while_stops_at_once(tmp_path):
+def test_several_signals_are_one_request(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trained = trainer(tmp_path)
     request = trained.stop_request
