@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from modeling.data.problems import DataError, Problem
+from modeling.data.problems import DataError
 from modeling.files import is_name, shortened
 from modeling.labels import CODES, DIAGNOSES
 from modeling.rows import RESERVED_NAMES
@@ -68,16 +68,10 @@ def text_of(value: Any) -> str | None:
     return text or None
 
 
-def read_ages(image_ids: Sequence[str], values: Sequence[str | None]) -> tuple[list[float | None], list[Problem]]:
-    """Return ages in years, None where blank, and a problem for each implausible age."""
+def read_ages(values: Sequence[str | None]) -> list[float | None]:
+    """Return ages in years, None where blank or no number from 0 to 120."""
     numbers = pd.to_numeric(pd.Series([value or "" for value in values], dtype=object), errors="coerce")
-    plausible = numbers.between(0, MAX_AGE_YEARS)
-    problems = [
-        Problem(image_id, "", f"age is no number of years from 0 to {MAX_AGE_YEARS}", value[:40])
-        for image_id, value, fits in zip(image_ids, values, plausible, strict=True)
-        if value and not fits
-    ]
-    return [float(number) if fits else None for number, fits in zip(numbers, plausible, strict=True)], problems
+    return [float(number) if 0 <= number <= MAX_AGE_YEARS else None for number in numbers]
 
 
 def code_of(label: str) -> str:

@@ -1,7 +1,6 @@
 """Each image decoded once: checked to its last byte, hashed, and resized to the network's input."""
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from modeling.images import ImageError, decode_image
 from modeling.preprocessing import squash
 from modeling.runtime import own_cores
 
-DECODING_VERSION = 1  # of what `decode_images` caches
+DECODING_VERSION = 2  # of what `decode_images` caches
 BATCH_ROWS = 64  # decoded, and held in memory, at once
 # pHash with 16 × 16 = 256 bits: most lesions are a dark spot in the middle, which the usual 64 bits cannot distinguish.
 HASH_SIDE = 16
 _FEATURES = datasets.Features(
-    {name: datasets.Value("string") for name in ("path", "kind", "detail", "hash", "sha256")}
-    | {"pixels": datasets.Value("binary")}
+    {name: datasets.Value("string") for name in ("problem", "hash", "sha256")} | {"pixels": datasets.Value("binary")}
 )
 
 
@@ -37,8 +35,8 @@ def decode_images(images: datasets.Dataset, *, size_px: int | None = None) -> da
         size_px: Side S of the network's input; None keeps no pixels.
 
     Returns:
-        path; kind and detail of what is wrong with the image (empty if nothing is); perceptual hash; SHA-256 of the file; and
-        pixels, S * S * 3 bytes of RGB, squashed to a square as prediction does.
+        problem, why the image cannot be read (empty if it can); perceptual hash; SHA-256 of the file; and pixels, S * S * 3
+        bytes of RGB, squashed to a square as prediction does.
     """
     stored = images.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
     return stored.map(
@@ -60,18 +58,15 @@ def _decode_batch(batch: dict[str, list[Any]], size_px: int | None, version: int
     return dict(zip(_FEATURES, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def _decode(image: dict[str, Any] | None, size_px: int | None) -> tuple[str, str, str, str, str, bytes]:
-    content = b"" if image is None else image["path"] if image["bytes"] is None else image["bytes"]
-    path = content if isinstance(content, str) else ""
+def _decode(image: dict[str, Any] | None, size_px: int | None) -> tuple[str, str, str, bytes]:
+    content = (image["path"] if image["bytes"] is None else image["bytes"]) if image else b""
     try:
-        decoded = decode_image(content or b"")
-        sha256 = file_sha256(Path(path)) if path else hashlib.sha256(content).hexdigest()
+        decoded = decode_image(content)
+        sha256 = file_sha256(Path(content)) if isinstance(content, str) else hashlib.sha256(content).hexdigest()
     except (ImageError, OSError) as error:
-        empty = not content or (path and os.path.isfile(path) and os.path.getsize(path) == 0)
-        kind = "image file is empty" if empty else "image cannot be read (truncated, or no image)"
-        return path, kind, str(error), "", "", b""
+        return str(error), "", "", b""
     pixels = squash(decoded, size_px).tobytes() if size_px else b""
-    return path, "", "", perceptual_hash(decoded), sha256, pixels
+    return "", perceptual_hash(decoded), sha256, pixels
 
 
 def perceptual_hash(image: Image.Image) -> str:

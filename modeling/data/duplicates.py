@@ -4,7 +4,7 @@ write_hashes(loaded.hashes, folder / HASHES_NAME)               # beside splits.
 found = find_known(external.hashes, read_hashes(folder / HASHES_NAME))  # which images of one are in the other, and why
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,49 +95,40 @@ def _words(hashes: Sequence[str]) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)  # (N, 4)
 
 
-def _distances(words: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the number of bits that differ between words (B, 4) and others (N, 4), shape (B, N)."""
-    distance = np.zeros((len(words), len(others)), dtype=np.uint16)
-    for part, other in zip(words.T, others.T, strict=True):
-        distance += np.bitwise_count(part[:, None] ^ other[None, :])
-    return distance
+def _blocks(words: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield how many bits of words (M, 4) and others (N, 4) differ, (B, N), for B words at a time and the first's index."""
+    rows = max(1, BLOCK_PAIRS // len(others))
+    for start in range(0, len(words), rows):
+        block = words[start : start + rows]
+        distance = np.zeros((len(block), len(others)), dtype=np.uint16)
+        for part, other in zip(block.T, others.T, strict=True):
+            distance += np.bitwise_count(part[:, None] ^ other[None, :])
+        yield start, distance
 
 
 def _nearest(hashes: Sequence[str], known: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return for each hash the index of the nearest known one, and the number of bits that differ, both (N,)."""
-    nearest, distance = np.zeros(len(hashes), dtype=np.int64), np.zeros(len(hashes), dtype=np.int64)
-    words, known_words = _words(hashes), _words(known)
-    rows = max(1, BLOCK_PAIRS // len(known))
-    for start in range(0, len(words), rows):
-        block = _distances(words[start : start + rows], known_words)
-        nearest[start : start + rows], distance[start : start + rows] = block.argmin(axis=1), block.min(axis=1)
+    found = [(block.argmin(axis=1), block.min(axis=1)) for _, block in _blocks(_words(hashes), _words(known))]
+    nearest, distance = map(np.concatenate, zip(*found, strict=True))
     return nearest, distance
 
 
-def join_near_duplicates(hashes: Sequence[str], group: np.ndarray, *, among: np.ndarray) -> np.ndarray:
-    """Join the groups of images whose hashes are at most MAX_HASH_DISTANCE bits apart, in bounded memory.
+def near_duplicates(hashes: Sequence[str], among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find pairs of images whose hashes are at most MAX_HASH_DISTANCE bits apart.
 
     Args:
         hashes: Perceptual hash of each image, N of them.
-        group: Group number of each image, (N,).
-        among: True where an image is compared with all others, (N,); pairs of two other images are not compared.
+        among: Indices of the images, one or more, that are compared with all; pairs of two others are not compared.
 
     Returns:
-        The new group numbers, (N,).
+        The indices of the first and of the second image of each pair, both (P,).
     """
-    order = np.concatenate([np.flatnonzero(among), np.flatnonzero(~among)])
-    words, joined = _words(hashes)[order], group[order]
-    rows = max(1, BLOCK_PAIRS // max(len(words), 1))
-    for start in range(0, int(among.sum()), rows):
-        end = min(start + rows, int(among.sum()))
-        near = _distances(words[start:end], words[start:]) <= MAX_HASH_DISTANCE  # (B, N - start)
-        for row in np.flatnonzero(near.sum(axis=1) > 1):
-            found = joined[start:][near[row]]
-            if (found != found[0]).any():
-                joined[np.isin(joined, found)] = found[0]
-    result: np.ndarray = np.empty_like(joined)
-    result[order] = joined
-    return result
+    words, pairs = _words(hashes), []
+    for start, block in _blocks(words[among], words):
+        first, second = np.nonzero(block <= MAX_HASH_DISTANCE)
+        pairs.append((among[start + first], second))
+    first, second = map(np.concatenate, zip(*pairs, strict=True))
+    return first, second
 
 
 def write_hashes(hashes: pd.DataFrame, path: Path) -> None:

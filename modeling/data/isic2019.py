@@ -3,11 +3,8 @@
 Source: https://challenge.isic-archive.com/landing/2019/; licence CC BY-NC 4.0.
 """
 
-import hashlib
-import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -45,89 +42,62 @@ def load_isic2019(data_dir: str | Path | None = None, *, official_test: bool = F
         DataError: If a file or a column is missing or broken.
     """
     images, labels_csv, metadata_csv = official_files(data_dir, TEST if official_test else TRAINING)
-    table, problems, other_files = read_rows(labels_csv, metadata_csv, images, () if official_test else ("lesion_id",))
+    table, problems = read_rows(labels_csv, metadata_csv, images, () if official_test else ("lesion_id",))
     if table.empty:
         raise DataError(f"{labels_csv} and {images} have no image with a whole row in common.")
     columns = {str(name): table[name].tolist() for name in table if name != "path"}
-    image_ids, splits = columns["image_id"], ["train"] * len(table)
     files = images_of_paths(table["path"].tolist())
-    return Listing(files, image_ids, columns, "label", list(columns), splits, problems, other_files)
+    return Listing(files, columns["image_id"], columns, "label", ["train"] * len(table), problems)
 
 
 def official_files(data_dir: str | Path | None, names: Sequence[str]) -> list[Path]:
-    """Return the folder of images and the CSVs of these names: of a local copy, or downloaded; a zip is extracted once."""
+    """Return the folder of images and the CSVs of these names: of a local copy, or downloaded and unpacked once."""
     images_name, *csv_names = names
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
-    if data_dir is None:
-        # By address alone: the official files do not change, and a run without network finds what it has.
-        config = datasets.DownloadConfig(cache_dir=datasets.config.DOWNLOADED_DATASETS_PATH, use_etag=False)
-        urls = [f"{URL}{images_name}.zip", *(URL + name for name in csv_names)]
-        try:
-            images, *tables = (Path(path) for path in datasets.DownloadManager(download_config=config).download(urls))
-        except (FileNotFoundError, ConnectionError) as error:
+    if data_dir is not None:
+        folder = Path(data_dir).expanduser().absolute()
+        if missing := [name for name in names if not (folder / name).exists()]:
             raise DataError(
-                f"ISIC 2019 could not be downloaded from {URL} ({type(error.__cause__ or error).__name__}). Check the "
-                f"network; or download it elsewhere ({HOMEPAGE}) and pass --data_dir DIR, see docs/firewall.md."
-            ) from error
-    else:
-        folder = Path(os.path.abspath(os.path.expanduser(data_dir)))
-        images = folder / images_name if (folder / images_name).is_dir() else folder / f"{images_name}.zip"
-        tables = [folder / name for name in csv_names]
-        missing = [
-            path.name for path in (images, *tables) if not (path.is_file() or (path.is_dir() and path is images))
-        ]
-        if missing:
-            raise DataError(
-                f"{folder} lacks {', '.join(missing)}; it must hold a folder {images_name}/ (or {images_name}.zip), "
+                f"{folder} lacks {', '.join(missing)}; it must hold a folder {images_name}/ (the unpacked zip), "
                 f"{' and '.join(csv_names)}. They are at {HOMEPAGE}; or leave --data_dir out to download them."
             )
-    return [images if images.is_dir() else unpack(images, cache / "isic2019_unpacked"), *tables]
+        return [folder / name for name in names]
+    # By address alone: the official files do not change, and a run without network finds what it has.
+    config = datasets.DownloadConfig(cache_dir=datasets.config.DOWNLOADED_DATASETS_PATH, use_etag=False)
+    urls = [f"{URL}{images_name}.zip", *(URL + name for name in csv_names)]
+    try:
+        archive, *tables = (Path(path) for path in datasets.DownloadManager(download_config=config).download(urls))
+    except (FileNotFoundError, ConnectionError) as error:
+        raise DataError(
+            f"ISIC 2019 could not be downloaded from {URL} ({type(error.__cause__ or error).__name__}). Check the network; or "
+            f"download it elsewhere ({HOMEPAGE}), unpack the zip and pass --data_dir DIR, see docs/firewall.md."
+        ) from error
+    return [unpack(archive, Path(datasets.config.HF_DATASETS_CACHE) / "isic2019_unpacked"), *tables]
 
 
 def unpack(archive: Path, cache_dir: Path) -> Path:
     """Extract the official zip once and return the folder of its content; whole, or not there."""
-    stat = archive.stat()
-    key = hashlib.sha256(f"{archive.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    target = cache_dir / key
+    target = cache_dir / f"{archive.name}.unpacked"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        # One run extracts; others that start at the same time wait and use the same folder.
-        with FileLock(cache_dir / f"{key}.lock"):
-            if not target.is_dir():
-                with zipfile.ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
-                    opened.extractall(Path(scratch) / key)  # which leaves out "..", absolute paths and links
-                    (Path(scratch) / key).rename(target)
-    # zipfile raises RuntimeError for an encrypted entry, NotImplementedError for an unknown method of compression.
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
-        raise DataError(
-            f"{archive} cannot be unpacked: it is not a whole zip file, is encrypted, or uses an unknown compression method "
-            f"({error}). Download it again from {HOMEPAGE}."
-        ) from error
+    # One run extracts; others that start at the same time wait and use the same folder.
+    with FileLock(cache_dir / f"{archive.name}.lock"):
+        if not target.is_dir():
+            with zipfile.ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
+                opened.extractall(Path(scratch) / "whole")  # which leaves out "..", absolute paths and links
+                (Path(scratch) / "whole").rename(target)
     return target
 
 
 def read_rows(
     labels_csv: Path, metadata_csv: Path, images: Path, lesion: Sequence[str]
-) -> tuple[pd.DataFrame, list[Problem], list[str]]:
-    """Join both CSVs with the image files; return the whole rows with `path`, what is wrong, and the other files."""
+) -> tuple[pd.DataFrame, list[Problem]]:
+    """Join both CSVs with the image files; return the whole rows with `path`, and what is wrong with the others."""
     labels = read_table(labels_csv, ("image", *CODES))
     metadata = read_table(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))
-    files = sorted(walk(images))
-    image_files = [images / name for name in files if is_image(name)]
-    paths = {path.stem: path for path in image_files}
+    paths = {Path(name).stem: str(images / name) for name in walk(images) if is_image(name)}
     problems: list[Problem] = []
 
     def note(ids: Iterable[str], kind: str) -> None:
-        problems.extend(Problem(image_id, str(paths.get(image_id, "")), kind) for image_id in sorted(set(ids)))
-
-    note((path.stem for path in image_files if paths[path.stem] != path), "image file twice under one id")
-    note(labels["image"][labels["image"].duplicated()], "row twice in the labels")
-    note(metadata["image"][metadata["image"].duplicated()], "row twice in the metadata")
-    labels, metadata = labels.drop_duplicates("image"), metadata.drop_duplicates("image")
-    note(set(metadata["image"]) - set(labels["image"]), "row in the metadata without a row in the labels")
-    note(set(labels["image"]) - set(metadata["image"]), "row in the labels without a row in the metadata")
-    note(set(labels["image"]) - set(paths), "row without an image file")
-    note(set(paths) - set(labels["image"]), "image without a row")
+        problems.extend(Problem(image_id, kind) for image_id in sorted(set(ids)))
 
     columns = [code for code in (*CODES, UNKNOWN_CLASS) if code in labels]
     one_hot = labels[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)  # (N, 8 or 9)
@@ -136,12 +106,14 @@ def read_rows(
     labels = labels.assign(label=np.array(columns)[np.nan_to_num(one_hot).argmax(axis=1)])
 
     joined = labels[["image", "label"]].merge(metadata, on="image").sort_values("image")
+    note({*labels["image"], *metadata["image"]} - paths.keys(), "row without an image file")
+    note(paths.keys() - set(joined["image"]), "image without a row in both CSVs")
+    note(joined["image"][joined["image"].duplicated()], "image with more than one row")
     joined = joined[~joined["image"].isin({problem.image_id for problem in problems})]
     joined = joined.assign(
-        path=[str(paths[image_id]) for image_id in joined["image"]],
-        source=joined["lesion_id"].map(source_of) if lesion else "unknown",
+        path=joined["image"].map(paths), source=joined["lesion_id"].map(source_of) if lesion else "unknown"
     )
-    return joined.rename(columns={"image": "image_id"}), problems, [name for name in files if not is_image(name)]
+    return joined.rename(columns={"image": "image_id"}), problems
 
 
 def source_of(lesion_id: str | None) -> str:

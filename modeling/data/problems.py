@@ -15,13 +15,12 @@ class Problem(NamedTuple):
     """One image or row that cannot be used; the error counts by `kind`."""
 
     image_id: str
-    path: str
     kind: str
     detail: str = ""
 
 
 def counts(problems: Sequence[Problem], *, shown: int = 5) -> list[str]:
-    """Return for each kind "3 × image file is empty: a, b, c", in order of appearance."""
+    """Return for each kind "3 × image cannot be read: a, b, c (a: …)", in order of appearance."""
     lines = []
     for kind in dict.fromkeys(problem.kind for problem in problems):
         of_kind = [problem for problem in problems if problem.kind == kind]
@@ -44,7 +43,7 @@ def describe(problems: Sequence[Problem]) -> str:
 
 
 def write_skipped(problems: Sequence[Problem], path: Path) -> None:
-    """Write image_id, path and reason of each problem."""
+    """Write image_id and reason of each problem."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{**problem._asdict(), "reason": ": ".join(filter(None, problem[2:]))} for problem in problems]
-    write_rows(path, rows, columns=("image_id", "path", "reason"))
+    rows = [{"image_id": problem.image_id, "reason": ": ".join(filter(None, problem[1:]))} for problem in problems]
+    write_rows(path, rows, columns=("image_id", "reason"))

@@ -27,13 +27,13 @@ from modeling.data.columns import (
 )
 from modeling.data.decoding import decode_images
 from modeling.data.demo import load_demo
-from modeling.data.folders import TABLE_NAME, Listing, is_image, is_table, list_folder, walk
+from modeling.data.folders import TABLE_NAME, Listing, is_image, list_folder, walk
 from modeling.data.isic2019 import load_isic2019
 from modeling.data.problems import DataError, Problem, counts, describe, write_skipped
 from modeling.files import is_name, shortened
 
 IMAGE_NAMES = ("image", "img", "images")
-N_NAMED = 5  # files that a message names
+WANTED = f"needed is a column {', '.join(LABEL_NAMES)}, or a folder for each diagnosis"
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,17 @@ def load_images(
         DataError: If images cannot be used, or the dataset has no image or no label column.
     """
     listing = _list_images(dataset, data_dir, official_test=official_test)
-    table, written, problems, notes = _read_columns(listing)
+    table, written = _read_columns(listing)
+    ids: list[str] = table["image_id"]
     names, labels, mapping = map_labels(written)
-    problems = [*listing.problems, *problems]
-    known = {problem.image_id for problem in problems}
-    unlabelled = [name for name, label in zip(table["image_id"], labels, strict=True) if label is None]
-    problems += [Problem(name, "", "image without a label") for name in unlabelled if name not in known]
-
     decoded = decode_images(listing.images, size_px=size_px)
-    checked = decoded.select_columns(["path", "kind", "detail"]).to_pandas()
-    checked.insert(0, "image_id", table["image_id"])
-    problems += [Problem(*row) for row in checked[checked["kind"] != ""].to_numpy().tolist()]
+    problems = [*listing.problems]
+    unlabelled = [name for name, label in zip(ids, labels, strict=True) if label is None]
+    problems += [Problem(name, "image without a label", WANTED) for name in unlabelled]
+    read = zip(ids, decoded["problem"][:], strict=True)
+    problems += [Problem(name, "image cannot be read", reason) for name, reason in read if reason]
     bad = {problem.image_id for problem in problems}
-    kept = np.flatnonzero(~checked["image_id"].isin(bad) & ~np.isin(listing.image_ids, list(bad)))
+    kept = np.flatnonzero(~np.isin(ids, list(bad)) & ~np.isin(listing.image_ids, list(bad)))
     if problems and not (skip_bad_images and len(kept)):
         raise DataError(("" if len(kept) else "no usable image is left. ") + describe(problems))
     if skip_bad_images:
@@ -105,51 +103,29 @@ def load_images(
         whole = whole.add_column(column, values, feature=FEATURES.get(column, datasets.Value("string")))
     numbers = [-1 if label is None else names.index(label) for label in labels]
     whole = whole.add_column("label", numbers, feature=datasets.ClassLabel(names=names))
-    whole = whole.select_columns([*COLUMNS, *(column for column in OPTIONAL_COLUMNS if column in table)])
-    pixels = decoded.select_columns(["pixels"]).add_column("image_id", table["image_id"]) if size_px else None
-    hashes = pd.DataFrame({name: whole[name][:] for name in ("image_id", "lesion_id")})
-    hashes = hashes.assign(hash=decoded["hash"][:], sha256=decoded["sha256"][:])
-    if len(kept) < len(whole):
-        whole, pixels = whole.select(kept), None if pixels is None else pixels.select(kept)
-        hashes = hashes.iloc[kept].reset_index(drop=True)
-
-    split_of = dict(zip(table["image_id"], listing.split_names, strict=True))
+    whole = whole.select_columns([*COLUMNS, *(column for column in OPTIONAL_COLUMNS if column in table)]).select(kept)
+    pixels = decoded.select_columns(["pixels"]).add_column("image_id", ids).select(kept) if size_px else None
+    hashes = pd.DataFrame({"image_id": ids, "lesion_id": table["lesion_id"]}, dtype=object)
+    hashes = hashes.assign(hash=decoded["hash"][:], sha256=decoded["sha256"][:]).iloc[kept].reset_index(drop=True)
+    split_of = dict(zip(ids, listing.split_names, strict=True))
     given = {name: split_of[name] for name in whole["image_id"]} if len(set(split_of.values())) > 1 else None
-    n_found = len({*table["image_id"], *bad})
-    report = [f"images: {n_found} found, {len(whole)} used", *(f"  left out: {line}" for line in counts(problems))]
-    report += [f"  {note}" for note in (*_others(listing.other_files), mapping, *notes) if note]
+    report = [f"images: {len({*ids, *bad})} found, {len(whole)} used"]
+    report += [*(f"  left out: {line}" for line in counts(problems)), *([f"  {mapping}"] if mapping else [])]
     return LoadedImages(whole, hashes, pixels, len(bad), given, "\n".join(report))
-
-
-def _others(files: Sequence[str]) -> list[str]:
-    more = ", …" if len(files) > N_NAMED else ""
-    names = ", ".join(shortened(name) for name in files[:N_NAMED])
-    return [f"not images of the dataset: {len(files)} other files ({names}{more})"] if files else []
 
 
 def _list_images(dataset: str, data_dir: str | Path | None, *, official_test: bool) -> Listing:
     """Return the images and columns of a dataset."""
-    if official_test and dataset != "isic2019":
-        raise DataError(f"only isic2019 has an official test, not {dataset}; leave --official_test out.")
     if dataset == "isic2019":
         return load_isic2019(data_dir, official_test=official_test)
     if dataset == "demo":
         if data_dir is not None:
             raise DataError("the demo data are synthetic: leave --data_dir out, or pass --dataset isic2019.")
         return _listing_of({"train": load_demo()}, dataset)
-    if not dataset.strip():
-        raise DataError("--dataset is empty; name isic2019, demo, a folder of images, or a dataset of the Hub.")
     folder = Path(dataset, data_dir or "")
-    files = list(walk(folder)) if folder.is_dir() else []
-    in_tables = any(is_table(path) for path in files)
-    if not in_tables and any(is_image(path) for path in files):
-        return list_folder(folder)
-    others = [path for path in files if in_tables and not is_table(path)]
-    return _listing_of(_load_parts(dataset, data_dir), dataset)._replace(other_files=others)
-
-
-def _load_parts(dataset: str, data_dir: str | Path | None) -> dict[str, datasets.Dataset]:
-    """Return all splits of a dataset of the Hub, or of a local folder of tables."""
+    files = walk(folder) if folder.is_dir() else []
+    if any(map(is_image, files)) and not any(path.endswith((".parquet", ".arrow")) for path in files):
+        return list_folder(folder, files)
     try:
         parts = datasets.load_dataset(dataset, data_dir=None if data_dir is None else str(data_dir))
     # Untrusted files and a network: the library raises its own errors, and those of pandas, pyarrow, zipfile and more.
@@ -161,21 +137,31 @@ def _load_parts(dataset: str, data_dir: str | Path | None) -> dict[str, datasets
             "of the Hub, or a folder that holds a folder of images for each diagnosis, or images and a "
             f"{TABLE_NAME} with the columns file_name and label."
         ) from error
-    return cast(dict[str, datasets.Dataset], dict(parts))
+    return _listing_of(cast(dict[str, datasets.Dataset], dict(parts)), dataset)
 
 
 def _listing_of(parts: dict[str, datasets.Dataset], name: str) -> Listing:
-    """List the rows of all splits."""
+    """List the rows of all splits.
+
+    Raises:
+        DataError: If there is not one column of images, and one of labels.
+    """
     whole = datasets.concatenate_datasets(list(parts.values()))
-    image_column, label_column = _find_image_column(whole, name), _find_label_column(whole, name)
+    images = [column for column, feature in whole.features.items() if isinstance(feature, datasets.Image)]
+    classes = [column for column, feature in whole.features.items() if isinstance(feature, datasets.ClassLabel)]
+    image_column = first_named(images, IMAGE_NAMES) or (images[0] if len(images) == 1 else None)
+    label_column = first_named(whole.features, LABEL_NAMES) or (classes[0] if len(classes) == 1 else None)
+    if image_column is None or label_column is None:
+        raise DataError(
+            f"{name} needs a column of images, image, and one of labels, {', '.join(LABEL_NAMES)}; it has "
+            f"{', '.join(whole.features)}: rename the right ones to image and label."
+        )
     candidates = [label_column, *(column for names in OTHER_NAMES.values() for column in names)]
     columns = {column: _values(whole, column) for column in candidates if column in whole.features}
-    images = whole.select_columns([image_column]).rename_columns({image_column: "image"})
     ids = [f"{split}-{index:06d}" for split, part in parts.items() for index in range(len(part))]
     split_names = [split for split, part in parts.items() for _ in range(len(part))]
-    names = [column for column in whole.features if column != image_column]
-    images = images.cast_column("image", datasets.Image())
-    return Listing(images, ids, columns, label_column, names, split_names, [], [])
+    only_images = whole.select_columns([image_column]).rename_columns({image_column: "image"})
+    return Listing(only_images.cast_column("image", datasets.Image()), ids, columns, label_column, split_names, [])
 
 
 def _values(dataset: datasets.Dataset, column: str) -> list[Any]:
@@ -186,26 +172,20 @@ def _values(dataset: datasets.Dataset, column: str) -> list[Any]:
     return [None if value is None or value < 0 else feature.names[value] for value in values]
 
 
-def _read_columns(
-    listing: Listing,
-) -> tuple[dict[str, list[Any]], list[str | None], list[Problem], list[str]]:
-    """Return the columns of the contract by name, the label of each row as written, implausible ages, and notes.
+def _read_columns(listing: Listing) -> tuple[dict[str, list[Any]], list[str | None]]:
+    """Return the columns of the contract by name, and the label of each row as written.
 
     Optional columns are there only if the data have them.
     """
     n, given = len(listing.image_ids), listing.columns
-    labels = [text_of(value) for value in given[listing.label_column]]
     table: dict[str, list[Any]] = {}
-    used = {listing.label_column}
     for column, candidates in OTHER_NAMES.items():
         existing = first_named(given, candidates)
         if existing is None and column in OPTIONAL_COLUMNS:
             continue
-        values = [None] * n if existing is None else given[existing]
         # A blank that was written out stays blank: one "nan" for all images would be one lesion.
-        texts = [text_of(value) for value in values]
+        texts = [text_of(value) for value in ([None] * n if existing is None else given[existing])]
         table[column] = [None if text is None or text.lower() in BLANK else text for text in texts]
-        used.add(existing or column)
     if len(set(table["image_id"])) < n or None in table["image_id"]:
         table["image_id"] = listing.image_ids
     for column in ("image_id", "lesion_id", "source"):
@@ -215,12 +195,8 @@ def _read_columns(
                 f"the {column} {shortened(unusable[0])} is too long or not printable; rename it in the data."
             )
     table["source"] = [value or "unknown" for value in table["source"]]
-    table["age_approx"], problems = read_ages(table["image_id"], table["age_approx"])
-    unused = [name for name in listing.column_names if name not in used]
-    notes = (
-        [f"columns that are not used: {', '.join(unused)}; labels are from {listing.label_column}"] if unused else []
-    )
-    return table, labels, problems, notes
+    table["age_approx"] = read_ages(table["age_approx"])
+    return table, [text_of(value) for value in given[listing.label_column]]
 
 
 def select_diagnoses(dataset: datasets.Dataset, diagnoses: Sequence[str]) -> datasets.Dataset:
@@ -257,28 +233,3 @@ def rows_of(dataset: datasets.Dataset, image_ids: Iterable[str]) -> datasets.Dat
     """Return the rows of these images, in this order."""
     position = {image_id: index for index, image_id in enumerate(dataset["image_id"])}
     return dataset.select([position[image_id] for image_id in image_ids])
-
-
-def _find_image_column(dataset: datasets.Dataset, name: str) -> str:
-    images = [str(column) for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    named = images if len(images) == 1 else [column for column in IMAGE_NAMES if column in images]
-    if not named:
-        raise DataError(
-            f"{name} has {len(images)} image columns ({', '.join(images) or 'none'}) among {', '.join(dataset.features)}; "
-            "one, of type datasets.Image, is needed: rename the right one to 'image'."
-        )
-    return named[0]
-
-
-def _find_label_column(dataset: datasets.Dataset, name: str) -> str:
-    classes = [str(column) for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
-    for column in LABEL_NAMES:
-        feature = dataset.features.get(column)
-        if isinstance(feature, datasets.ClassLabel | datasets.Value):
-            return column
-    if len(classes) == 1:
-        return classes[0]
-    raise DataError(
-        f"{name} has no label column among {', '.join(dataset.features)}: one ClassLabel column, or one of words or whole "
-        f"numbers named {', '.join(LABEL_NAMES)}, is needed: rename the right one to 'label'."
-    )

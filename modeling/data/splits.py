@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from modeling.data.duplicates import DUPLICATE_PREFIX, join_near_duplicates
+from modeling.data.duplicates import DUPLICATE_PREFIX, near_duplicates
 from modeling.data.folders import GIVEN_NAMES
 from modeling.data.problems import DataError
 from modeling.data.sources import LoadedImages
@@ -37,18 +37,17 @@ def splits_of(options: Any, dataset: datasets.Dataset, codes: list[str], loaded:
         codes: The run's diagnoses.
         loaded: All images, with hashes and the dataset's own splits.
     """
-    given = loaded.given_splits
     if options.splits:
         splits = read_splits(options.splits, dataset, hashes=loaded.hashes, test_source=options.test_source)
     else:
         splits = make_splits(
-            dataset, protocol=options.protocol, diagnoses=codes, seed=options.seed, hashes=loaded.hashes, given=given
+            dataset,
+            protocol=options.protocol,
+            diagnoses=codes,
+            seed=options.seed,
+            hashes=loaded.hashes,
+            given=loaded.given_splits,
         )
-        if given and options.protocol != "given":
-            print(
-                f"the dataset's own splits ({', '.join(sorted(set(given.values())))}) are not used: they may separate the "
-                "images of one lesion, and scores would be too high; --protocol given uses them and reports their leakage"
-            )
     if options.test_source:
         splits = leave_sources_out(splits, options.test_source)
     if options.protocol == "lesion":
@@ -112,12 +111,7 @@ def make_splits(
         table["split"] = _given_splits(table["image_id"], given or {})
     else:
         table["split"] = _assign(table, group, seed)
-    return table[_columns(table)]
-
-
-def _columns(table: pd.DataFrame) -> list[str]:
-    """Return the columns of splits.csv, and the one of patients if there are any."""
-    return [*COLUMNS, *(column for column in ("patient_id",) if column in table)]
+    return table.filter(items=[*COLUMNS, "patient_id"])
 
 
 def _given_splits(image_ids: pd.Series, given: Mapping[str, str]) -> list[str]:
@@ -135,17 +129,13 @@ def leave_sources_out(splits: pd.DataFrame, sources: Sequence[str]) -> pd.DataFr
 
     The other sources' test images are left out, so that results of all sources are trained on like data.
     """
-    here = splits["source"].isin(list(sources))
-    present = ", ".join(f"{name} {n}" for name, n in splits["source"].value_counts().items())
-    absent = sorted(set(sources) - set(splits["source"]))
-    if absent:
+    if absent := sorted(set(sources) - set(splits["source"])):
+        present = ", ".join(f"{name} {n}" for name, n in splits["source"].value_counts().items())
         raise DataError(f"no image is of source {', '.join(absent)}; the splits have {present}.")
-    if here.all():
-        raise DataError(f"every image is of source {', '.join(sources)}; leaving it out leaves nothing to train on.")
-    kept = splits[here | (splits["split"] != "test")].copy()
-    kept.loc[kept["source"].isin(list(sources)), "split"] = "test"
+    in_test = splits["source"].isin(list(sources))
+    kept = splits[in_test | (splits["split"] != "test")]
+    kept = kept.assign(split=kept["split"].where(~in_test, "test"))
     # A group of near-duplicates, or a patient, may have several sources: what is in test may not be trained on.
-    in_test = kept["split"] == "test"
     for column in ("lesion_id", "patient_id"):
         if column in kept:
             kept = kept[in_test | ~kept[column].isin(kept[column][in_test].dropna())]
@@ -197,7 +187,7 @@ def read_splits(
     split_of = dict(zip(splits["image_id"], splits["split"], strict=True))
     table = table[table["image_id"].isin(given)].reset_index(drop=True)
     table["split"] = table["image_id"].map(split_of)
-    return table[_columns(table)]
+    return table.filter(items=[*COLUMNS, "patient_id"])
 
 
 def lesions_of(splits: pd.DataFrame, image_ids: Sequence[str]) -> np.ndarray:
@@ -214,10 +204,11 @@ def group_lesions(table: pd.DataFrame, hashes: pd.DataFrame | None) -> tuple[pd.
     that near-duplicates or a patient connect.
     """
     missing = table["lesion_id"].isna().to_numpy()
-    group = _join(np.arange(len(table)), table["lesion_id"])
+    pairs = (np.empty(0, np.int64), np.empty(0, np.int64))
     if missing.any() and hashes is not None:
-        hash_of = hashes.set_index("image_id")["hash"]
-        group = join_near_duplicates(hash_of.loc[table["image_id"]].tolist(), group, among=missing)
+        digits = hashes.set_index("image_id")["hash"].loc[table["image_id"]].tolist()
+        pairs = near_duplicates(digits, np.flatnonzero(missing))
+    group = _join(table[["lesion_id"]], pairs)
     first = table.groupby(group)[["image_id", "lesion_id"]].transform("first")  # the first that is known
     found = first["lesion_id"].where(first["lesion_id"].notna(), DUPLICATE_PREFIX + first["image_id"])
     table = table.assign(lesion_id=table["lesion_id"].where(~missing, found))
@@ -227,19 +218,23 @@ def group_lesions(table: pd.DataFrame, hashes: pd.DataFrame | None) -> tuple[pd.
             f"{len(mixed)} lesions have images of more than one diagnosis, such as {', '.join(mixed[:3])}; each stays in one "
             "split, but at least one label is probably wrong."
         )
-    return table, _join(group, table["patient_id"]) if "patient_id" in table else group
+    return table, _join(table.filter(items=["lesion_id", "patient_id"]), pairs)
 
 
-def _join(group: np.ndarray, keys: pd.Series) -> np.ndarray:
-    """Join the groups (N,) whose images share a key; blank keys join nothing."""
-    key, names = pd.factorize(keys)  # -1: blank
-    known = np.flatnonzero(key >= 0)
-    # A graph with a node per group and one per key: its connected components are the new groups.
-    size = len(group) + len(names)
-    edges = (group[known], len(group) + key[known])
-    graph = coo_matrix((np.ones(len(known)), edges), shape=(size, size))
+def _join(keys: pd.DataFrame, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return each row's group number (N,): rows that share a key or are a pair are in one; blank keys join nothing."""
+    # A graph with a node per row and one per key: its connected components are the groups.
+    first, second, size = [pairs[0]], [pairs[1]], len(keys)
+    for column in keys:
+        key, names = pd.factorize(keys[column])  # -1: blank
+        known = np.flatnonzero(key >= 0)
+        first.append(known)
+        second.append(size + key[known])
+        size += len(names)
+    edges = np.concatenate(first), np.concatenate(second)
+    graph = coo_matrix((np.ones(len(edges[0])), edges), shape=(size, size))
     joined: np.ndarray = connected_components(graph, directed=False)[1]
-    return joined[group]
+    return joined[: len(keys)]
 
 
 def _assign(table: pd.DataFrame, group: np.ndarray, seed: int) -> np.ndarray:

@@ -76,41 +76,28 @@ def test_a_class_folder_that_is_a_link_is_followed(tmp_path: Path) -> None:
     assert labels_of(load_images(str(folder)))["BCC/x.png"] == "BCC"
 
 
-def test_a_link_to_a_folder_above_is_named_and_does_not_loop(tmp_path: Path) -> None:
-    folder = classes(tmp_path / "data")
-    (folder / "MEL" / "up").symlink_to(folder)
-    loaded = load_images(str(folder))
-    assert len(loaded.dataset) == 4
-    assert "1 other files ('MEL/up')" in loaded.report
-
-
-def test_every_type_that_the_decoder_reads_is_used_and_other_files_are_named(tmp_path: Path) -> None:
+def test_every_type_that_the_decoder_reads_is_used(tmp_path: Path) -> None:
     folder = classes(tmp_path / "data", n=0)
     for number, suffix in enumerate((".jpg", ".JPEG", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic")):
         draw(folder / ("MEL", "NV")[number % 2] / f"{number}{suffix}", number)
     for name in ("notes.txt", "MEL/scan.zip", ".DS_Store"):
         (folder / name).write_bytes(b"x")
-    loaded = load_images(str(folder))
-    assert len(loaded.dataset) == 9
-    assert "not images of the dataset: 3 other files ('.DS_Store', 'MEL/scan.zip', 'notes.txt')" in loaded.report
+    assert len(load_images(str(folder)).dataset) == 9
 
 
-def test_nested_class_folders_are_refused_with_the_path_that_was_seen(tmp_path: Path) -> None:
-    folder = classes(tmp_path / "data", ("MEL/HAM", "MEL/BCN", "NV/HAM"))
-    with pytest.raises(
-        DataError, match=r"MEL/BCN/0.png is in nested folders, and only one of MEL and BCN can be the diagnosis"
-    ):
-        load_images(str(folder))
+def test_of_nested_folders_the_top_one_is_the_diagnosis(tmp_path: Path) -> None:
+    loaded = load_images(str(classes(tmp_path / "data", ("MEL/HAM", "MEL/BCN", "NV/HAM"), n=1)))
+    assert labels_of(loaded) == {"MEL/HAM/0.png": "MEL", "MEL/BCN/0.png": "MEL", "NV/HAM/0.png": "NV"}
 
 
 def test_an_image_beside_the_class_folders_is_a_problem_that_is_named(tmp_path: Path) -> None:
     folder = classes(tmp_path / "data")
     draw(folder / "train.png", 99)
-    with pytest.raises(DataError, match=r"1 × image outside of a class folder: train\.png"):
+    with pytest.raises(DataError, match=r"1 × image without a label: train\.png \(.* or a folder for each diagnosis"):
         load_images(str(folder))
     loaded = load_images(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
     assert len(loaded.dataset) == 4
-    assert "images: 5 found, 4 used\n  left out: 1 × image outside of a class folder: train.png" in loaded.report
+    assert "images: 5 found, 4 used\n  left out: 1 × image without a label: train.png" in loaded.report
 
 
 def test_folders_of_one_diagnosis_in_two_spellings_are_one(tmp_path: Path) -> None:
@@ -130,9 +117,6 @@ def test_folders_of_splits_are_the_datasets_own_splits(tmp_path: Path) -> None:
     assert loaded.given_splits is not None
     assert loaded.given_splits["Test/NV/0.png"] == "Test"
     assert labels_of(loaded)["train/MEL/1.png"] == "MEL"
-    classes(tmp_path / "data", ("BCC",))
-    with pytest.raises(DataError, match=r"folders of splits \(Test, train\) beside others \(BCC\)"):
-        load_images(str(tmp_path / "data"))
 
 
 # ---- with a table ----
@@ -148,10 +132,6 @@ def with_table(folder: Path, rows: str = ROWS, header: str = "file_name,label,ag
     return folder
 
 
-def second_age(age: str) -> str:
-    return ROWS.replace(",41", f",{age}")
-
-
 def dangling(folder: Path) -> None:
     (folder / "2.png").unlink()
     (folder / "2.png").symlink_to("/nowhere.png")
@@ -160,21 +140,13 @@ def dangling(folder: Path) -> None:
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
     "missing image": (ROWS + "9.png,MEL,30\n", lambda f: None, "1 × row without an image file: 9.png", ["9.png"]),
     "row twice": (ROWS + "1.png,NV,3\n", lambda f: None, "1 × image file in more than one row: 1.png", ["1.png"]),
-    "no row": (ROWS, lambda f: draw(f / "new.png"), "1 × image without a row: new.png", ["new.png"]),
-    "other type without a row": (ROWS, lambda f: draw(f / "n.webp"), "1 × image without a row: n.webp", ["n.webp"]),
-    "dangling link with a row": (ROWS, dangling, "1 × image cannot be read", ["2.png"]),
-    "dangling link without a row": (
-        ROWS, lambda f: (f / "new.png").symlink_to("/nowhere.png"), "1 × image without a row", ["new.png"],
-    ),
-    "pipe": (ROWS, lambda f: os.mkfifo(f / "new.png"), "1 × image without a row", ["new.png"]),
+    "no row": (ROWS, lambda f: draw(f / "new.png"), "1 × image without a label: new.png", ["new.png"]),
+    "other type without a row": (ROWS, lambda f: draw(f / "n.webp"), "1 × image without a label: n.webp", ["n.webp"]),
+    "dangling link": (ROWS, dangling, "1 × row without an image file", ["2.png"]),
     "no label": (ROWS.replace("MEL,41", ",41"), lambda f: None, "1 × image without a label: 1.png", ["1.png"]),
     "outside": (
         ROWS + "../../../etc/passwd,MEL,30\n", lambda f: None, "1 × row without an image file", ["../../../etc/passwd"],
     ),
-    **{
-        f"age {age}": (second_age(age), lambda f: None, "1 × age is no number of years from 0 to 120", ["1.png"])
-        for age in ("old", "inf", "-5", "1e300")
-    },
 }  # fmt: skip
 
 
@@ -208,7 +180,7 @@ def test_a_file_with_two_rows_is_left_out_also_where_images_have_ids_of_their_ow
 @pytest.mark.parametrize(
     ("header", "rows", "words"),
     [
-        ("file_name,age", "0.png,4\n", "has no label column among age: one named label, labels, dx"),
+        ("file_name,age", "0.png,4\n", "needed is a column label, labels, dx"),
         ("file,label", "0.png,NV\n", r"lacks 1 columns: file_name \(it has file, label\)"),
         ("file_name,label", "", "no usable image is left"),
         ("", "", "cannot be read as a table"),
@@ -228,14 +200,7 @@ def test_a_table_beside_class_folders_adds_what_it_knows(tmp_path: Path) -> None
     assert loaded.dataset["lesion_id"][:] == ["1", "2"]
 
 
-def test_a_table_of_another_kind_is_refused_and_not_left_out(tmp_path: Path) -> None:
-    folder = classes(tmp_path / "data")
-    (folder / "metadata.jsonl").write_text("{}")
-    with pytest.raises(DataError, match=r"metadata.jsonl is not read: write the table as metadata.csv"):
-        load_images(str(folder))
-
-
-@pytest.mark.parametrize("name", ["", "  ", "nowhere", "empty"])
+@pytest.mark.parametrize("name", ["  ", "nowhere", "empty"])
 def test_what_is_no_dataset_is_refused_with_what_it_must_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="--dataset"):
@@ -251,7 +216,7 @@ def test_images_of_a_folder_are_decoded_once_and_again_after_a_change(
     loaded = load_images(str(folder))
     assert loaded.hashes["hash"].str.fullmatch("[0-9a-f]{64}").all()
     pd.testing.assert_frame_equal(load_images(str(folder)).hashes, loaded.hashes)
-    (folder / "metadata.csv").write_text(f"file_name,label,age\n{second_age('50')}")
+    (folder / "metadata.csv").write_text(f"file_name,label,age\n{ROWS.replace(',41', ',50')}")
     assert load_images(str(folder)).fingerprint != loaded.fingerprint
     assert len(decoded) == 4
     pd.testing.assert_frame_equal(hash_images(loaded.dataset), loaded.hashes, check_dtype=False)

@@ -70,13 +70,11 @@ def test_a_missing_lesion_id_is_missing_however_it_is_written(tmp_path: Path) ->
     assert dataset.features["label"].names == ["cat", "unknown"]  # a diagnosis may have that name
 
 
-def test_images_beside_tables_are_not_the_dataset_and_are_named(tmp_path: Path) -> None:
+def test_images_beside_tables_are_not_the_dataset(tmp_path: Path) -> None:
     folder = labelled(tmp_path, ["a", "b"], [0, 1])
     (tmp_path / "data" / "assets").mkdir()
     (tmp_path / "data" / "assets" / "preview.png").write_bytes(png(3))
-    loaded = load_images(folder)
-    assert loaded.dataset["image_id"][:] == ["train-000000", "train-000001"]
-    assert "1 other files ('assets/preview.png')" in loaded.report
+    assert load_images(folder).dataset["image_id"][:] == ["train-000000", "train-000001"]
 
 
 def test_all_splits_of_a_hub_data_set_are_taken(tmp_path: Path) -> None:
@@ -140,22 +138,6 @@ def test_labels_may_be_words_or_whole_numbers_of_any_width(tmp_path: Path, dtype
     assert dataset["label"][:] == [1, 0]
 
 
-@pytest.mark.parametrize(
-    ("label", "feature"),
-    [
-        (["a"], datasets.List(datasets.Value("string"))),
-        ({"of": "a"}, {"of": datasets.Value("string")}),
-    ],
-)
-def test_a_column_that_cannot_be_a_label_is_refused_in_words(tmp_path: Path, label: Any, feature: Any) -> None:
-    features = {"image": datasets.Image(), "label": feature}
-    folder = save(tmp_path / "data", {"image": pictures(1), "label": [label]}, features)
-    with pytest.raises(
-        DataError, match=r"no label column among image, label: .* one of words or whole numbers named label"
-    ):
-        load_images(folder)
-
-
 def test_whole_numbers_beside_a_blank_stay_whole_numbers(tmp_path: Path) -> None:
     """Beside a blank cell, tables keep 7 as the floating-point number 7.0."""
     floats = {"image": datasets.Image(), "label": datasets.Value("float64"), "lesion_id": datasets.Value("float64")}
@@ -186,7 +168,7 @@ def test_a_label_in_two_spellings_of_unicode_is_one_and_in_two_cases_is_refused(
         load_images(save(tmp_path / "b", {"image": pictures(2), "label": ["Wart", "wart"]}, features))
 
 
-def test_patients_and_skin_types_are_kept_and_other_columns_are_named(tmp_path: Path) -> None:
+def test_patients_and_skin_types_are_kept(tmp_path: Path) -> None:
     folder = labelled(
         tmp_path, ["a", "b"], [0, 1], patient_id=["007", "8"], fitzpatrick_skin_type=["IV", ""], dx_type=["x", "y"]
     )
@@ -194,7 +176,6 @@ def test_patients_and_skin_types_are_kept_and_other_columns_are_named(tmp_path: 
     assert loaded.dataset.column_names == [*CONTRACT, "patient_id", "fitzpatrick_skin_type"]
     assert loaded.dataset["patient_id"][:] == ["007", "8"]
     assert loaded.dataset["fitzpatrick_skin_type"][:] == ["IV", None]
-    assert "columns that are not used: dx_type; labels are from labels" in loaded.report
 
 
 def test_image_ids_that_are_not_unique_are_made_from_split_and_row(tmp_path: Path) -> None:
@@ -204,10 +185,10 @@ def test_image_ids_that_are_not_unique_are_made_from_split_and_row(tmp_path: Pat
 
 def test_a_data_set_without_image_or_label_is_refused_with_its_columns(tmp_path: Path) -> None:
     no_image = save(tmp_path / "a", {"text": ["x"], "label": ["y"]}, {"text": datasets.Value("string"), "label": datasets.Value("string")})  # fmt: skip # noqa: E501
-    with pytest.raises(DataError, match=r"0 image columns \(none\) among text, label"):
+    with pytest.raises(DataError, match=r"needs a column of images, .*; it has text, label: rename"):
         load_images(no_image)
     no_label = save(tmp_path / "b", {"image": pictures(1), "text": ["y"]}, {"image": datasets.Image(), "text": datasets.Value("string")})  # fmt: skip # noqa: E501
-    with pytest.raises(DataError, match="no label column among image, text"):
+    with pytest.raises(DataError, match=r"and one of labels, .*; it has image, text: rename"):
         load_images(no_label)
 
 
@@ -219,7 +200,7 @@ def test_broken_and_unlabelled_images_of_a_hub_data_set_are_counted_or_left_out(
     with pytest.raises(DataError) as raised:
         load_images(folder)
     assert "1 × image without a label: train-000002" in str(raised.value)
-    assert "1 × image cannot be read (truncated, or no image): train-000001" in str(raised.value)
+    assert "1 × image cannot be read: train-000001" in str(raised.value)
     dataset = load_images(folder, skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv").dataset
     assert dataset["image_id"][:] == ["train-000000", "train-000003"]
     assert set(pd.read_csv(tmp_path / "skipped.csv")["image_id"]) == {"train-000001", "train-000002"}
