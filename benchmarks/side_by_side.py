@@ -34,7 +34,7 @@ def make_model(folder: Path, backbone: str, size_px: int) -> Path:
     """Write a model folder of random weights and all diagnoses, with its ONNX file."""
     torch.manual_seed(0)
     model = build_model(backbone, num_classes=len(CODES), size_px=size_px, pretrained=False)
-    export_onnx(model.eval(), folder / ONNX_NAME, codes=CODES, lesion={})
+    export_onnx(model.eval(), folder / ONNX_NAME)
     save_model_folder(model, folder, codes=CODES, lesion={})
     return folder
 

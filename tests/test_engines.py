@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("engines") / "model"
     point = OperatingPoint("MEL@95", ("MEL",), 0.95, 0.25, 0.95, 0.5, 10, 10)
     lesion = {"operating_points": [point], "abstention": random_rule(4)}
-    export_onnx(model.eval(), path / ONNX_NAME, codes=REFERENCE_CODES, lesion=lesion)
+    export_onnx(model.eval(), path / ONNX_NAME)
     save_model_folder(model, path, codes=REFERENCE_CODES, lesion=lesion)
     return path
 

@@ -69,7 +69,7 @@ def write_model_folder(
             np.concatenate([lesion_ids] * len(versions)),
         ),
     }
-    export_onnx(model, folder / ONNX_NAME, codes=codes, lesion=lesion)
+    export_onnx(model, folder / ONNX_NAME)
     write_json(folder / RUN_NAME, config)
     for name in (SPLITS_NAME, HASHES_NAME):
         shutil.copyfile(folder.parent / name, folder / name)

@@ -1,10 +1,8 @@
 """Export a network as ONNX, for ONNX Runtime and for a browser, and compare its outputs with torch's."""
 
 import copy
-import json
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +16,28 @@ from torch import nn
 
 from modeling.engines import OUTPUT_NAMES
 from modeling.files import ModelFolderError, file_sha256
-from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.network import TimmModel
 from modeling.onnx_trial import remember
-from modeling.schema import plain
 
 OPSET = 18  # read by ONNX Runtime from 1.14 on, its web build included
 MAX_LOGIT_DIFFERENCE = 1e-4
 MAX_MAP_DIFFERENCE = 1e-3  # of a feature, relative to the largest one
 
 
-class ExportError(ModelFolderError):
-    """The model could not be exported; the message says why. A ModelFolderError, so that commands treat both alike."""
-
-
-def export_onnx(model: TimmModel, path: Path, *, codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
+def export_onnx(model: TimmModel, path: Path) -> None:
     """Write a network as an ONNX file.
 
-    Input `pixel_values`, float32 (B, 3, S, S), preprocessed as the file's metadata say (keys `label_names`, `input_size`,
-    `mean`, `std`, …). Outputs: `logits` (B, C), calibrated if the model is; `features` (B, D), used by the abstention rule;
-    `feature_maps` (B, K, h, w); and where the network ends in average pooling and one linear layer, `evidence`
-    (B, C, h, w), the signed Grad-CAM in units of the logit: its mean over h and w is the logit without the bias.
+    Input `pixel_values`, float32 (B, 3, S, S), preprocessed as config.json says. Outputs: `logits` (B, C), calibrated if the
+    model is; `features` (B, D), used by the abstention rule; `feature_maps` (B, K, h, w); and where the network ends in
+    average pooling and one linear layer, `evidence` (B, C, h, w), the signed Grad-CAM in units of the logit: its mean over h
+    and w is the logit without the bias.
 
     Args:
         model: A timm network; left as it is.
         path: The file; its folder is created if missing.
-        codes: Diagnosis codes in the order of the outputs.
-        lesion: Entry of config.json, of which provenance and operating points go into the metadata.
 
     Raises:
-        ExportError: If ONNX Runtime's outputs differ from torch's; then nothing is written.
+        ModelFolderError: If ONNX Runtime's outputs differ from torch's; then nothing is written.
     """
     size_px = int(model.pretrained_cfg["input_size"][1])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +50,7 @@ def export_onnx(model: TimmModel, path: Path, *, codes: Sequence[str], lesion: M
         _fold_constants(new)
         content = onnx.load(new)
         _pad_in_convolutions(content.graph)
-        _describe(content, model.pretrained_cfg, codes, lesion)
+        _tidy(content)
         onnx.checker.check_model(content)
         onnx.save(content, new)
         check_same_outputs(network, new, pixel_values)
@@ -158,30 +148,19 @@ def _fix_padding(network: nn.Module, example: torch.Tensor) -> None:
         hook.remove()
 
 
-def _describe(content: Any, cfg: Mapping[str, Any], codes: Sequence[str], lesion: Mapping[str, Any]) -> None:
-    """Add metadata, so that a program can use the file without this package."""
-    notes = {
-        "label_names": list(codes),
-        **{key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_mode", "crop_pct")},
-        "preprocessing": "upright RGB, squashed to input_size, divided by 255, minus mean, divided by std",
-        "operating_points": plain(lesion.get("operating_points", [])),
-        **{key: lesion.get(key) or "" for key in ("data_fingerprint", "run_id", "license", "package_version")},
-        "notice": f"{NOTICE} {SYNTHETIC_NOTICE}" if lesion.get("synthetic") else NOTICE,
-    }
+def _tidy(content: Any) -> None:
     # ONNX Runtime lists all operator sets that it knows; the network uses the standard one only.
     for unused in [family for family in content.opset_import if family.domain]:
         content.opset_import.remove(unused)
     for node in content.graph.node:
         node.doc_string = ""  # the exporter may write its stack there, with paths of this machine
-    for key, value in notes.items():
-        content.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
 
 
 def check_same_outputs(network: _AllOutputs, path: Path, pixel_values: np.ndarray) -> None:
     """Compare an ONNX file with the network, over batches of 1, 5 and all images.
 
     Raises:
-        ExportError: If they differ, or an output is not finite.
+        ModelFolderError: If they differ, or an output is not finite.
     """
     import onnxruntime
 
@@ -195,7 +174,7 @@ def check_same_outputs(network: _AllOutputs, path: Path, pixel_values: np.ndarra
             limit = MAX_LOGIT_DIFFERENCE if name == "logits" else MAX_MAP_DIFFERENCE * np.abs(other).max()
             difference = np.abs(one - other).max()
             if not difference <= limit:  # NaN, too
-                raise ExportError(
+                raise ModelFolderError(
                     f"ONNX and torch differ by {difference:.2g} in the {name} (at most {limit:.2g}); nothing was written. This "
                     f"network may use an operation that torch {torch.__version__} exports wrongly."
                 )

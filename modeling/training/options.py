@@ -79,8 +79,7 @@ class TrainOptions:
     )
     init_from: str | None = option(
         None,
-        "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or "
-        "REPO@REVISION, of this package or of timm. A folder or file needs no network. Default: none.",
+        "Start from these weights instead: a model folder or a .safetensors file, of this package or of timm. Default: none.",
     )
     image_size: Annotated[int, Field(ge=16, le=1024)] = option(
         None,
@@ -205,10 +204,8 @@ def read_config(path: Path) -> list[str]:
         ) from error
     arguments: list[str] = []
     for name, value in content.items():
-        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"--config {path}: {name!r} must be a value or a list of values, got {shortened(value)}.")
         if isinstance(value, list):
-            arguments += [f"--{name}", *value] if value else []
+            arguments += [f"--{name}", *map(str, value)] if value else []
         elif value not in ("", "~", "null"):
             arguments.append(f"--{name}={value}")
     return arguments

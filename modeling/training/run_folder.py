@@ -129,11 +129,8 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
         ValueError: If something that changes the result differs, with the list of differences.
     """
     before, now = _settings(read_json(path)), _settings(config)
-    differences = [
-        f"{key[-1]}: {shortened(before.get(key))} before, {value!r} now"
-        for key, value in now.items()
-        if before.get(key) != value
-    ]
+    changed = [key for key, value in now.items() if before.get(key) != value]
+    differences = [f"{key[1]}: {shortened(before.get(key))} before, {now[key]!r} now" for key in changed]
     if differences:
         raise ValueError(
             f"the run of {path} cannot be resumed with other settings, since the result would change:\n  "
@@ -142,12 +139,8 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _settings(config: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+def _settings(config: dict[str, Any]) -> dict[tuple[str, str], Any]:
     """Return what decides the result, by the part of the file and the name in it."""
-    settings: dict[tuple[str, ...], Any] = {}
-    for part, value in config.items():
-        if part not in ("run_id", "origin", "device"):
-            settings |= (
-                {(part, name): one for name, one in value.items()} if isinstance(value, dict) else {(part,): value}
-            )
-    return settings
+    parts = {part: value for part, value in config.items() if part not in ("run_id", "origin", "device")}
+    entries = {part: value if isinstance(value, dict) else {part: value} for part, value in parts.items()}
+    return {(part, name): value for part, values in entries.items() for name, value in values.items()}

@@ -179,10 +179,8 @@ class Trainer:
         self.stop_request.restore()
 
     def _out_of_patience(self) -> bool:
-        progress, patience = self.progress, self.options.patience
-        return (
-            patience is not None and progress.best_epoch >= 0 and progress.epoch - 1 - progress.best_epoch >= patience
-        )
+        without_gain = self.progress.epoch - 1 - self.progress.best_epoch
+        return self.progress.best_epoch >= 0 and without_gain >= (self.options.patience or math.inf)
 
     def train_epoch(self) -> None:
         """Train the rest of the current epoch."""
@@ -340,7 +338,6 @@ class Trainer:
         record, timing = self.progress.history[-1], self.progress.timing[-1]
         if self.run.is_main:
             self._write_log()
-        if self.run.is_main:
             tqdm.write(
                 f"epoch {record['epoch']:>3}/{self.options.epochs}  train loss {record['train/loss']:.4f}  "
                 f"val loss {record['val/loss']:.4f}  val balanced accuracy {record['val/balanced_accuracy']:.4f}  "

@@ -148,7 +148,7 @@ def save_fitted(
         **(lesion or {}),
     }
     if onnx:
-        export_onnx(model, folder / ONNX_NAME, codes=codes, lesion=content)
+        export_onnx(model, folder / ONNX_NAME)
     folder.mkdir(parents=True, exist_ok=True)
     write_splits(splits, folder / SPLITS_NAME)
     hashes = hash_images(dataset)

@@ -101,7 +101,7 @@ def make_model(
         "class_priors": class_priors,
     }
     if onnx:
-        export_onnx(model.eval(), folder / ONNX_NAME, codes=REFERENCE_CODES, lesion=lesion)
+        export_onnx(model.eval(), folder / ONNX_NAME)
     save_model_folder(model, folder, codes=REFERENCE_CODES, lesion=lesion)
     return folder
 

@@ -42,7 +42,7 @@ def untrained_folder(
     if spread is not None:
         torch.nn.init.normal_(model.get_classifier().weight, std=spread)
     if onnx:
-        export_onnx(model.eval(), folder / ONNX_NAME, codes=codes, lesion=lesion)
+        export_onnx(model.eval(), folder / ONNX_NAME)
     save_model_folder(model, folder, codes=codes, lesion=lesion)
     return folder
 
