@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 
 from modeling.files import flush
-from modeling.training.errors import RESUME, TrainingError
 
 KEPT = 2
 
@@ -28,12 +27,11 @@ class Checkpoints:
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write the checkpoint of an optimiser step and delete all but the last two. All processes call this.
 
+        If it cannot be written, earlier ones are untouched.
+
         Args:
             step: Number of optimiser steps so far.
             write: Fills a folder; it runs on every process with the same folder.
-
-        Raises:
-            TrainingError: If it cannot be written; earlier ones are untouched.
         """
         folder = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{folder.name}.partial"
@@ -46,11 +44,9 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 self._put_in_place(temporary, folder)
-        except Exception as error:  # a full disk is an OSError, a SafetensorError or torch's RuntimeError
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise TrainingError(
-                f"{folder} could not be written: {error}. Make room on the disk and continue {RESUME}"
-            ) from error
+        finally:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
         return folder
 
     def _put_in_place(self, temporary: Path, folder: Path) -> None:

@@ -30,6 +30,7 @@ def explained(error: Exception) -> str | None:
             f"a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, lower "
             f"--num_workers; with --num_workers 0 the training process loads them itself. Continue {RESUME}"
         )
-    if isinstance(error, OSError | SafetensorError):
+    # torch reports a file that it could not write as a RuntimeError.
+    if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
         return f"{error}. If the disk is full, make room on it and continue {RESUME}"
     return None

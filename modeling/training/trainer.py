@@ -174,8 +174,14 @@ class Trainer:
             self.save()  # so that a full disk shows up before the first epoch
         while self.progress.epoch < self.options.epochs and not self._out_of_patience():
             started, seen_before = time.monotonic(), self.progress.images_seen  # not 0 if resumed in mid-epoch
-            self.train_epoch()
-            self.finish_epoch(started, seen_before)
+            try:
+                self.train_epoch()
+                self.finish_epoch(started, seen_before)
+            except RuntimeError as error:
+                # A signal to the whole group can reach a loader process before it ignores signals.
+                if self.stop_request.signal is None or "DataLoader worker" not in str(error):
+                    raise
+                raise Interrupted(f"stopped by {self.stop_request.signal}.") from error
         self.stop_request.restore()
 
     def _out_of_patience(self) -> bool:

@@ -20,6 +20,7 @@ from modeling.training.errors import TrainingError, explained
         (RuntimeError("gloo/transport/tcp: Connection closed by peer"), "another process of this run failed"),
         (OSError(errno.ENOSPC, "No space left on device"), "make room on it and continue with the same command"),
         (SafetensorError("Error: No space left (os error 28)"), "make room on it"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "make room on it"),
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied."),
     ],
 )

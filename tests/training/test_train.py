@@ -258,7 +258,7 @@ def test_a_full_disk_ends_the_run_in_words_with_what_is_old_intact(isic_folder, 
     hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)[1]
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (50_000, hard))  # no file may grow over it
     assert run.wait() == 1, run.output
-    assert "Make room on the disk and continue with the same command and --resume auto" in run.output
+    assert "make room on it and continue with the same command and --resume auto" in run.output
     assert "Traceback" not in run.output
     assert not (run_dir / "model").exists()
     assert Checkpoints(run_dir / "checkpoints", Accelerator(cpu=True)).latest()
