@@ -122,7 +122,7 @@ def _classify_archive(classifier: LesionClassifier, inputs: Sequence[str], outpu
             _write_whole(summary, {"run": run, "notice": classifier.notice, **counts})
             merged.replace(output)
         if output.exists():
-            shutil.rmtree(parts)
+            shutil.rmtree(parts, ignore_errors=True)  # another process may have done it
             return read_json(summary)
     return None
 
