@@ -47,8 +47,7 @@ def main() -> int:
             (home / "page" / path).write_bytes(data)
         port = free_port()
         environment |= {"GRADIO_SERVER_PORT": str(port)}  # the model is named by model.json of what was pushed
-        for name in ("PYTHONPATH", "MODEL_ID", "MODEL_REVISION"):
-            environment.pop(name, None)
+        environment.pop("PYTHONPATH", None)
         server = subprocess.Popen([python, "app.py"], cwd=home / "page", env=environment)
         try:
             ask(client_of(server, port), image)

@@ -2,14 +2,15 @@
 
 import contextlib
 import datetime
+import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import images_out
 import numpy as np
+from errors import QuestionError
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
@@ -24,47 +25,49 @@ from modeling.priors import reweight
 from modeling.rows import malignant_probability
 
 MAX_PHOTOS = 8
+PREVIEW_SIDE_PX = 1024
 EXPIRED = (
     "is no longer here: uploads are deleted after five minutes. Send it again, fewer files at once if there are many."
 )
+ARCHIVE = "is an archive; send it as a batch, whole and not inside another archive, with at most 200 photos."
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]  # waited for before each photo
 
 
-class QuestionError(ValueError):
-    """A request that cannot be answered as it is; the message says why, and what to send."""
-
-
 @dataclass(frozen=True)
 class Photo:
-    """One uploaded image: its path on this machine or its bytes, and the visitor's name for it."""
+    """One image: the path of an upload or its bytes, and the visitor's name for it."""
 
     source: str | bytes
     name: str
 
-    def decode(self) -> Image.Image:
-        """Return the upright RGB image; an ImageError has the visitor's file name in place of this machine's path."""
-        if not isinstance(self.source, bytes) and not os.path.isfile(self.source):
-            raise ImageError(f"{self.name} {EXPIRED}")
+    def open(self) -> BinaryIO:
+        """Open the file; an ImageError says that it was deleted."""
         try:
-            return decode_image(self.source)
-        except ImageError as error:
-            if self.head().startswith(b"PK"):
-                raise ImageError(f"{self.name} is an archive; send it as a batch.") from error
-            named = "The image" if isinstance(self.source, bytes) else repr(self.source)
-            raise ImageError(str(error).replace(named, self.name)) from error
+            return io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb")
+        except OSError:
+            raise ImageError(f"{self.name} {EXPIRED}") from None
 
-    def head(self) -> bytes:
-        """Return the first bytes of the file."""
-        if isinstance(self.source, bytes):
-            return self.source[:12]
-        with open(self.source, "rb") as file:
-            return file.read(12)
+    def data(self) -> bytes:
+        """Return the bytes of the file."""
+        with self.open() as file:
+            return file.read()
+
+    def decode(self) -> Image.Image:
+        """Return the upright RGB image; an ImageError has the visitor's file name."""
+        data = self.data()
+        try:
+            return decode_image(data)
+        except ImageError as error:
+            if data.startswith(b"PK"):
+                raise ImageError(f"{self.name} {ARCHIVE}") from error
+            raise ImageError(str(error).replace("The image", self.name)) from error
 
     @property
     def browsers_show_it(self) -> bool:
         """False for TIFF and HEIC."""
-        head = self.head()
+        with self.open() as file:
+            head = file.read(12)
         return not (head.startswith((b"II*\0", b"MM\0*")) or head[4:8] == b"ftyp")
 
 
@@ -128,7 +131,7 @@ def answer_lesion(
                 shown.append({"name": photo.name, "used": False, "error": str(error)})
                 continue
             prediction, evidence = with_evidence(equal, image)
-            preview = None if photo.browsers_show_it else images_out.jpeg_uri(image, images_out.PREVIEW_SIDE_PX)
+            preview = {} if photo.browsers_show_it else {"preview": images_out.jpeg_uri(image, PREVIEW_SIDE_PX)}
         read.append(prediction)
         own = chosen.prediction(probs_of(prediction), prediction.reason).to_dict()
         shown.append(
@@ -139,7 +142,7 @@ def answer_lesion(
                 **{key: own[key] for key in ("abstained", "reason", "verdict", "probabilities")},
                 "size": [image.height, image.width],
                 **evidence,
-                **({"preview": preview} if preview else {}),
+                **preview,
             }
         )
     if not read:

@@ -1,7 +1,7 @@
-"""The model over HTTP, as the page, gradio_client and curl use it: /classify, /explain, /batch, and three for the page."""
+"""The model as programs use it: the functions classify, explain and batch for HTTP and MCP, and two for the page."""
 
-import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import answers
@@ -10,15 +10,11 @@ import gradio as gr
 import images_out
 import uploads
 from about import about
-from answers import Photo, QuestionError, Turn
-from gradio_internals import photo_field, value_field
-from visitors import BusyError, Visitors
+from errors import QuestionError
+from gradio.events import api
+from visitors import Visitors
 
 from modeling.classifier import LesionClassifier
-from modeling.files import ModelFolderError
-from modeling.images import ImageError
-
-GetClassifier = Callable[[], LesionClassifier]  # raises ModelFolderError while there is none
 
 SAFE = "Research only: not a medical device, rules nothing out."
 FORMATS = "JPEG, PNG, WebP, HEIC, TIFF, BMP or GIF"
@@ -41,78 +37,70 @@ BATCH = f"""Classify many dermoscopic photos, sent as image files or zip archive
 
 Returns JSON: rows, flagged ones first, each with name, {FIELDS}, malignant_probability (where the model knows a
 malignant diagnosis) and error (why a file could not be read, else null); the same as csv; provenance, notice."""
+DESCRIPTIONS = {"classify": CLASSIFY, "explain": EXPLAIN, "batch": BATCH}
 
 
-@contextlib.contextmanager
-def in_sentences(refuse: Callable[[str], Exception]) -> Iterator[None]:
-    """Turn mistakes of the caller into their sentences, and faults of ours into one that says nothing of the request."""
-    try:
-        yield
-    except (ImageError, QuestionError, BusyError, ModelFolderError) as error:
-        raise refuse(str(error)) from None
-    except Exception as error:
-        uploads.note_fault(error)
-        raise refuse(uploads.FAULT) from None
+@dataclass(frozen=True)
+class Sent:
+    """What a visitor sent for one input, wrapped so that gradio does not look for files in it to fetch and to copy."""
+
+    value: Any
+
+    def photos(self) -> list[answers.Photo]:
+        """Return a list of photos."""
+        if not isinstance(self.value, list):
+            raise QuestionError("The photos are missing: send a list of them.")
+        return [uploads.received(one, f"photo-{number}") for number, one in enumerate(self.value, 1)]
 
 
-def add_endpoints(get: GetClassifier, visitors: Visitors) -> None:
-    """Add the endpoints to the Blocks that are being built."""
+def endpoints(classifier: LesionClassifier, visitors: Visitors) -> dict[str, Callable[..., Any]]:
+    """Return the functions that answer, by name. Their request is gradio's, or starlette's with the same attributes."""
 
-    @contextlib.contextmanager
-    def answering(request: gr.Request) -> Iterator[Turn]:
-        visitor = request.client.host
-        with in_sentences(lambda sentence: gr.Error(sentence, print_exception=False)), visitors.answering(visitor):
-            yield lambda: visitors.turn(visitor)
+    def classify(request: gr.Request, photo: Any, priors: Any = "equal") -> dict[str, Any]:
+        with visitors.answering(request.client.host) as turn, turn():
+            sent = uploads.received(photo.value)
+            return answers.classify_photo(answers.with_priors(classifier, priors.value), sent)
 
-    def classify(photo: Photo, priors: Any, request: gr.Request) -> dict[str, Any]:
-        with answering(request) as turn, turn():
-            return answers.classify_photo(answers.with_priors(get(), priors), photo)
+    def explain(
+        request: gr.Request, photo: Any, diagnosis: Any = "", priors: Any = "equal"
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        with visitors.answering(request.client.host) as turn, turn():
+            sent, chosen = uploads.received(photo.value), answers.with_priors(classifier, priors.value)
+            fields, overlay = answers.explain_photo(chosen, sent, diagnosis.value)
+        path = uploads.private_file("overlay.jpg")
+        path.write_bytes(images_out.jpeg(overlay, quality=90))
+        return fields, {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
-    def explain(photo: Photo, diagnosis: Any, priors: Any, request: gr.Request) -> tuple[dict[str, Any], str]:
-        with answering(request) as turn, turn():
-            fields, overlay = answers.explain_photo(answers.with_priors(get(), priors), photo, diagnosis)
-            path = uploads.private_file("overlay.jpg")
-            path.write_bytes(images_out.jpeg(overlay, quality=90))
-            return fields, str(path)
-
-    def batch(files: list[Photo], priors: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
-        with answering(request) as turn:
-            classifier, rows = answers.with_priors(get(), priors), []
-            steps = batches.classify_rows(classifier, files, thumbnails=True, turn=turn)
-            for done, total, row in visitors.while_waited(steps, request.session_hash):
-                rows.append({key: value for key, value in row.items() if key != "thumbnail"})
+    def batch(request: gr.Request, photos: Any, priors: Any = "equal") -> Iterator[dict[str, Any]]:
+        with visitors.answering(request.client.host) as turn:
+            sent, chosen = photos.photos(), answers.with_priors(classifier, priors.value)
+            rows = []
+            for done, total, row in batches.classify_rows(chosen, sent, turn=turn):
+                rows.append(row)
                 yield {"done": done, "total": total, "row": row}
-            yield batches.table(classifier, rows)
+            yield batches.table(chosen, rows)
 
     def page_about() -> dict[str, Any]:
-        with in_sentences(lambda sentence: gr.Error(sentence, print_exception=False)):
-            return about(get())
+        return about(classifier)
 
-    def page_answer(photos: list[Photo], priors: Any, request: gr.Request) -> dict[str, Any]:
-        with answering(request) as turn:
-            return answers.answer_lesion(get(), photos, priors=priors, turn=turn)
+    def page_answer(request: gr.Request, photos: Any, priors: Any = "equal") -> dict[str, Any]:
+        with visitors.answering(request.client.host) as turn:
+            return answers.answer_lesion(classifier, photos.photos(), priors=priors.value, turn=turn)
 
-    with gr.Group(visible=False):
-        photo = photo_field("photo", f"The photo ({FORMATS}).")
-        files = photo_field("files", f"Photos ({FORMATS}) and zip archives of photos.", several=True)
-        diagnosis = value_field("diagnosis", "", DIAGNOSIS)
-        priors = value_field("priors", "equal", PRIORS)
-        result, overlay = gr.JSON(label="answer"), gr.Image(label="overlay", type="filepath")
-        button = gr.Button()
-    for function, name, inputs, outputs, description in (
-        (classify, "classify", [photo, priors], result, CLASSIFY),
-        (explain, "explain", [photo, diagnosis, priors], [result, overlay], EXPLAIN),
-        (batch, "batch", [files, priors], result, BATCH),
-        (page_about, "page_about", None, result, None),
-        (page_answer, "page_answer", [files, priors], result, None),
-    ):
-        button.click(
-            function,
-            inputs,
-            outputs,
-            api_name=name,
-            api_description=description,
-            api_visibility="public" if description else "undocumented",
-            concurrency_id="all",
-            concurrency_limit=None,  # `Visitors` decides who is next
-        )
+    return {one.__name__: one for one in (classify, explain, batch, page_about, page_answer)}
+
+
+def blocks(functions: dict[str, Callable[..., Any]]) -> gr.Blocks:
+    """Return the functions as gradio's endpoints; the page itself is `page/`."""
+    with gr.Blocks(title="Skin lesion classifier", analytics_enabled=False) as demo:
+        for name, function in functions.items():
+            description = DESCRIPTIONS.get(name)
+            api(
+                function,
+                api_name=name,
+                api_description=f"{description}\n\npriors: {PRIORS}" if description else False,
+                api_visibility="public" if description else "undocumented",
+                concurrency_id="all",
+                concurrency_limit=None,  # `Visitors` decides who is next
+            )
+    return demo

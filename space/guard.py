@@ -2,23 +2,18 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import json
-import os
 import re
-import secrets
+import shutil
 import time
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-from batches import MAX_IMAGES
-from starlette.datastructures import Headers, MutableHeaders
+import tempfolder
+from errors import FAULT, note_fault
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uploads import FAULT, Janitor, note_fault
-from visitors import Visitors
 
 from modeling.images import MAX_FILE_BYTES
 
@@ -28,14 +23,14 @@ ROUTES = re.compile(
     rf"/|/page/.+|/config/?|{API}/(startup-events|info/?|upload/?|mcp/?|queue/(join|data)|cancel|reset|heartbeat/\w+|"
     r"file=/.+|call/(classify|explain|batch|page_about|page_answer)(/\w*)?)"
 )
-ANSWER_ROUTE, SESSION = re.compile(rf"{API}/call/\w+/(\w+)"), re.compile(rb"session_hash=(\w+)")
+ANSWER_ROUTE = re.compile(rf"{API}/call/\w+/(\w+)")
+TICKET = re.compile(rb'\{"event_id":"(\w+)"\}')  # of a reply to a call
 MAX_UPLOAD_BYTES = 3 * MAX_FILE_BYTES  # all files of one request together
 MAX_MCP_BYTES = 40_000_000
 MAX_MESSAGE_BYTES = 200_000  # of any other request, and of an MCP request beside its photos
-MAX_FOLDER_BYTES = 4 * 10**9
-PHOTO_TEXT, FILE = re.compile(rb'"[\w+/=:;,.\\-]{300,}"'), re.compile(rb'"path"\s*:')
+MIN_FREE_BYTES = 10**9  # of the disk; uploads are refused below
+PHOTO_TEXT = re.compile(rb'"[\w+/=:;,.\\-]{300,}"')
 REQUESTS_PER_MINUTE = 600
-NO_SUCH_PLACE = "There is no such page or endpoint here; docs/api.md lists the endpoints."
 PAUSE_S, REQUEST_S = 30, 600  # between two parts of a request, and for all of it
 HEADERS = {"X-Content-Type-Options": "nosniff"}
 PAGE_HEADERS = {
@@ -54,30 +49,23 @@ class RefusedError(Exception):
 
 
 class Guard:
-    """Passes on the requests that the server can answer, and refuses others with a sentence."""
+    """Passes on the requests that the server can answer, and refuses others with a sentence.
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        janitor: Janitor,
-        visitors: Visitors,
-        has_answer: Callable[[str], bool] = lambda request: True,
-        n_functions: int = 1,
-        requests_per_minute: int = REQUESTS_PER_MINUTE,
-    ) -> None:
-        self.app, self.janitor, self.visitors = app, janitor, visitors
-        self.has_answer, self.n_functions = has_answer, n_functions  # of gradio's queue
-        self.behind_proxy = "SPACE_ID" in os.environ  # set by the Hub, whose proxy is before every Space
+    `unclaimed` holds the tickets of calls whose answer nobody has asked for yet: gradio would let a second one wait without
+    end.
+    """
+
+    def __init__(self, app: ASGIApp, *, unclaimed: set[str], requests_per_minute: int = REQUESTS_PER_MINUTE) -> None:
+        self.app, self.unclaimed = app, unclaimed
         self.per_second, self.burst = requests_per_minute / 60, float(requests_per_minute)
         self.budgets: dict[str, tuple[float, float]] = {}  # address → (requests left, when)
-        self.fetched = deque[str](maxlen=1000)  # requests whose answer was sent, which gradio forgets a little later
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or refuse a request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
         path, begun, refusal = scope["path"], False, RefusedError(500, FAULT)
+        is_call = scope["method"] == "POST" and path.startswith(f"{API}/call/")
 
         async def send_guarded(message: Message) -> None:
             nonlocal begun
@@ -88,11 +76,12 @@ class Guard:
                 MutableHeaders(scope=message).update(
                     PAGE_HEADERS if path == "/" or path.startswith("/page/") else HEADERS
                 )
+            elif is_call and (ticket := TICKET.fullmatch(message.get("body", b""))):
+                self.unclaimed.add(ticket[1].decode())
             await send(message)
 
         try:
-            scope["client"] = (self.address_of(scope), 0)
-            return await self.pass_on(scope, await self.checked(scope, receive), send_guarded, connection=receive)
+            return await self.app(scope, await self.checked(scope, receive), send_guarded)
         except RefusedError as error:
             refusal = error
         except ClientDisconnect:
@@ -104,62 +93,24 @@ class Guard:
             answer = JSONResponse({"error": refusal.sentence}, refusal.status, {**HEADERS, **wait})
             await answer(scope, receive, send)
 
-    def address_of(self, scope: Scope) -> str:
-        """Return the visitor's address. On the Hub: the last public one of X-Forwarded-For, which the proxy wrote."""
-        if self.behind_proxy:
-            for entry in reversed(Headers(scope=scope).get("x-forwarded-for", "").split(",")):
-                with contextlib.suppress(ValueError):
-                    if ipaddress.ip_address(entry.strip()).is_global:
-                        return entry.strip()
-        return str((scope.get("client") or ("unknown",))[0])
-
-    async def pass_on(self, scope: Scope, receive: Receive, send: Send, *, connection: Receive) -> None:
-        """Let the app answer; while the connection is open, somebody waits for the answer."""
-        found, query = ANSWER_ROUTE.fullmatch(scope["path"]), SESSION.search(scope["query_string"])
-        if found and (found[1] in self.fetched or not self.has_answer(found[1])):
-            raise RefusedError(404, "There is no such request, or its answer has been fetched.")
-
-        async def send_answer(message: Message) -> None:
-            if found and message.get("body", b"").startswith((b"event: complete", b"event: error")):
-                self.fetched.append(found[1])
-            await send(message)
-
-        session = found[1] if found else query[1].decode() if query else secrets.token_hex(8)
-        scope["session"] = {"id": session}  # for the MCP tools
-        with contextlib.ExitStack() as while_open:
-            while_open.enter_context(self.visitors.listening(session))
-
-            async def watch() -> None:
-                while (await connection())["type"] != "http.disconnect":
-                    pass
-                while_open.close()
-
-            is_call = scope["path"].startswith(f"{API}/mcp") and scope["method"] == "POST"  # its server does not watch
-            watching = asyncio.create_task(watch()) if is_call else None
-            try:
-                await self.app(scope, receive, send_answer)
-            finally:
-                if watching:
-                    watching.cancel()
-
     async def checked(self, scope: Scope, receive: Receive) -> Receive:
         """Return what passes on the body of a request that may be answered."""
         path = scope["path"]
         if not ROUTES.fullmatch(path):
-            raise RefusedError(404, NO_SUCH_PLACE)
+            raise RefusedError(404, "There is no such page or endpoint here; docs/api.md lists the endpoints.")
+        if found := ANSWER_ROUTE.fullmatch(path):
+            if found[1] not in self.unclaimed:
+                raise RefusedError(404, "There is no such request, or its answer has been fetched.")
+            self.unclaimed.remove(found[1])
         if scope["method"] != "POST":
             return receive
         if not self.within_rate(scope["client"][0]):
             raise RefusedError(429, "Too many requests; wait a minute.")
         is_upload, is_mcp = path.startswith(f"{API}/upload"), path.startswith(f"{API}/mcp")
+        if is_upload and shutil.disk_usage(tempfolder.FOLDER).free < MIN_FREE_BYTES:
+            raise RefusedError(503, "The server holds too many uploads; try again in a few minutes.")
         limit = MAX_UPLOAD_BYTES if is_upload else MAX_MCP_BYTES if is_mcp else MAX_MESSAGE_BYTES
         seen, deadline = 0, time.monotonic() + REQUEST_S
-
-        def check(size: int, stored: int) -> None:
-            if size > limit:
-                raise RefusedError(413, f"Too large: at most {limit / 10**6:g} MB in one request.")
-            if is_upload and stored > MAX_FOLDER_BYTES:
-                raise RefusedError(503, "The server holds too many uploads; try again in a few minutes.")
 
         async def read() -> Message:
             """Count what really arrives, whatever the header said."""
@@ -171,13 +122,10 @@ class Guard:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             seen += len(message.get("body", b""))
-            if is_upload:
-                self.janitor.used_bytes += len(message.get("body", b""))
-            check(seen, self.janitor.used_bytes)
+            if seen > limit:
+                raise RefusedError(413, f"Too large: at most {limit / 10**6:g} MB in one request.")
             return message
 
-        announced = Headers(scope=scope).get("content-length", "0")
-        check(int(announced), self.janitor.used_bytes + int(announced))
         if is_upload:
             return read
         body, more = bytearray(), True
@@ -185,9 +133,7 @@ class Guard:
             message = await read()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        number = checked_json(bytes(body), is_mcp=is_mcp).get("fn_index", 0)
-        if not isinstance(number, int) or not 0 <= number < self.n_functions:
-            raise RefusedError(404, NO_SUCH_PLACE)
+        check_json(PHOTO_TEXT.sub(b'""', body) if is_mcp else bytes(body))
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def again() -> Message:
@@ -206,12 +152,12 @@ class Guard:
         return left >= 1
 
 
-def checked_json(body: bytes, *, is_mcp: bool) -> dict[str, Any]:
-    """Return a body without its photos; raise a RefusedError unless it is a JSON object that costs little to take apart."""
-    bare = PHOTO_TEXT.sub(b'""', body) if is_mcp else body
-    if len(bare) > MAX_MESSAGE_BYTES or len(FILE.findall(bare)) > MAX_IMAGES:
-        raise RefusedError(413, f"Too large: at most {MAX_IMAGES} files in one request, each in a string of its own.")
+def check_json(body: bytes) -> None:
+    """Raise an RefusedError unless a body, without its photos, is a JSON object that costs little to take apart."""
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise RefusedError(413, "Too large: send each photo in a string of its own.")
+    content: Any = None
     with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(content := json.loads(bare), dict):
-            return content
-    raise RefusedError(400, "The request is not a JSON object; docs/api.md shows its form.")
+        content = json.loads(body)
+    if not isinstance(content, dict):
+        raise RefusedError(400, "The request is not a JSON object; docs/api.md shows its form.")

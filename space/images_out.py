@@ -8,7 +8,7 @@ from PIL import Image
 
 from modeling.explain import Explanation
 
-OVERLAY_SIDE_PX = PREVIEW_SIDE_PX = 1024
+OVERLAY_SIDE_PX = 1024
 OVERLAY_OPACITY = 0.6
 FADE_BELOW = 0.35  # weak evidence is transparent, so that the skin stays visible
 # matplotlib's viridis at nine places, linearly interpolated.
@@ -27,12 +27,10 @@ def overlay(image: Image.Image, explanation: Explanation, code: str) -> Image.Im
 
 
 def fit_within(image: Image.Image, side_px: int) -> Image.Image:
-    """Return the image with no side longer than `side_px`, its aspect kept."""
-    scale = side_px / max(image.size)
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    """Return a copy of the image with no side longer than `side_px`, its aspect kept."""
+    small = image.copy()
+    small.thumbnail((side_px, side_px))
+    return small
 
 
 def jpeg(image: Image.Image, *, quality: int = 85) -> bytes:

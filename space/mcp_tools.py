@@ -7,18 +7,16 @@ for a list of files.
 import base64
 import json
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import answers
 import anyio.to_thread
-import batches
-import images_out
-import uploads
-from answers import Photo, QuestionError, Turn
-from endpoints import BATCH, CLASSIFY, DIAGNOSIS, EXPLAIN, FORMATS, PRIORS, GetClassifier, in_sentences
+from endpoints import DESCRIPTIONS, DIAGNOSIS, FORMATS, PRIORS, Sent
+from errors import QuestionError, in_sentences
 from mcp.server.lowlevel import Server
 from mcp.types import CallToolResult, ImageContent, TextContent, Tool, ToolAnnotations
-from visitors import MAX_ALL, Visitors
+from visitors import MAX_ALL
 
 from modeling import __version__
 from modeling.labels import NOTICE
@@ -59,105 +57,58 @@ ROWS = {"type": "array", "items": schema({**ANSWER, "name": TEXT, "error": TEXT_
 ONE, MANY = schema({**ANSWER, "notice": TEXT}), schema({"rows": ROWS, "csv": TEXT, "notice": TEXT})
 
 
-def tool(name: str, description: str, inputs: list[str], output: dict[str, Any]) -> Tool:
-    """Return the description of a tool, which needs the first of its inputs."""
-    return Tool(
+TOOLS = {
+    name: Tool(
         name=name,
-        description=description,
+        description=DESCRIPTIONS[name],
         inputSchema=schema({key: INPUTS[key] for key in inputs}, inputs[:1]),
         outputSchema=output,
         annotations=ToolAnnotations(readOnlyHint=True, openWorldHint=False),
     )
+    for name, inputs, output in (
+        ("classify", ["photo", "priors"], ONE),
+        ("explain", ["photo", "diagnosis", "priors"], ONE),
+        ("batch", ["photos", "priors"], MANY),
+    )
+}
 
 
-def mcp_server(get: GetClassifier, visitors: Visitors) -> Server[Any, Any]:
+def mcp_server(functions: dict[str, Callable[..., Any]]) -> Server[Any, Any]:
     """Return a server with the three tools; each returns JSON as text and as structured content, explain an image too."""
     # The library's messages repeat what a visitor sent; some of them go to the root logger.
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
-    logging.getLogger().addFilter(silent)
+    logging.getLogger().addFilter(lambda record: False)
     server: Server[Any, Any] = Server("skin-lesion", version=__version__, instructions=NOTICE)
     limiter = anyio.CapacityLimiter(MAX_ALL)  # `Visitors` decides who is next
 
-    def classify(arguments: dict[str, Any], turn: Turn, session: str) -> CallToolResult:
-        with turn():
-            classifier = answers.with_priors(get(), arguments.get("priors"))
-            return result(answers.classify_photo(classifier, photo_of(arguments.get("photo"))))
-
-    def explain(arguments: dict[str, Any], turn: Turn, session: str) -> CallToolResult:
-        with turn():
-            classifier, photo = answers.with_priors(get(), arguments.get("priors")), photo_of(arguments.get("photo"))
-            fields, overlay = answers.explain_photo(classifier, photo, arguments.get("diagnosis"))
-        data = base64.b64encode(images_out.jpeg(overlay, quality=90)).decode("ascii")
-        return result(fields, ImageContent(type="image", data=data, mimeType="image/jpeg"))
-
-    def batch(arguments: dict[str, Any], turn: Turn, session: str) -> CallToolResult:
-        sent = arguments.get("photos")
-        if not isinstance(sent, list) or len(sent) > batches.MAX_IMAGES:
-            raise QuestionError(f"'photos' is missing or too long: send a list of at most {batches.MAX_IMAGES} photos.")
-        named = [one if isinstance(one, dict) else {"photo": one} for one in sent]
-        files = [photo_of(one.get("photo"), one.get("name") or f"photo-{n}") for n, one in enumerate(named, 1)]
-        classifier = answers.with_priors(get(), arguments.get("priors"))
-        rows = visitors.while_waited(batches.classify_rows(classifier, files, turn=turn), session)
-        return result(batches.table(classifier, [row for _, _, row in rows]))
-
-    tools = {"classify": classify, "explain": explain, "batch": batch}
-
     @server.list_tools()  # type: ignore[no-untyped-call,untyped-decorator]
     async def list_tools() -> list[Tool]:
-        return [
-            tool("classify", CLASSIFY, ["photo", "priors"], ONE),
-            tool("explain", EXPLAIN, ["photo", "diagnosis", "priors"], ONE),
-            tool("batch", BATCH, ["photos", "priors"], MANY),
-        ]
+        return list(TOOLS.values())
 
     @server.call_tool(validate_input=False)  # type: ignore[untyped-decorator]  # its messages repeat what was sent
     async def call_tool(name: str, arguments: dict[str, Any]) -> CallToolResult:
-        request: Any = server.request_context.request
-        visitor, session = request.client.host, request.scope["session"]["id"]
+        request = server.request_context.request
 
-        def run() -> CallToolResult:
-            with in_sentences(QuestionError), visitors.answering(visitor):
-                if name not in tools:
-                    raise QuestionError(f"There is no such tool; there are {', '.join(tools)}.")
-                return tools[name](arguments, lambda: visitors.turn(visitor), session)
+        def answer() -> CallToolResult:
+            with in_sentences(QuestionError):
+                if name not in TOOLS:
+                    raise QuestionError(f"There is no such tool; there are {', '.join(TOOLS)}.")
+                inputs = TOOLS[name].inputSchema["properties"]
+                return result(functions[name](request, **{key: Sent(arguments.get(key)) for key in inputs}))
 
-        return await anyio.to_thread.run_sync(run, limiter=limiter)
+        return await anyio.to_thread.run_sync(answer, limiter=limiter)
 
     return server
 
 
-def silent(record: logging.LogRecord) -> bool:
-    """Log nothing."""
-    return False
-
-
-def result(fields: dict[str, Any], *more: ImageContent) -> CallToolResult:
-    """Return an answer as JSON text and as structured content, and what else belongs to it."""
-    text = TextContent(type="text", text=json.dumps(fields, ensure_ascii=False, allow_nan=False))
-    return CallToolResult(content=[text, *more], structuredContent=fields)
-
-
-def photo_of(text: object, name: object = "photo") -> Photo:
-    """Return the photo of a data URI, or of the path of an upload.
-
-    Raises:
-        QuestionError: If it is neither.
-    """
-    how = "A photo is sent as 'data:image/jpeg;base64,' and its bytes in base64, or as the path of an upload."
-    if not isinstance(text, str) or not text:
-        raise QuestionError(f"A photo is missing. {how}")
-    name = uploads.shown_name(str(name))
-    if not text.startswith("data:"):
-        return uploads.received(text, name if name != "photo" else None)
-    head, _, body = text.partition(",")
-    try:
-        data = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
-    except ValueError:
-        data = b""
-    if not data:
-        raise QuestionError(how)
-    if data.startswith(b"PK"):  # archives are read from disk, as uploads are
-        path = uploads.private_file(f"{name}.zip")
-        path.write_bytes(data)
-        return Photo(str(path), path.name)
-    return Photo(data, name)
+def result(answered: Any) -> CallToolResult:
+    """Return an answer as JSON text and as structured content, with the picture that belongs to it."""
+    pictures = []
+    if isinstance(answered, tuple):  # of explain
+        answered, overlay = answered
+        data = base64.b64encode(Path(overlay["path"]).read_bytes()).decode("ascii")
+        pictures = [ImageContent(type="image", data=data, mimeType="image/jpeg")]
+    elif not isinstance(answered, dict):  # batch, whose last step is the table
+        *_, answered = answered
+    text = TextContent(type="text", text=json.dumps(answered, ensure_ascii=False, allow_nan=False))
+    return CallToolResult(content=[text, *pictures], structuredContent=answered)

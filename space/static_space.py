@@ -97,36 +97,31 @@ def page_files(origin: dict[str, Any]) -> dict[str, bytes]:
     }
 
 
-def build(origin: dict[str, Any], cache: Path | None = None) -> Path:
+def build(origin: dict[str, Any]) -> Path:
     """Build the page once, and return the folder that a server hands out.
 
     Raises:
         BuildError: If npm is missing or fails.
     """
-    cache = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
     files = page_files(origin)
-    work = cache / f"page-{_digest(files)}"
+    locked = {name: files[name] for name in ("package.json", "package-lock.json")}
+    work, packages = cache / f"page-{_digest(files)}", cache / f"npm-{_digest(locked)}"
     if not (work / "dist" / "sw.js").is_file():
-        packages = _packages(cache, {name: files[name] for name in ("package.json", "package-lock.json")})
-        work.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (work / name).write_bytes(content)
+        if not (packages / "node_modules" / ".package-lock.json").is_file():  # which npm writes last
+            _write(locked, packages)
+            _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], packages)
+        _write(files, work)
         (work / "node_modules").unlink(missing_ok=True)
-        (work / "node_modules").symlink_to(packages)
+        (work / "node_modules").symlink_to(packages / "node_modules")
         _run(["node", "build.mjs"], work)
     return work / "dist"
 
 
-def _packages(cache: Path, files: dict[str, bytes]) -> Path:
-    """Install the locked npm packages once."""
-    folder = cache / f"npm-{_digest(files)}"
-    if not (folder / "done").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
-        (folder / "done").touch()
-    return folder / "node_modules"
+def _write(files: dict[str, bytes], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -1,18 +1,17 @@
 """Uploads: stored in one private folder for minutes, each in a folder of its own that nobody can guess."""
 
+import base64
 import contextlib
 import os
 import secrets
 import shutil
-import sys
 import time
-import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
 import tempfolder
-from answers import EXPIRED, Photo, QuestionError
+from answers import Photo
 from anyio.to_thread import run_sync
+from errors import QuestionError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,53 +22,58 @@ from modeling.images import MAX_FILE_BYTES
 KEEP_UPLOADS_S = 300  # long enough for a full queue
 MAX_FILES = 200
 MAX_NAME_CHARS = 120
-TWO_STEPS = "A photo is sent in two steps: POST the file to /gradio_api/upload, then send the path of the reply."
-FAULT = "This is a server error, not your fault. Try again; if it remains, tell the owner of this page."
+NO_PHOTO = (
+    "There is no photo: POST its file to /gradio_api/upload and send the path of the reply, or send "
+    "'data:image/jpeg;base64,' and its bytes in base64."
+)
 
 
 async def upload(request: Request) -> JSONResponse:
     """Store the files of a multipart request, and return their paths in order."""
-    paths = []
     try:
         async with request.form(max_files=MAX_FILES, max_fields=MAX_FILES) as form:
-            files = form.getlist("files")
-            if not files or not all(isinstance(file, UploadFile) for file in files):
-                return JSONResponse({"error": "Send image files or zip archives in the field 'files'."}, 400)
-            for file in files:
-                assert isinstance(file, UploadFile)
-                if (file.size or 0) > MAX_FILE_BYTES:
-                    return JSONResponse({"error": f"Too large: at most {MAX_FILE_BYTES // 10**6} MB a file."}, 413)
-                path = private_file(shown_name(file.filename or ""))
+            files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
+            if any((file.size or 0) > MAX_FILE_BYTES for file in files):
+                return JSONResponse({"error": f"Too large: at most {MAX_FILE_BYTES // 10**6} MB a file."}, 413)
+            paths = [private_file(shown_name(file.filename or "")) for file in files]
+            for file, path in zip(files, paths, strict=True):
                 with path.open("wb") as stored:
                     await run_sync(shutil.copyfileobj, file.file, stored)
-                paths.append(str(path))
     except HTTPException:  # of the parser, in its own words
-        return JSONResponse(
-            {"error": f"This is no upload: send multipart/form-data with at most {MAX_FILES} files."}, 400
-        )
-    return JSONResponse(paths)
+        paths = []
+    if not paths:
+        form_of_request = f"multipart/form-data with 1 to {MAX_FILES} image files or zip archives in the field 'files'"
+        return JSONResponse({"error": f"This is no upload: send {form_of_request}."}, 400)
+    return JSONResponse([str(path) for path in paths])
 
 
-def received(path: object, name: object) -> Photo:
-    """Return an uploaded file as a photo with the visitor's own file name; raises a QuestionError if there is none."""
-    if not isinstance(path, str) or not path:
-        raise QuestionError("No photo came; upload an image file and send its path.")
-    if path.startswith(("http:", "https:")):
+def received(sent: object, name: object = None) -> Photo:
+    """Return a photo from the path of its upload or a data URI, or from an object of one of these and a name.
+
+    Raises:
+        QuestionError: If it is none of them.
+    """
+    if isinstance(sent, dict):
+        name = sent.get("orig_name") or sent.get("name") or name
+        sent = sent.get("path") or sent.get("photo")
+    if not isinstance(sent, str):
+        raise QuestionError(NO_PHOTO)
+    if sent.startswith("data:"):
+        head, _, body = sent.partition(",")
+        data = b""
+        with contextlib.suppress(ValueError):
+            data = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
+        if not data:
+            raise QuestionError(NO_PHOTO)
+        return Photo(data, shown_name(str(name or "photo")))
+    if sent.startswith(("http:", "https:")):
         raise QuestionError("This server fetches nothing for visitors: send the file itself, not its address.")
-    if not is_inside(path, tempfolder.upload_folder()):
-        raise QuestionError(TWO_STEPS)
-    shown = shown_name(name if isinstance(name, str) and name else path)
-    if not os.path.isfile(path):
-        raise QuestionError(f"{shown} {EXPIRED}")
-    return Photo(path, shown)
-
-
-def is_inside(path: str, folder: Path) -> bool:
-    """True if a visitor's text is the path of something in a folder, links resolved."""
-    try:
-        return Path(path).resolve().is_relative_to(folder.resolve())
-    except (ValueError, OSError):  # a NUL, or a name that is too long
-        return False
+    inside = False
+    with contextlib.suppress(ValueError, OSError):  # a NUL, or a name that is too long
+        inside = Path(sent).resolve().is_relative_to(tempfolder.FOLDER.resolve())
+    if not inside:
+        raise QuestionError(NO_PHOTO)
+    return Photo(sent, shown_name(str(name or sent)))
 
 
 def shown_name(name: str) -> str:
@@ -80,39 +84,17 @@ def shown_name(name: str) -> str:
 
 def private_file(name: str) -> Path:
     """Return a place for a file of a visitor, in a folder that nobody can guess."""
-    folder = tempfolder.upload_folder() / secrets.token_hex(16)
+    folder = tempfolder.FOLDER / secrets.token_hex(16)
     folder.mkdir()
     name = name.encode()[-240:].decode(errors="ignore")  # a file system's own limit is 255 bytes
     return folder / (name if name not in (".", "..") else "photo")
 
 
-def note_fault(error: BaseException) -> None:
-    """Log where one of our own faults happened; its message may hold what a visitor sent, so it is left out."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:]))
-    print(f"fault: {type(error).__name__} at {where}", file=sys.stderr)
-
-
-@dataclass
-class Janitor:
-    """Deletes uploads after minutes, and knows how much the folder holds."""
-
-    folder: Path
-    used_bytes: int = 0
-
-    def sweep(self) -> None:
-        """Delete what is older than `KEEP_UPLOADS_S`, and count the rest."""
-        oldest, used = time.time() - KEEP_UPLOADS_S, 0
-        for directory, _, names in os.walk(self.folder, topdown=False):
-            for file in (Path(directory) / name for name in names):
-                with contextlib.suppress(FileNotFoundError):
-                    about = file.lstat()
-                    if about.st_mtime < oldest:
-                        file.unlink()
-                    else:
-                        used += about.st_size
-            if Path(directory) != self.folder:
-                with contextlib.suppress(OSError):  # it is not empty
-                    if os.path.getmtime(directory) < oldest:
-                        os.rmdir(directory)
-        self.used_bytes = used
+def sweep(folder: Path) -> None:
+    """Delete what is older than `KEEP_UPLOADS_S`."""
+    oldest = time.time() - KEEP_UPLOADS_S
+    for directory, _, names in os.walk(folder, topdown=False):
+        for path in (*(Path(directory, name) for name in names), Path(directory)):
+            with contextlib.suppress(OSError):  # it is gone, or a folder that is not empty
+                if path != folder and path.lstat().st_mtime < oldest:
+                    path.rmdir() if path.is_dir() else path.unlink()

@@ -405,7 +405,7 @@ def test_a_space_is_one_commit_that_names_its_model_and_the_same_push_again_chan
     first = push_space("me/lesions", "me/lesion-space", model_revision="v1.0")
     assert first.changed
     space = hub.repo("me/lesion-space", "space")
-    assert (space.sdk, space.hardware, space.variables) == ("gradio", None, {})
+    assert (space.sdk, space.hardware) == ("gradio", None)
     files = space.files()
     assert json.loads(files["model.json"]) == {"model_id": "me/lesions", "revision": model.revision}
     assert {"app.py", "README.md", "requirements.txt", "modeling/predictor.py", "modeling/__init__.py"} <= set(files)

@@ -50,9 +50,7 @@ def test_untrusted_numbers_break_nothing(folder, tmp_path, content, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_figures_are_served_if_metrics_json_lists_them_up_to_a_size_and_no_links_are_followed(
-    folder, tmp_path, monkeypatch
-):
+def test_figures_are_listed_and_served_by_plain_names_and_no_links_are_followed(folder, tmp_path, monkeypatch):
     model, name = shutil.copytree(folder, tmp_path / "model"), "roc.png"
     classifier = LesionClassifier.from_pretrained(model)
     figures = [{"file": name, "title": "ROC", "caption": "A curve.", "alt": "A curve."}]
@@ -61,17 +59,13 @@ def test_figures_are_served_if_metrics_json_lists_them_up_to_a_size_and_no_links
     path = model / "figures" / name
     path.parent.mkdir(exist_ok=True)
     Image.new("RGB", (4, 4)).save(path)
-    assert about.figure_path(classifier, name) == path
-    Image.new("RGB", (4, 4)).save(model / "figures" / "other.png")
-    for other in ("other.png", "../config.json", "../../secret.png"):
-        assert about.figure_path(classifier, other) is None
-    monkeypatch.setattr(about, "MAX_FIGURE_BYTES", path.stat().st_size - 1)
-    assert about.figure_path(classifier, name) is None
-    monkeypatch.setattr(about, "MAX_FIGURE_BYTES", 5_000_000)
+    assert about.picture(classifier, f"figures/{name}") == path
+    for other in ("figures/other.png", "figures/../config.json", "config.json", "figures/../../secret.png"):
+        assert about.picture(classifier, other) is None
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
     path.unlink()
     path.symlink_to(tmp_path / "secret.png")
-    assert not served(lambda: about.figure_path(classifier, name))
+    assert not served(lambda: about.picture(classifier, f"figures/{name}"))
 
 
 def served(find) -> bool:
@@ -97,11 +91,11 @@ def test_examples_are_listed_with_what_they_show_and_only_plain_names_of_the_mod
         {"name": "2_no_lesion.jpg", "about": "not a lesion", "src": "page/examples/2_no_lesion.jpg"},
     ]
     assert told["examples_source"] == "me CC0"
-    assert about.example_path(classifier, "1_MEL.jpg") == model / "examples" / "1_MEL.jpg"
+    assert about.picture(classifier, "examples/1_MEL.jpg") == model / "examples" / "1_MEL.jpg"
     for name in ("../config.json", "examples.json", "..", "3.jpg", "1_MEL.jpg\n"):
-        assert about.example_path(classifier, name) is None
+        assert about.picture(classifier, f"examples/{name}") is None
     (model / "examples" / "secret.jpg").symlink_to("/etc/passwd")
-    assert not served(lambda: about.example_path(classifier, "secret.jpg"))
+    assert not served(lambda: about.picture(classifier, "examples/secret.jpg"))
     for damaged in ([{"file": "../config.json", "diagnosis": "MEL"}], [{"file": "1_MEL.jpg"}], [3], {}, "x"):
         (model / "examples" / "examples.json").write_text(json.dumps({"examples": damaged}))
         assert about.about(classifier)["examples"] == []

@@ -9,7 +9,7 @@ import answers
 import images_out
 import numpy as np
 import pytest
-from answers import QuestionError
+from errors import QuestionError
 from PIL import Image
 
 from modeling.classifier import LesionClassifier

@@ -348,8 +348,9 @@ def test_the_build_allows_the_model_s_host_alone(tmp_path):
 
 def test_without_npm_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(static_space.BuildError, match=r"install Node\.js"):
-        static_space.build({"model_id": "m", "revision": None, "model_url": "model/", "model_hosts": []}, tmp_path)
+        static_space.build({"model_id": "m", "revision": None, "model_url": "model/", "model_hosts": []})
 
 
 def test_the_local_server_hands_out_no_other_file_of_the_model(model):

@@ -1,19 +1,20 @@
 """Each private part of gradio that the Space changes or reads: these tests fail where gradio moves it."""
 
 import asyncio
+import importlib
 import inspect
 import os
 import socket
 import time
 
-import app
+import endpoints
 import gradio as gr
 import gradio_internals
 import pytest
 import serving
 import uvicorn.config
 from gradio import blocks, queueing, state_holder
-from gradio.components.base import Component
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from visitors import Visitors
 
@@ -24,33 +25,19 @@ from support.space import served
 
 @pytest.fixture(scope="module")
 def demo(classifier):
-    return app.build_demo(lambda: classifier, Visitors())
+    return endpoints.blocks(endpoints.endpoints(classifier, Visitors()))
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "parameters"),
-    [
-        (gr.File, "preprocess", ["self", "payload"]),
-        (Component, "api_info", ["self"]),
-        (Component, "api_info_as_input", ["self"]),
-        (blocks.Block, "async_move_resource_to_block_cache", ["self", "url_or_file_path"]),
-        (blocks.Blocks, "process_api", ["self", "block_fn", "inputs", "state", "request", "iterator"]),
-    ],
-)
-def test_methods_that_are_replaced_are_there_with_the_same_parameters(owner, name, parameters):
-    assert list(inspect.signature(getattr(owner, name)).parameters)[: len(parameters)] == parameters
+def test_the_method_that_is_replaced_is_there_with_the_same_parameters():
+    names = ["self", "block_fn", "inputs", "state", "request", "iterator"]
+    assert list(inspect.signature(blocks.Blocks.process_api).parameters)[: len(names)] == names
 
 
-def test_the_description_of_an_input_is_where_gradio_looks_for_it(demo):
-    (classify,) = [one for name, one in demo.get_api_info()["named_endpoints"].items() if name == "/classify"]
-    assert classify["parameters"][0]["python_type"]["description"].startswith("The photo (JPEG")
-
-
-def test_gradio_fetches_and_copies_nothing(demo):
-    assert len(demo.blocks) > 5
-    for block in demo.blocks.values():
-        for path in ("http://192.0.2.1/x.jpg", "/etc/passwd"):
-            assert asyncio.run(block.async_move_resource_to_block_cache(path)) == path
+def test_gradio_looks_for_no_file_in_what_was_sent(demo):
+    photo = {"path": "http://192.0.2.1/x.jpg", "meta": {"_type": "gradio.FileData"}}
+    sent = [endpoints.Sent(photo), endpoints.Sent({"MEL": photo})]
+    (classify,) = [one for one in demo.fns.values() if one.api_name == "classify"]
+    assert asyncio.run(demo.preprocess_data(classify, sent, None)) == sent
 
 
 def test_the_tables_of_the_queue_and_of_sessions_are_those_that_are_read(demo):
@@ -66,29 +53,24 @@ def test_the_tables_of_the_queue_and_of_sessions_are_those_that_are_read(demo):
     assert gr.utils.get_upload_folder() == os.environ["GRADIO_TEMP_DIR"]
 
 
-def test_what_idle_clients_left_is_forgotten_at_the_second_look_and_what_is_waited_for_is_not(classifier):
-    visitors = Visitors()
-    found = app.build_demo(lambda: classifier, visitors)
-    client = SpaceClient(serving.launch(found, lambda: classifier, visitors, port=free_port()))
-    fetched, left, waited = (client.start("classify", client.upload(photos(1)[0])) for _ in range(3))
+def test_what_idle_clients_left_is_forgotten_at_the_second_look(classifier):
+    found = serving.launch(classifier, port=free_port())
+    client = SpaceClient(found.local_url.rstrip("/"))
+    fetched, left = (client.start("classify", client.upload(photos(1)[0])) for _ in range(2))
     assert "complete" in client.http.get(f"/call/classify/{fetched}").text
     deadline = time.monotonic() + 60
     while found._queue.event_ids_to_events and time.monotonic() < deadline:
         time.sleep(0.05)
-    kept = (
-        found._queue.pending_messages_per_session,
-        found._queue.pending_event_ids_session,
-        found.state_holder.session_data,
-    )
-    idle = gradio_internals.forget_idle(found, set(), lambda session: session == waited)
+    queue, holder = found._queue, found.state_holder
+    kept = (queue.pending_messages_per_session, queue.pending_event_ids_session, holder.session_data)
+    unclaimed = {left, "other"}
+    idle = gradio_internals.forget_idle(found, set(), unclaimed)
     assert {fetched, left} <= idle
-    assert waited not in idle
     assert all(left in table for table in kept)
-    assert gradio_internals.has_answer(found, left)
-    gradio_internals.forget_idle(found, idle, lambda session: session == waited)
-    assert [set(table) for table in kept] == [{waited}] * 3
-    assert not gradio_internals.has_answer(found, left)
-    assert "complete" in client.http.get(f"/call/classify/{waited}").text
+    assert unclaimed == {left}
+    gradio_internals.forget_idle(found, idle, unclaimed)
+    assert not any(kept)
+    assert not unclaimed
     found.close(verbose=False)
 
 
@@ -105,5 +87,26 @@ def test_connections_without_a_request_are_closed(classifier, monkeypatch):
         assert SpaceClient(url).classify(photos(1)[0])["verdict"]
 
 
-def test_a_visitors_forwarded_header_is_not_believed():
-    assert os.environ["FORWARDED_ALLOW_IPS"] == ""
+@pytest.mark.parametrize(
+    ("hosted", "header", "address"),
+    [
+        (True, "1.1.1.1", "1.1.1.1"),
+        (True, "6.6.6.6, 1.1.1.1", "1.1.1.1"),  # the visitor wrote the first himself
+        (True, "6.6.6.6, 1.1.1.1, 10.0.3.7", "1.1.1.1"),  # the last is a proxy inside
+        (False, "1.1.1.1", "10.0.0.5"),
+    ],
+)
+def test_the_address_of_a_visitor_is_the_one_that_the_hubs_proxy_wrote(monkeypatch, hosted, header, address):
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS")
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    if hosted:
+        monkeypatch.setenv("SPACE_ID", "me/lesions")
+    importlib.reload(gradio_internals)
+    clients = []
+
+    async def take(scope: dict, receive: object, send: object) -> None:
+        clients.append(scope["client"][0])
+
+    scope = {"type": "http", "client": ("10.0.0.5", 1), "headers": [(b"x-forwarded-for", header.encode())]}
+    asyncio.run(ProxyHeadersMiddleware(take, os.environ["FORWARDED_ALLOW_IPS"])(scope, None, None))
+    assert clients == [address]

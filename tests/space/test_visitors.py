@@ -5,7 +5,8 @@ import time
 
 import pytest
 import visitors
-from visitors import BusyError, Visitors
+from errors import QuestionError
+from visitors import Visitors
 
 
 def test_visitors_take_turns_whatever_one_of_them_has_waiting():
@@ -84,29 +85,9 @@ def test_requests_of_one_visitor_and_of_all_are_bounded(monkeypatch):
     monkeypatch.setattr(visitors, "MAX_ALL", 3)
     found = Visitors()
     with found.answering("a"), found.answering("a"):
-        with pytest.raises(BusyError), found.answering("a"):
+        with pytest.raises(QuestionError), found.answering("a"):
             pass
-        with found.answering("b"), pytest.raises(BusyError), found.answering("c"):
+        with found.answering("b"), pytest.raises(QuestionError), found.answering("c"):
             pass
     with found.answering("a"), found.answering("a"):
         pass
-
-
-def test_work_stops_soon_after_nobody_waits_for_it(monkeypatch):
-    monkeypatch.setattr(visitors, "GONE_AFTER_S", 0.1)
-    found, done = Visitors(), []
-
-    def work():
-        for number in range(100):
-            done.append(number)
-            time.sleep(0.03)
-            yield number
-
-    with found.listening("session"):
-        steps = found.while_waited(work(), "session")
-        assert [next(steps) for _ in range(6)] == list(range(6))
-    with pytest.raises(BusyError, match="Nobody waits"):
-        list(steps)
-    assert len(done) < 10
-    with pytest.raises(BusyError, match="Nobody waits"):
-        list(found.while_waited(work(), "never listened to"))

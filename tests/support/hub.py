@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on loopback: the real clients talk to it over HTTP, and it fails on demand.
 
 It answers what huggingface_hub, transformers, timm and datasets call: who am I, create, preupload, LFS batch, upload
-and verify, commit (atomic), tags, refs, info, tree, resolve with ranges, Space variables. A free account creates static
+and verify, commit (atomic), tags, refs, info, tree, resolve with ranges. A free account creates static
 Spaces and two ZeroGPU Spaces; any other Space costs 402. All of it is in memory.
 
     with HubServer() as hub:
@@ -76,7 +76,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: a line of commits, tags, large files, and for a Space its hardware and variables."""
+    """A repository: a line of commits, tags, large files, and for a Space its hardware."""
 
     repo_id: str
     kind: str  # "model", "dataset" or "space"
@@ -86,7 +86,6 @@ class Repo:
     commits: list[Commit] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     lfs: dict[str, bytes] = field(default_factory=dict)
-    variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.add_commit(
@@ -494,10 +493,9 @@ def _create(request: _Handler) -> Answer:
         return _json({**about, "error": f"You already created this {kind} repo"}, 409)
     if kind == "space" and not user["isPro"] and wanted.get("sdk") != "static":
         _check_free(request.hub, namespace, wanted.get("hardware"))
-    repo = request.hub.repos[kind, repo_id] = Repo(
+    request.hub.repos[kind, repo_id] = Repo(
         repo_id, kind, wanted.get("visibility") == "private", wanted.get("sdk"), wanted.get("hardware")
     )
-    repo.variables = {variable["key"]: variable["value"] for variable in wanted.get("variables", [])}
     return _json(about)
 
 
@@ -694,14 +692,6 @@ def _resolve(request: _Handler, prefix: str | None, repo_id: str, revision: str,
     return 206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(blob.data)}"}, blob.data[first : last + 1]
 
 
-def _variables(request: _Handler, repo_id: str) -> Answer:
-    repo = request.writable("space", repo_id)
-    if request.command == "POST":
-        wanted = json.loads(request.body)
-        repo.variables[wanted["key"]] = wanted["value"]
-    return _json({key: {"value": value, "key": key} for key, value in repo.variables.items()})
-
-
 def _unknown(request: _Handler) -> Answer:
     raise Refused(404, f"the stand-in has no {request.command} {request.path}", "EntryNotFound")
 
@@ -712,7 +702,6 @@ _routes: list[tuple[str, str, str, Callable[..., Answer]]] = [
     ("whoami", "GET", r"/api/whoami-v2", _whoami),
     ("create", "POST", r"/api/repos/create", _create),
     ("validate-yaml", "POST", r"/api/validate-yaml", _validate_yaml),
-    ("variables", "GET|POST", r"/api/spaces/(?P<repo_id>[^/]+/[^/]+)/variables", _variables),
     ("auth-check", "GET", _REPO + r"/auth-check(?P<write>/write)?", _auth_check),
     ("preupload", "POST", _REPO + r"/preupload/(?P<revision>[^/]+)", _preupload),
     ("lfs-batch", "POST", _FILES + r"\.git/info/lfs/objects/batch", _lfs_batch),

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import app
 import numpy as np
 import serving
 import static_space
@@ -19,7 +18,6 @@ import torch
 import uvicorn
 from answers import Photo
 from PIL import Image
-from visitors import Visitors
 
 from modeling.abstention import AbstentionRule
 from modeling.classifier import LesionClassifier
@@ -132,11 +130,9 @@ def served_static(model: Path, asked: list[str] | None = None) -> Iterator[str]:
 @contextlib.contextmanager
 def served(classifier: LesionClassifier) -> Iterator[str]:
     """Serve a model's page in this process, and give its address."""
-    visitors = Visitors()
-    demo = app.build_demo(lambda: classifier, visitors)
-    address = serving.launch(demo, lambda: classifier, visitors, port=free_port(), requests_per_minute=100_000)
+    demo = serving.launch(classifier, port=free_port(), requests_per_minute=100_000)
     try:
-        yield address
+        yield demo.local_url.rstrip("/")
     finally:
         demo.close(verbose=False)
 
