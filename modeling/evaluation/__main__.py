@@ -18,6 +18,7 @@ from modeling.data.splits_file import load_splits, splits_hash
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
 from modeling.evaluation.external import open_external
+from modeling.evaluation.saliency import MASK_NAME
 from modeling.metrics_file import read_metrics_of
 from modeling.model_folder import HASHES_NAME, METRICS_NAME, SPLITS_NAME, file_beside
 from modeling.training.options import option
@@ -31,6 +32,7 @@ class EvaluationOptions:
         None, "isic2019, demo, a folder or a Hub dataset. Default: isic2019 with --data_dir, else the model's own."
     )
     data_dir: str | None = option(None, "Local copy of ISIC 2019 in the official layout.")
+    masks: str | None = option(None, "Folder of <image_id>_segmentation.png, to score heat maps against.")
     external: bool = option(
         False,
         "External validation on data that are not the model's own: test is every image of the model's diagnoses that it has not "
@@ -53,6 +55,8 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
         ValueError: If the options, the model and the data do not go together.
     """
     output = Path(options.output)
+    if options.masks and not any(Path(options.masks).glob(MASK_NAME.format(image_id="*"))):
+        raise ValueError(f"--masks {options.masks} has no file {MASK_NAME.format(image_id='<image_id>')}.")
     classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
     path = file_beside(classifier.source, METRICS_NAME)
     own = read_metrics_of(path, classifier.codes, classifier.lesion["weights_sha256"]) if path else None
@@ -116,6 +120,7 @@ def open_own(classifier: LesionClassifier, options: EvaluationOptions, own: Mapp
         n_skipped=loaded.n_skipped,
         protocol=own["data"]["protocol"] if own else classifier.lesion.get("protocol") or "lesion",
         run=own["training"] if own else {},
+        masks_dir=Path(options.masks) if options.masks else None,
     )
 
 

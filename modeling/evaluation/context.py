@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -47,6 +48,7 @@ class Context:
     protocol: str = "lesion"
     n_skipped: int = 0  # images left out because they cannot be used
     run: Mapping[str, Any] = field(default_factory=dict)  # options, origin and history of the training, if known
+    masks_dir: Path | None = None  # of <image_id>_segmentation.png, to score heat maps against
     external: External | None = None  # only where the images are not the model's own data
 
     @cached_property

@@ -13,6 +13,7 @@ from modeling.evaluation.context import Context
 from modeling.evaluation.figures import draw_figures
 from modeling.evaluation.metrics import score_split
 from modeling.evaluation.robustness import robustness_section
+from modeling.evaluation.saliency import heat_maps_section
 from modeling.evaluation.subgroups import score_groups
 from modeling.formatting import format_estimate
 from modeling.metrics_file import METRICS_SCHEMA
@@ -23,7 +24,8 @@ from modeling.rows import write_rows
 def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path) -> dict[str, Any]:
     """Measure a model; write metrics.json and figures/ into `output_dir`, and predictions.csv.
 
-    Robustness and OOD detection belong to the model alone, so an external evaluation does not measure them again.
+    Robustness, heat maps and OOD detection belong to the model alone, so an external evaluation does not measure them
+    again.
 
     Returns:
         The content of metrics.json.
@@ -42,6 +44,7 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
         "baselines": baselines_section(context),
         "groups": score_groups(context.test, context.classifier.operating_points),
         "robustness": of_the_model if context.external else robustness_section(context),
+        "heat_maps": of_the_model if context.external else heat_maps_section(context),
         "training": sections.training_section(context),
     }
     if context.external:
