@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from modeling.classifier import LesionClassifier
-from modeling.data.duplicates import read_hashes, write_hashes
+from modeling.data.duplicates import write_hashes
 from modeling.data.sources import load_images, select_diagnoses
 from modeling.data.splits import diagnoses_of, split_table, splits_of
 from modeling.data.splits_file import leakage, load_splits, write_splits
@@ -110,16 +110,17 @@ def prepare_data(run: Run, start: Start) -> RunData:
         raise ValueError(f"need at least two diagnoses, got {codes}; pass --diagnoses A B or --diagnoses all.")
 
     # The splits are a file, made once, so that they can be audited and used again.
-    if run.is_main and not run.resuming:
-        splits = splits_of(options, chosen, codes, loaded)
-        write_splits(splits, run.dir / SPLITS_NAME)
-        write_hashes(loaded.hashes[loaded.hashes["image_id"].isin(splits["image_id"])], run.dir / HASHES_NAME)
+    origin = start.origin
+    if run.is_main:
+        splits = load_splits(run.dir / SPLITS_NAME) if run.resuming else splits_of(options, chosen, codes, loaded)
+        hashes = loaded.hashes[loaded.hashes["image_id"].isin(splits["image_id"])]
+        # Before a file is written, the first process finds out whether the initial weights have seen images of val or test.
+        origin = check_not_seen(start, splits, hashes)
+        if not run.resuming:
+            write_splits(splits, run.dir / SPLITS_NAME)
+            write_hashes(hashes, run.dir / HASHES_NAME)
     accelerator.wait_for_everyone()
     splits = load_splits(run.dir / SPLITS_NAME)
-
-    # The first process finds out for all whether the initial weights have seen images of val or test.
-    hashes = read_hashes(run.dir / HASHES_NAME)
-    origin = check_not_seen(start, splits, hashes) if run.is_main else start.origin
     config = describe_run(run, codes=codes, data_fingerprint=loaded.fingerprint, splits=splits, origin=origin)
     if run.resuming:
         check_same_run(run.dir / RUN_NAME, config)

@@ -440,5 +440,5 @@ def test_a_start_that_has_seen_the_test_lesions_is_refused_and_its_splits_are_th
     assert run.wait() == 1
     way_out = ["--splits", str(finished / "model" / "splits.csv")]
     assert " ".join(way_out) in run.output
-    run = start(arguments(isic_folder, tmp_path / "run2", *other, *way_out), tmp_path / "log2")
+    run = start(arguments(isic_folder, tmp_path / "run", *other, *way_out), tmp_path / "log2")
     assert run.wait() == 0, run.output
