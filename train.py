@@ -39,7 +39,7 @@ from modeling.publish.card import write_card
 from modeling.publish.examples import write_demo_examples
 from modeling.publish.hub import PublishError
 from modeling.publish.push import check_can_push, push_model
-from modeling.training.accelerator import make_accelerator
+from modeling.training.accelerator import end_with_launcher, make_accelerator
 from modeling.training.calibrate_and_save import write_model_folder
 from modeling.training.errors import Interrupted, TrainingError, explained
 from modeling.training.init_weights import Start, check_not_seen, find_start, load_start
@@ -52,6 +52,7 @@ from modeling.training.trainer import Fitted, Trainer
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return the exit status."""
+    end_with_launcher()
     try:
         train(parse_options(sys.argv[1:] if arguments is None else arguments))
         return 0

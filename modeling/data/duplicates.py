@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from modeling.data.decoding import HASH_SIDE
 from modeling.data.problems import DataError
@@ -20,6 +22,7 @@ from modeling.data.tables import read_table
 MAX_HASH_DISTANCE = 32
 HASH_DIGITS = HASH_SIDE**2 // 4  # hexadecimal digits of a hash
 BLOCK_PAIRS = 2**24  # compared at once: 200 MB, however many images there are
+MAX_PAIRS_EACH = 10  # kept, of an image on average
 
 COLUMNS = ("image_id", "lesion_id", "hash", "sha256")
 DUPLICATE_PREFIX = "dup:"  # of the lesion ids that are made from near-duplicates
@@ -114,20 +117,25 @@ def _nearest(hashes: Sequence[str], known: Sequence[str]) -> tuple[np.ndarray, n
 
 
 def near_duplicates(hashes: Sequence[str], among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find pairs of images whose hashes are at most MAX_HASH_DISTANCE bits apart.
+    """Find pairs of images whose hashes are at most MAX_HASH_DISTANCE bits apart, in bounded memory.
 
     Args:
         hashes: Perceptual hash of each image, N of them.
         among: Indices of the images, one or more, that are compared with all; pairs of two others are not compared.
 
     Returns:
-        The indices of the first and of the second image of each pair, both (P,).
+        The indices of the first and of the second image of each pair, both (P,). Where very many look alike, fewer pairs that
+        connect the same images.
     """
-    words, pairs = _words(hashes), []
+    words, n = _words(hashes), len(hashes)
+    first = second = np.empty(0, dtype=np.int64)
     for start, block in _blocks(words[among], words):
-        first, second = np.nonzero(block <= MAX_HASH_DISTANCE)
-        pairs.append((among[start + first], second))
-    first, second = map(np.concatenate, zip(*pairs, strict=True))
+        row, column = np.nonzero(block <= MAX_HASH_DISTANCE)
+        first, second = np.concatenate([first, among[start + row]]), np.concatenate([second, column])
+        if len(first) > MAX_PAIRS_EACH * n:
+            graph = coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(n, n))
+            _, group = connected_components(graph, directed=False)
+            first, second = np.arange(n), np.unique(group, return_index=True)[1][group]
     return first, second
 
 

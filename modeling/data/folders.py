@@ -36,12 +36,13 @@ class Listing(NamedTuple):
 def list_folder(folder: Path, files: Sequence[str]) -> Listing:
     """List the images among the files of a folder (`walk`).
 
-    The label is that of a metadata.csv in the folder, if it has such a column; else the name of the folder at the top, or
-    below the folders of splits, that an image is in.
+    The label is that of a metadata.csv, in the folder or in its folders of splits, if it has such a column; else the name of
+    the folder at the top, or below the folders of splits, that an image is in.
     """
     images = pd.Index([path for path in files if is_image(path)], dtype=object)  # names that are not valid text, too
     has_splits = all(path.split("/")[0].lower() in GIVEN_NAMES for path in images)
-    table = _read_table(folder) if TABLE_NAME in files else pd.DataFrame(index=images)
+    tables = [path for path in files if posixpath.basename(path) == TABLE_NAME and path.count("/") <= has_splits]
+    table = pd.concat([_read_table(folder, path) for path in tables]) if tables else pd.DataFrame(index=images)
     rows = table.index
     problems = [Problem(printable(path), "row without an image file") for path in rows.difference(images)]
     twice = rows[rows.duplicated()].intersection(images)
@@ -91,8 +92,8 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _read_table(folder: Path) -> pd.DataFrame:
-    """Return the rows of the metadata.csv by the paths of their images."""
-    table = read_table(folder / TABLE_NAME, [FILE_COLUMN])
-    paths = [posixpath.normpath(name) for name in table.pop(FILE_COLUMN).str.strip()]
+def _read_table(folder: Path, path: str) -> pd.DataFrame:
+    """Return the rows of a metadata.csv by the paths of their images; it names them from the folder that it is in."""
+    table, above = read_table(folder / path, [FILE_COLUMN]), posixpath.dirname(path)
+    paths = [posixpath.normpath(posixpath.join(above, name)) for name in table.pop(FILE_COLUMN).str.strip()]
     return table.set_axis(pd.Index(paths, dtype=object))

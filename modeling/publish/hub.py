@@ -160,12 +160,16 @@ def check_no_token(files: Files, token: str) -> None:
 # ---- Retries, time-outs and errors -----------------------------------------------------------------------------------
 
 
+class _Busy(OSError):
+    """The Hub is creating another repository of this user."""
+
+
 def persist(call: Callable[[], T]) -> T:
     """Make a call that the client does not retry itself; wait and try again where that can help."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, _Busy) as error:
             status = status_of(error)
             if attempt == ATTEMPTS or (status is not None and status not in TRANSIENT_STATUS):
                 raise
@@ -222,6 +226,11 @@ def _limit_wait(response: httpx2.Response) -> None:
     requested_s = response.headers.get("Retry-After", "")
     if requested_s.isdigit():
         response.headers["Retry-After"] = str(min(int(requested_s), int(LONGEST_WAIT_S)))
+    if response.status_code == 409:
+        response.read()
+        if "another conflicting operation is in progress" in response.text:
+            # create_repo would try again at once, without end.
+            raise _Busy("another repository is being created for this user")
 
 
 def _sentence(error: BaseException, repo_id: str) -> str:
@@ -233,7 +242,7 @@ def _sentence(error: BaseException, repo_id: str) -> str:
     if status is None:
         silent = f"{hub} did not answer, also after several tries"
         reason = f"{type(cause).__name__}: {cause}"
-        return f"{silent} ({reason})." if isinstance(cause, httpx2.HTTPError) else reason
+        return f"{silent} ({reason})." if isinstance(cause, httpx2.HTTPError | _Busy) else reason
     new_token = f"Make one with the role 'write' at {hub}/settings/tokens and run `hf auth login`"
     in_words = {
         401: f"the token is wrong, expired or revoked. {new_token}",

@@ -1,11 +1,25 @@
 """Devices, processes and precision of a run."""
 
+import ctypes
+import os
+import signal
+import sys
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
 from modeling.runtime import own_cores
 from modeling.training.options import TrainOptions
+
+
+def end_with_launcher() -> None:
+    """Turn the end of accelerate's launcher, which passes no signal on, into a SIGTERM to this process.
+
+    Otherwise a killed launcher would leave this process behind, holding the lock of the run folder.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":  # the launcher started this process
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:

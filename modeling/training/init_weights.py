@@ -1,7 +1,7 @@
 """Initial weights (`--init_from`): locate them, load them, and check for test-set leakage.
 
-`--init_from` takes a model folder or a .safetensors file, of this package or in timm's own layout. An earlier model may have
-seen the images that a new run tests on, so its splits are compared with the new ones.
+`--init_from` takes a model folder, a .safetensors file, or a Hub repository as `name@revision`: of this package or in timm's
+own layout. An earlier model may have seen the images that a new run tests on, so its splits are compared with the new ones.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,9 @@ from modeling.model_folder import (
     SPLITS_NAME,
     UNKNOWN_ORIGIN,
     WEIGHTS_NAME,
-    file_in,
+    ModelFolder,
+    fetch,
+    file_beside,
     resolve_model_folder,
 )
 from modeling.network import TimmModel
@@ -33,7 +35,7 @@ class Origin:
     """Origin of the initial weights, as metrics.json and the card report it."""
 
     kind: str  # "scratch" (random weights), "pretrained" (timm's weights from the Hub) or "weights" (`--init_from`)
-    name: str | None = None  # of the network, folder or file; None from scratch
+    name: str | None = None  # of the repository, folder or file; None from scratch
     sha256: str | None = None  # of the weights file; None from scratch, and where timm downloaded it
     base_model: str | None = None  # Hub id of the model that they are, or were trained from; UNKNOWN_ORIGIN if not said
     overlap: str | None = None  # result of the check against val and test, or why it was not possible
@@ -53,29 +55,46 @@ def find_start(options: TrainOptions) -> Start:
     """Locate the weights that `--init_from` names; without it, ImageNet weights or none.
 
     Raises:
-        ModelFolderError: If it is neither a .safetensors file nor a folder that holds such weights.
+        ModelFolderError: If it is neither a .safetensors file, nor a folder or repository that holds such weights.
     """
     if options.init_from is None:
         return Start(Origin("pretrained", options.backbone) if options.pretrained else Origin("scratch"))
     path = Path(options.init_from)
-    weights = path / WEIGHTS_NAME if path.is_dir() else path
-    if not weights.is_file():
-        raise ModelFolderError(f"--init_from: {path} is neither a folder with {WEIGHTS_NAME} nor a .safetensors file.")
-    name = resolve_model_folder(path).model_id if path.is_dir() else path.name
-    splits, hashes, config = (file_in(weights.parent, name) for name in (SPLITS_NAME, HASHES_NAME, CONFIG_NAME))
-    base_model = _base_model(read_json(config)) if config else UNKNOWN_ORIGIN
-    return Start(Origin("weights", name, file_sha256(weights), base_model), weights, splits, hashes)
+    if path.is_file():
+        # A file called model.safetensors is better known by its folder.
+        name = path.resolve().parent.name if path.name == WEIGHTS_NAME else path.name
+        source, weights = ModelFolder(path.parent, model_id=name, revision=None), path
+    else:
+        repo_id, _, revision = (options.init_from, "", "") if path.is_dir() else options.init_from.partition("@")
+        try:
+            source = resolve_model_folder(repo_id, revision or None)
+            weights = fetch(source, WEIGHTS_NAME)
+        except ModelFolderError as error:
+            raise ModelFolderError(
+                f"--init_from: {error} It takes a model folder, a .safetensors file or a Hub repository, REPO or REPO@REVISION."
+            ) from error
+    # Repositories of others have neither, and an offline machine could not find that out.
+    config_path = source.path / CONFIG_NAME
+    others = source.revision is not None and not (config_path.is_file() and "lesion" in read_json(config_path))
+    splits, hashes = (None if others else file_beside(source, name) for name in (SPLITS_NAME, HASHES_NAME))
+    return Start(_origin(source, weights), weights, splits, hashes)
 
 
-def _base_model(config: dict[str, Any]) -> str:
-    """Return the weights that a config.json, of this package or of timm, names as the origin of its own."""
-    lesion, preprocessing = config.get("lesion"), config.get("pretrained_cfg")
+def _origin(source: ModelFolder, weights: Path) -> Origin:
+    """Describe weights by their repository, or by the config.json beside them, of this package or of timm."""
+    if source.revision is not None:
+        return Origin("weights", f"{source.model_id}@{source.revision}", file_sha256(weights), source.model_id)
     base_model: Any = None
-    if isinstance(lesion, dict):
-        base_model = lesion.get("base_model")
-    elif isinstance(preprocessing, dict) and preprocessing.get("tag"):
-        base_model = f"timm/{config.get('architecture')}.{preprocessing['tag']}"
-    return base_model if isinstance(base_model, str) and is_name(base_model) else UNKNOWN_ORIGIN
+    config_path = file_beside(source, CONFIG_NAME)
+    if config_path is not None:
+        config = read_json(config_path)
+        lesion, preprocessing = config.get("lesion"), config.get("pretrained_cfg")
+        if isinstance(lesion, dict):
+            base_model = lesion.get("base_model")
+        elif isinstance(preprocessing, dict) and preprocessing.get("tag"):
+            base_model = f"timm/{config.get('architecture')}.{preprocessing['tag']}"
+    known = isinstance(base_model, str) and is_name(base_model)
+    return Origin("weights", source.model_id, file_sha256(weights), base_model if known else UNKNOWN_ORIGIN)
 
 
 def load_start(model: TimmModel, weights: Path) -> None:

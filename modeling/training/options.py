@@ -79,7 +79,8 @@ class TrainOptions:
     )
     init_from: str | None = option(
         None,
-        "Start from these weights instead: a model folder or a .safetensors file, of this package or of timm. Default: none.",
+        "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or "
+        "REPO@REVISION, of this package or of timm. A folder or file needs no network. Default: none.",
     )
     image_size: Annotated[int, Field(ge=16, le=1024)] = option(
         None,

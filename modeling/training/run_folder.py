@@ -53,6 +53,10 @@ def check_output_dir(options: TrainOptions) -> bool:
         ValueError: If it is neither new, nor empty, nor the folder of a run that may be continued or started again.
     """
     folder = Path(options.output_dir)
+    for option in ("dataset", "data_dir"):
+        data = Path(getattr(options, option) or folder / "none")
+        if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+            raise ValueError(f"--output_dir {folder} is inside --{option} {data}: its files would be read as images.")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if not names.difference(BEFORE_TRAINING):
         return False

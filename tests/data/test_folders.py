@@ -192,6 +192,15 @@ def test_a_table_that_cannot_be_used_is_refused_in_words(tmp_path: Path, header:
         load_images(str(with_table(tmp_path / "data", rows, header)))
 
 
+def test_a_table_in_each_folder_of_a_split_names_its_own_images(tmp_path: Path) -> None:
+    for split, label in (("train", "MEL"), ("test", "NV")):
+        for number in range(2):
+            draw(tmp_path / "data" / split / f"{number}.png", ord(split[1]) + number)
+        (tmp_path / "data" / split / "metadata.csv").write_text(f"file_name,label\n0.png,{label}\n1.png,BCC\n")
+    loaded = load_images(str(tmp_path / "data"))
+    assert labels_of(loaded) == {"test/0.png": "NV", "test/1.png": "BCC", "train/0.png": "MEL", "train/1.png": "BCC"}
+
+
 def test_a_table_beside_class_folders_adds_what_it_knows(tmp_path: Path) -> None:
     folder = classes(tmp_path / "data", n=1)
     (folder / "metadata.csv").write_text("file_name,lesion_id\nMEL/0.png,1\nNV/0.png,2\n")

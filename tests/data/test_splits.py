@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import pairwise_distances
 
 from modeling.data import duplicates
@@ -288,6 +291,20 @@ def test_pairs_of_near_duplicates_agree_with_brute_force(monkeypatch: pytest.Mon
     near = (pairwise_distances(bits.astype(bool), metric="hamming") * 256).round() <= 32
     assert sorted(zip(first, second, strict=True)) == [(i, j) for i in among for j in np.flatnonzero(near[i])]
     assert len(first) > 40
+
+
+def test_thousands_of_images_that_look_alike_are_grouped_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK_PAIRS", 2**18)
+    bits = np.tile(np.random.default_rng(0).integers(0, 2, 256, dtype=np.uint8), (3000, 1))
+    bits[np.arange(3000), np.arange(3000) % 256] ^= 1
+    hashes = [row.tobytes().hex() for row in np.packbits(bits, axis=1)]
+    tracemalloc.start()
+    pairs = near_duplicates(hashes, np.arange(3000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    _, group = connected_components(coo_matrix((np.ones(len(pairs[0])), pairs), shape=(3000, 3000)), directed=False)
+    assert len(set(group)) == 1
+    assert peak < 30e6  # 9 million pairs of two indices would take 144 MB
 
 
 def test_lesions_that_near_duplicates_or_a_patient_connect_are_one_group() -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from modeling.files import ModelFolderError
 from modeling.model_folder import resolve_model_folder
 from modeling.publish.__main__ import main
-from modeling.publish.hub import PublishError
+from modeling.publish.hub import ATTEMPTS, PublishError
 from modeling.publish.push import check_can_push, push_model
 from modeling.publish.space import push_space
 from stress.push_faults import Case, copy_sources, hurried_client, make_model_folder, run_case, short_cases
@@ -337,6 +337,14 @@ def test_a_hub_that_is_not_there_is_given_up(folders, monkeypatch):
     with hurried_client(monkeypatch) as waits, pytest.raises(PublishError, match="ConnectError"):
         push_model(folders[0], "me/lesions")
     assert waits == [1, 2, 4, 8]
+
+
+def test_a_namespace_that_stays_busy_does_not_hang_the_push(hub, folders, monkeypatch):
+    busy = "Cannot create repo: another conflicting operation is in progress"
+    hub.fail("create", status=409, message=busy, times=float("inf"))
+    with hurried_client(monkeypatch), pytest.raises(PublishError, match="another repository is being created"):
+        push_model(folders[0], "me/lesions")
+    assert len(hub.requests("create")) == ATTEMPTS
 
 
 @pytest.mark.parametrize(

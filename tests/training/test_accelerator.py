@@ -1,11 +1,11 @@
-"""modeling/training/accelerator.py: devices, precision and threads."""
+"""modeling/training/accelerator.py: devices, precision, threads, and the launcher."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from modeling.training.accelerator import make_accelerator
+from modeling.training.accelerator import end_with_launcher, make_accelerator
 from modeling.training.options import parse_options
 
 
@@ -39,3 +39,8 @@ def test_the_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     make_accelerator(parse_options([]))
     assert threads == [4]
+
+
+def test_without_a_launcher_the_end_of_the_parent_ends_nothing(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a death signal was set"))
+    end_with_launcher()

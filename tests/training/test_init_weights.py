@@ -21,6 +21,7 @@ from modeling.training.calibrate_and_save import license_of
 from modeling.training.init_weights import Origin, Start, check_not_seen, find_start, load_start
 from modeling.training.options import parse_options
 from support.hashes import hash_images
+from support.hub import HubServer
 
 
 def found(init_from):
@@ -80,8 +81,8 @@ def test_without_init_from_a_run_starts_from_pretrained_weights_or_from_scratch(
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: folder / "nothing", r"nothing is neither a folder with model\.safetensors nor"),
-        (lambda folder: (folder / "model.safetensors").unlink() or folder, "model is neither a folder with"),
+        (lambda folder: folder / "nothing", "REPO@REVISION"),
+        (lambda folder: (folder / "model.safetensors").unlink() or folder, r"no model\.safetensors"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_would_do(folder, spoil, words):
@@ -218,3 +219,19 @@ def test_weights_without_splits_are_said_to_be_unchecked(folder):
 )
 def test_the_data_ask_for_a_licence_and_drawings_for_none_only_if_nothing_else_was_seen(dataset, kind, license):
     assert license_of(parse_options(["--dataset", dataset]), {"kind": kind}) == license
+
+
+@pytest.mark.slow  # the Hub's client tries for a while
+def test_weights_of_others_serve_from_the_cache_while_the_hub_is_down(tmp_path, monkeypatch):
+    (tmp_path / "timm").mkdir()
+    save_file(
+        timm.create_model("test_efficientnet", num_classes=10).state_dict(), tmp_path / "timm" / "model.safetensors"
+    )
+    (tmp_path / "timm" / "config.json").write_text(json.dumps({"architecture": "test_efficientnet"}))
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path / "cache")
+        hub.add_repo("timm/tiny", tmp_path / "timm")
+        first = found("timm/tiny")
+        hub.fail("*", status=503, times=float("inf"))
+        assert found("timm/tiny") == first
+    assert (first.splits, first.hashes) == (None, None)

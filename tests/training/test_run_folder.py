@@ -74,6 +74,19 @@ def test_a_file_is_no_run_folder(tmp_path):
         check(tmp_path / "file")
 
 
+@pytest.mark.parametrize("option", ["--dataset", "--data_dir"])
+@pytest.mark.parametrize("place", ["", "runs/x", "MEL/../runs"])
+def test_a_run_folder_inside_the_data_is_refused(tmp_path, option, place):
+    data = tmp_path / "data"
+    (data / "MEL").mkdir(parents=True)
+    options = parse_options([option, str(data), "--output_dir", str(data / place)])
+    with pytest.raises(ValueError, match=f"is inside {option} "):
+        check_output_dir(options)
+    (tmp_path / "link").symlink_to(data)
+    with pytest.raises(ValueError, match=f"is inside {option} "):
+        check_output_dir(parse_options([option, str(tmp_path / "link"), "--output_dir", str(data / place)]))
+
+
 # ---- one user --------------------------------------------------------------------------------------------------------
 
 

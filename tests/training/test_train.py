@@ -185,18 +185,33 @@ def wait_for(path, timeout_s=240):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_launcher_that_is_stopped_with_its_group_leaves_a_checkpoint(isic_folder, tmp_path, number):
-    """Clusters and Ctrl-C reach the launcher too, which dies of it at once."""
+@pytest.mark.parametrize(("to_all", "number"), [(False, signal.SIGTERM), (True, signal.SIGTERM), (True, signal.SIGINT)])
+def test_a_launcher_that_is_stopped_leaves_a_checkpoint_and_no_orphan(isic_folder, tmp_path, to_all, number):
+    """`kill` and container stops reach the launcher alone, clusters and Ctrl-C the whole group; it dies of it at once."""
     run_dir = tmp_path / "run"
     # Images so large that a step lasts longer than the launcher: its end must not cut the step short.
     more = ["--image_size", "512", "--epochs", "500", "--patience", "500"]
     process, child = launch(run_dir, *arguments(isic_folder, run_dir, *more))
     wait_for(run_dir / "checkpoints" / "step-00000000")
-    os.killpg(process.pid, number)
+    if to_all:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     process.wait()
     child.wait(timeout=60)
     assert max((run_dir / "checkpoints").glob("step-*")).name != "step-00000000"
+
+
+def test_a_launcher_that_is_killed_before_training_leaves_no_orphan_that_holds_the_folder(isic_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    process, child = launch(run_dir, *arguments(isic_folder, run_dir))
+    process.kill()
+    process.wait()
+    child.wait(timeout=30)
+    assert not (run_dir / "checkpoints").exists()
+    run = start(arguments(isic_folder, run_dir, "--resume", "auto", "--epochs", "1"), tmp_path / "log")
+    run.wait_for(run_dir / "checkpoints" / "step-00000000")
+    run.kill()
 
 
 @pytest.fixture(scope="module")
