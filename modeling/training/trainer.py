@@ -374,16 +374,23 @@ class Trainer:
         write_json(folder / f"progress-{self.accelerator.process_index}.json", asdict(self.progress))
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint; False if there is none."""
+        """Continue from the newest checkpoint; False if there is none.
+
+        Raises:
+            TrainingError: If it cannot be read.
+        """
         folder = self.checkpoints.latest()
         if folder is None:
             return False
-        self.accelerator.load_state(str(folder))
-        progress = (folder / f"progress-{self.accelerator.process_index}.json").read_text(encoding="utf-8")
-        self.progress = Progress(**json.loads(progress))
-        if self.progress.best_epoch >= 0:
-            # Cloned, since load_file maps the file, and the checkpoint is deleted while training goes on.
-            self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
+        try:
+            self.accelerator.load_state(str(folder))
+            progress = (folder / f"progress-{self.accelerator.process_index}.json").read_text(encoding="utf-8")
+            self.progress = Progress(**json.loads(progress))
+            if self.progress.best_epoch >= 0:
+                # Cloned, since load_file maps the file, and the checkpoint is deleted while training goes on.
+                self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
+        except Exception as error:  # torch, safetensors and json each have their own for a damaged file
+            raise TrainingError(f"{folder} cannot be read ({error}). Delete it to continue from the one before.") from error
         self.saved_at = (time.monotonic(), self.progress.step)
         if self.run.is_main:
             self._write_log()

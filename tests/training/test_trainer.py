@@ -181,6 +181,16 @@ def test_epochs_after_the_checkpoint_leave_the_log(whole):
     assert [line["epoch"] for line in log(folder)] == [1, 2]
 
 
+@pytest.mark.parametrize("damage", ["model.safetensors", "optimizer.bin", "progress-0.json", BEST_NAME])
+def test_a_damaged_checkpoint_is_named_with_the_way_out(whole, damage):
+    trained, folder = whole
+    (trained.checkpoints.latest() / damage).write_bytes(b"\x00")
+    with pytest.raises(
+        TrainingError, match=r"(?s)step-00000012 cannot be read .*Delete it to continue from the one before"
+    ):
+        trainer(folder).resume()
+
+
 def test_the_best_weights_of_a_resumed_run_are_not_mapped_from_a_checkpoint_that_will_be_deleted(whole):
     again = trainer(whole[1])
     assert again.resume()
