@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import tempfolder  # noqa: F401  # before gradio is loaded
@@ -26,6 +27,20 @@ from serving import launch
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, read_json
 from modeling.model_folder import released_model
+
+RETRY_EVERY_S = 30
+
+
+def opened(model: str | None, revision: str | None, *, hosted: bool) -> LesionClassifier:
+    """Open the model. A Space, whose owner is not there, waits while the Hub does not answer."""
+    while True:
+        try:
+            return LesionClassifier.from_pretrained(model, revision)
+        except ModelFolderError as error:
+            if not hosted:
+                raise
+            print(f"error: {error} Trying again in {RETRY_EVERY_S} s.", file=sys.stderr, flush=True)
+            time.sleep(RETRY_EVERY_S)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.static:
             static_space.serve(model or released_model(), options.port, revision=revision)
             return 0
-        demo = launch(LesionClassifier.from_pretrained(model, revision), port=options.port)
+        demo = launch(opened(model, revision, hosted=bool(hosted)), port=options.port)
     except (ModelFolderError, static_space.BuildError, OSError, OverflowError) as error:  # the last two: of a port
         print(f"error: {error}", file=sys.stderr)
         return 2

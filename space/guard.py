@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import tempfolder
+from batches import MAX_IMAGES
 from errors import FAULT, note_fault
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -29,7 +30,7 @@ MAX_UPLOAD_BYTES = 3 * MAX_FILE_BYTES  # all files of one request together
 MAX_MCP_BYTES = 40_000_000
 MAX_MESSAGE_BYTES = 200_000  # of any other request, and of an MCP request beside its photos
 MIN_FREE_BYTES = 10**9  # of the disk; uploads are refused below
-PHOTO_TEXT = re.compile(rb'"[\w+/=:;,.\\-]{300,}"')
+PHOTO_TEXT, FILE = re.compile(rb'"[\w+/=:;,.\\-]{300,}"'), re.compile(rb'"path"\s*:')
 REQUESTS_PER_MINUTE = 600
 PAUSE_S, REQUEST_S = 30, 600  # between two parts of a request, and for all of it
 HEADERS = {"X-Content-Type-Options": "nosniff"}
@@ -153,9 +154,9 @@ class Guard:
 
 
 def check_json(body: bytes) -> None:
-    """Raise an RefusedError unless a body, without its photos, is a JSON object that costs little to take apart."""
-    if len(body) > MAX_MESSAGE_BYTES:
-        raise RefusedError(413, "Too large: send each photo in a string of its own.")
+    """Raise a RefusedError unless a body, without its photos, is a JSON object that costs little to take apart."""
+    if len(body) > MAX_MESSAGE_BYTES or len(FILE.findall(body)) > MAX_IMAGES:
+        raise RefusedError(413, f"Too large: at most {MAX_IMAGES} files in one request, each in a string of its own.")
     content: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(body)

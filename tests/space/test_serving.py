@@ -123,19 +123,24 @@ def test_the_model_is_the_named_one_or_that_of_the_commit_or_the_released_one(mo
     assert start("--model", "runs/demo/model") == ("runs/demo/model", None)
 
 
-def test_a_space_answers_from_an_earlier_download_while_the_hub_does_not_answer(folder, tmp_path, lesions):
-    code = f"import app; app.__file__ = {str(tmp_path / 'app.py')!r}; app.main([])"
+def test_a_space_waits_for_the_hub_and_answers_from_an_earlier_download_while_it_does_not_answer(
+    folder, tmp_path, lesions
+):
+    code = f"import app; app.__file__ = {str(tmp_path / 'app.py')!r}; app.RETRY_EVERY_S = 1; app.main([])"
     with HubServer() as hub:
         hub.add_repo("me/lesions", folder)
         # As `publish space` writes it.
         named = {"model_id": "me/lesions", "revision": hub.repo("me/lesions").head.oid}
         (tmp_path / "model.json").write_text(json.dumps(named))
         environment, answers = hub.env(home=tmp_path), []
+        hub.fail("*", status=503, times=2)
         for from_cache in (False, True):
             with SpaceServer(environment=environment, code=code) as server:
                 told = server.about("me/lesions")["model"]
                 assert (told["revision"], told["from_cache"]) == (named["revision"], from_cache)
                 answers.append(SpaceClient(server.url).classify(lesions[0].read_bytes()))
+                if not from_cache:
+                    assert "Trying again in 1 s" in server.output()
             hub.fail("*", status=503, times=float("inf"))
     assert answers[0] == answers[1]
 
