@@ -23,10 +23,12 @@ SENTENCES = "card_sentences.md"  # of both
 NOTEBOOK_TEMPLATE = Path(__file__).with_name(NOTEBOOK_NAME)
 THIS_FOLDER = "path/to/this/folder"  # in these files until a push writes the repository's name there
 EXTERNAL = "external"  # folder of external validations in a model folder, one metrics.json a dataset
-SEEDS_NAME = "seeds.json"  # the same recipe with other seeds: {"seeds": [{"seed": 42, "macro_auroc": 0.94, …}, …]}
+# Other runs of the same recipe: {"seeds": [{"seed": 42, "macro_auroc": 0.94, …}, …], "elsewhere": [{"Trained on": …}, …]}
+SEEDS_NAME = "seeds.json"
 # The Hub's name of a metric in the model index, and ours.
 RESULTS = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "f1": "macro_f1", "roc_auc": "macro_auroc"}
 TITLES = {
+    "seed": "Seed",
     "balanced_accuracy": "Balanced accuracy",
     "accuracy": "Accuracy at the dataset's mix",
     "macro_f1": "Macro F1",
@@ -76,7 +78,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
             read_metrics_of(file, codes, lesion["weights_sha256"])
             for file in (folder / METRICS_NAME, *sorted((folder / EXTERNAL).glob("*.json")))
         ]
-        seeds = read_json(folder / SEEDS_NAME)["seeds"] if (folder / SEEDS_NAME).exists() else []
+        others = read_json(folder / SEEDS_NAME) if (folder / SEEDS_NAME).exists() else {}
         examples = read_examples(folder) if (folder / EXAMPLES_NAME).exists() else {}
     except ModelFolderError as error:
         raise PublishError(str(error)) from error
@@ -87,7 +89,8 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     facts = {
         "metrics": metrics,
         "externals": externals,
-        "seeds": seeds,
+        "seeds": others.get("seeds"),
+        "elsewhere": others.get("elsewhere"),
         "examples": examples,
         "base_model": lesion.get("base_model"),
         "license": lesion.get("license"),

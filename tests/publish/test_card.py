@@ -262,7 +262,8 @@ def test_the_longest_first_level_has_at_most_900_words(folder, external_json):
 def with_seeds(folder: Path) -> None:
     rows = [{"seed": seed, "balanced_accuracy": 0.77, "MEL/recall": 0.8, "recall on MSK": 0.7} for seed in (42, 43, 44)]
     rows.append({"seed": "mean ± SD", "balanced_accuracy": "0.770 ± 0.000", "MEL/recall": "–", "recall on MSK": "–"})
-    (folder / "seeds.json").write_text(json.dumps({"seeds": rows}))
+    elsewhere = [{"Trained on": "A", "Tested on": "B, 2,745 images", "MEL/recall": 0.367}]
+    (folder / "seeds.json").write_text(json.dumps({"seeds": rows, "elsewhere": elsewhere}))
 
 
 def test_other_seeds_are_a_table(folder):
@@ -272,6 +273,7 @@ def test_other_seeds_are_a_table(folder):
     assert "| Seed | Balanced accuracy | Melanoma recall | recall on MSK |" in text
     assert "| 43 | 0.770 | 0.800 | 0.700 |" in text
     assert "| mean ± SD | 0.770 ± 0.000 | – | – |" in text
+    assert "| Trained on | Tested on | Melanoma recall |\n|---|---|---|\n| A | B, 2,745 images | 0.367 |" in text
 
 
 # ---- Front matter ----------------------------------------------------------------------------------------------------
