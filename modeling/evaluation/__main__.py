@@ -55,9 +55,9 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
         ValueError: If the options, the model and the data do not go together.
     """
     output = Path(options.output)
+    classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
     if options.masks and not any(Path(options.masks).glob(MASK_NAME.format(image_id="*"))):
         raise ValueError(f"--masks {options.masks} has no file {MASK_NAME.format(image_id='<image_id>')}.")
-    classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
     path = file_beside(classifier.source, METRICS_NAME)
     own = read_metrics_of(path, classifier.codes, classifier.lesion["weights_sha256"]) if path else None
     if options.external or options.official_test:
