@@ -155,7 +155,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
             overlap="could not be checked",
         ),
         [
-            "weights `w` (sha256 `abababababab`), which record nothing of their training.",
+            "weights `w` (sha256 `abababababab`), which do not say what they were trained from.",
             "An overlap with val or test could not be checked.",
         ],
         ["ImageNet", "not recorded", "They were not trained"],
