@@ -1,9 +1,8 @@
 """A local folder of images: a folder for each diagnosis, or images and a metadata.csv, with or without splits."""
 
-import glob
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +10,13 @@ import datasets
 import pandas as pd
 
 from modeling.data.columns import LABEL_NAMES, first_named
-from modeling.data.problems import Problem
+from modeling.data.problems import DataError, Problem
 from modeling.data.tables import read_table
 from modeling.images import IMAGE_SUFFIXES
 from modeling.rows import printable
 
 TABLE_NAME = "metadata.csv"
+OTHER_TABLES = ("metadata.jsonl", "metadata.parquet")  # of Hugging Face's imagefolder
 FILE_COLUMN = "file_name"
 # What datasets call their own splits.
 GIVEN_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
@@ -38,15 +38,25 @@ def list_folder(folder: Path, files: Sequence[str]) -> Listing:
 
     The label is that of a metadata.csv, in the folder or in its folders of splits, if it has such a column; else the name of
     the folder at the top, or below the folders of splits, that an image is in.
+
+    Raises:
+        DataError: If there is another table, or a folder beside those of the splits.
     """
+    if unread := [path for path in files if posixpath.basename(path) in OTHER_TABLES]:
+        raise DataError(f"{folder / unread[0]} is not read: write the table as {TABLE_NAME}, or remove it.")
     images = pd.Index([path for path in files if is_image(path)], dtype=object)  # names that are not valid text, too
-    has_splits = all(path.split("/")[0].lower() in GIVEN_NAMES for path in images)
+    has_splits = _has_splits(folder, images)
     tables = [path for path in files if posixpath.basename(path) == TABLE_NAME and path.count("/") <= has_splits]
     table = pd.concat([_read_table(folder, path) for path in tables]) if tables else pd.DataFrame(index=images)
     rows = table.index
     problems = [Problem(printable(path), "row without an image file") for path in rows.difference(images)]
     twice = rows[rows.duplicated()].intersection(images)
     problems += [Problem(printable(path), "image file in more than one row") for path in twice]
+    problems += [Problem(printable(path), "image without a row") for path in images.difference(rows)]
+    beside = [path for path in images if has_splits and "/" not in path]
+    problems += [Problem(printable(path), "image outside of the folders of splits") for path in beside]
+    nowhere = [path for path in files if not is_image(path) and not os.path.exists(folder / path)]
+    problems += [Problem(printable(path), "link that leads nowhere") for path in nowhere]
     table = table[~rows.duplicated(keep="last")].reindex(images)
     columns: dict[str, list[Any]] = {str(name): table[name].tolist() for name in table}
     label_column = first_named(columns, LABEL_NAMES)
@@ -59,16 +69,16 @@ def list_folder(folder: Path, files: Sequence[str]) -> Listing:
         [printable(path) for path in images],
         columns,
         label_column,
-        [path.split("/")[0] if has_splits else "train" for path in images],
+        [path.split("/")[0] if has_splits and "/" in path else "train" for path in images],
         problems,
     )
 
 
 def images_of_paths(paths: Sequence[str]) -> datasets.Dataset:
     """Return a dataset of image files, whose cache key changes with the path, size and times of a file."""
-    stats = [os.stat(path) for path in paths]
+    stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
     # The time of the last change of the inode cannot be set back, as `cp -p` does with that of the content.
-    stamps = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+    stamps = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) if stat else None for stat in stats]
     return datasets.Dataset.from_generator(
         _rows,
         features=datasets.Features({"image": datasets.Image()}),
@@ -82,14 +92,46 @@ def _rows(paths: Sequence[str], stamps: Sequence[Any]) -> Iterator[dict[str, str
 
 
 def walk(folder: Path) -> list[str]:
-    """Return every file below a folder by its relative path, sorted, without hidden ones; links to folders are followed."""
-    paths = glob.glob("**", root_dir=folder, recursive=True)
-    return sorted(Path(path).as_posix() for path in paths if (folder / path).is_file())
+    """Return every file below a folder by its relative path, sorted, without hidden ones, with links that lead nowhere.
+
+    Links to folders are followed, but not to one that contains them.
+
+    Raises:
+        DataError: If a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); check its rights.") from error
+
+    paths: list[str] = []
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        above = Path(root).resolve()
+        loops = {name for name in folders if above.is_relative_to(Path(root, name).resolve())}
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in loops]
+        paths += [Path(root, name).relative_to(folder).as_posix() for name in names if not name.startswith(".")]
+    return sorted(paths)
+
+
+def is_table(path: str) -> bool:
+    """True if images may be in this file."""
+    return path.endswith((".parquet", ".arrow")) and posixpath.basename(path) not in OTHER_TABLES
 
 
 def is_image(path: str) -> bool:
     """True if this is an image file by its name."""
     return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _has_splits(folder: Path, images: Iterable[str]) -> bool:
+    """True if the folders at the top are splits."""
+    tops = {path.split("/")[0] for path in images if "/" in path}
+    named = {top for top in tops if top.lower() in GIVEN_NAMES}
+    if named and named != tops:
+        raise DataError(
+            f"{folder} holds folders of splits ({', '.join(sorted(named))}) beside others "
+            f"({', '.join(sorted(map(printable, tops - named))[:5])}); put all images into the splits, or none."
+        )
+    return bool(named)
 
 
 def _read_table(folder: Path, path: str) -> pd.DataFrame:

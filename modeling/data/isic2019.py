@@ -5,6 +5,7 @@ Source: https://challenge.isic-archive.com/landing/2019/; licence CC BY-NC 4.0.
 
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -75,15 +76,22 @@ def official_files(data_dir: str | Path | None, names: Sequence[str]) -> list[Pa
 
 
 def unpack(archive: Path, cache_dir: Path) -> Path:
-    """Extract the official zip once and return the folder of its content; whole, or not there."""
+    """Extract the official zip once and return the folder of its content; whole, or not there.
+
+    Raises:
+        DataError: If it is no whole zip, such as a proxy's page of HTML.
+    """
     target = cache_dir / f"{archive.name}.unpacked"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    # One run extracts; others that start at the same time wait and use the same folder.
-    with FileLock(cache_dir / f"{archive.name}.lock"):
-        if not target.is_dir():
-            with zipfile.ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
-                opened.extractall(Path(scratch) / "whole")  # which leaves out "..", absolute paths and links
-                (Path(scratch) / "whole").rename(target)
+    try:
+        # One run extracts; others that start at the same time wait and use the same folder.
+        with FileLock(cache_dir / f"{archive.name}.lock"):
+            if not target.is_dir():
+                with zipfile.ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
+                    opened.extractall(Path(scratch) / "whole")  # which leaves out "..", absolute paths and links
+                    (Path(scratch) / "whole").rename(target)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:  # RuntimeError: of a damaged header
+        raise DataError(f"{archive} is no whole zip ({error}); delete it and run the command again.") from error
     return target
 
 
@@ -93,12 +101,14 @@ def read_rows(
     """Join both CSVs with the image files; return the whole rows with `path`, and what is wrong with the others."""
     labels = read_table(labels_csv, ("image", *CODES))
     metadata = read_table(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))
-    paths = {Path(name).stem: str(images / name) for name in walk(images) if is_image(name)}
+    files = [images / name for name in walk(images) if is_image(name)]
+    paths = {path.stem: str(path) for path in files}
     problems: list[Problem] = []
 
     def note(ids: Iterable[str], kind: str) -> None:
         problems.extend(Problem(image_id, kind) for image_id in sorted(set(ids)))
 
+    note((path.stem for path in files if paths[path.stem] != str(path)), "image file twice under one id")
     columns = [code for code in (*CODES, UNKNOWN_CLASS) if code in labels]
     one_hot = labels[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)  # (N, 8 or 9)
     whole = ((one_hot == 1).sum(axis=1) == 1) & (one_hot.sum(axis=1) == 1)

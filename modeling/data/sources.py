@@ -27,7 +27,7 @@ from modeling.data.columns import (
 )
 from modeling.data.decoding import decode_images
 from modeling.data.demo import load_demo
-from modeling.data.folders import TABLE_NAME, Listing, is_image, list_folder, walk
+from modeling.data.folders import TABLE_NAME, Listing, is_image, is_table, list_folder, walk
 from modeling.data.isic2019 import load_isic2019
 from modeling.data.problems import DataError, Problem, counts, describe, write_skipped
 from modeling.files import is_name, shortened
@@ -87,8 +87,9 @@ def load_images(
     names, labels, mapping = map_labels(written)
     decoded = decode_images(listing.images, size_px=size_px)
     problems = [*listing.problems]
+    known = {problem.image_id for problem in problems}
     unlabelled = [name for name, label in zip(ids, labels, strict=True) if label is None]
-    problems += [Problem(name, "image without a label", WANTED) for name in unlabelled]
+    problems += [Problem(name, "image without a label", WANTED) for name in unlabelled if name not in known]
     read = zip(ids, decoded["problem"][:], strict=True)
     problems += [Problem(name, "image cannot be read", reason) for name, reason in read if reason]
     bad = {problem.image_id for problem in problems}
@@ -124,7 +125,7 @@ def _list_images(dataset: str, data_dir: str | Path | None, *, official_test: bo
         return _listing_of({"train": load_demo()}, dataset)
     folder = Path(dataset, data_dir or "")
     files = walk(folder) if folder.is_dir() else []
-    if any(map(is_image, files)) and not any(path.endswith((".parquet", ".arrow")) for path in files):
+    if any(map(is_image, files)) and not any(map(is_table, files)):
         return list_folder(folder, files)
     try:
         parts = datasets.load_dataset(dataset, data_dir=None if data_dir is None else str(data_dir))
@@ -150,11 +151,12 @@ def _listing_of(parts: dict[str, datasets.Dataset], name: str) -> Listing:
     images = [column for column, feature in whole.features.items() if isinstance(feature, datasets.Image)]
     classes = [column for column, feature in whole.features.items() if isinstance(feature, datasets.ClassLabel)]
     image_column = first_named(images, IMAGE_NAMES) or (images[0] if len(images) == 1 else None)
-    label_column = first_named(whole.features, LABEL_NAMES) or (classes[0] if len(classes) == 1 else None)
+    values = [column for column, feature in whole.features.items() if isinstance(feature, datasets.Value)]
+    label_column = first_named([*classes, *values], LABEL_NAMES) or (classes[0] if len(classes) == 1 else None)
     if image_column is None or label_column is None:
         raise DataError(
-            f"{name} needs a column of images, image, and one of labels, {', '.join(LABEL_NAMES)}; it has "
-            f"{', '.join(whole.features)}: rename the right ones to image and label."
+            f"{name} needs a column of images, image, and one of labels (words or whole numbers), {', '.join(LABEL_NAMES)}; it "
+            f"has {', '.join(whole.features)}: rename the right ones to image and label."
         )
     candidates = [label_column, *(column for names in OTHER_NAMES.values() for column in names)]
     columns = {column: _values(whole, column) for column in candidates if column in whole.features}

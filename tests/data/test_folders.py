@@ -1,5 +1,6 @@
 """Folders of images as users have them: every file is used, or counted and named; what cannot be used is refused in words."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,34 @@ def test_a_class_folder_that_is_a_link_is_followed(tmp_path: Path) -> None:
     assert labels_of(load_images(str(folder)))["BCC/x.png"] == "BCC"
 
 
+def test_a_link_to_a_folder_above_does_not_loop(tmp_path: Path) -> None:
+    folder = classes(tmp_path / "data")
+    (folder / "MEL" / "up").symlink_to(folder)
+    assert len(load_images(str(folder)).dataset) == 4
+
+
+def test_a_class_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scandir = classes(tmp_path / "data"), os.scandir
+
+    def denied(path: str) -> object:
+        if path == str(folder / "NV"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"NV cannot be read \(Permission denied\); check its rights"):
+        load_images(str(folder))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("BCC", "link that leads nowhere"), ("NV/x.png", "image cannot be read")])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    folder = classes(tmp_path / "data")
+    (folder / name).symlink_to("/nowhere")
+    with pytest.raises(DataError, match=f"1 × {kind}: {name}"):
+        load_images(str(folder))
+    assert len(load_images(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv").dataset) == 4
+
+
 def test_every_type_that_the_decoder_reads_is_used(tmp_path: Path) -> None:
     folder = classes(tmp_path / "data", n=0)
     for number, suffix in enumerate((".jpg", ".JPEG", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic")):
@@ -117,6 +146,15 @@ def test_folders_of_splits_are_the_datasets_own_splits(tmp_path: Path) -> None:
     assert loaded.given_splits is not None
     assert loaded.given_splits["Test/NV/0.png"] == "Test"
     assert labels_of(loaded)["train/MEL/1.png"] == "MEL"
+    draw(tmp_path / "data" / "stray.png", 98)
+    with pytest.raises(DataError, match=r"1 × image outside of the folders of splits: stray\.png"):
+        load_images(str(tmp_path / "data"))
+    beside = load_images(str(tmp_path / "data"), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+    assert beside.given_splits == loaded.given_splits
+    assert labels_of(beside) == labels_of(loaded)
+    classes(tmp_path / "data", ("BCC",))
+    with pytest.raises(DataError, match=r"folders of splits \(Test, train\) beside others \(BCC\)"):
+        load_images(str(tmp_path / "data"))
 
 
 # ---- with a table ----
@@ -140,9 +178,13 @@ def dangling(folder: Path) -> None:
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
     "missing image": (ROWS + "9.png,MEL,30\n", lambda f: None, "1 × row without an image file: 9.png", ["9.png"]),
     "row twice": (ROWS + "1.png,NV,3\n", lambda f: None, "1 × image file in more than one row: 1.png", ["1.png"]),
-    "no row": (ROWS, lambda f: draw(f / "new.png"), "1 × image without a label: new.png", ["new.png"]),
-    "other type without a row": (ROWS, lambda f: draw(f / "n.webp"), "1 × image without a label: n.webp", ["n.webp"]),
-    "dangling link": (ROWS, dangling, "1 × row without an image file", ["2.png"]),
+    "no row": (ROWS, lambda f: draw(f / "new.png"), "1 × image without a row: new.png", ["new.png"]),
+    "other type without a row": (ROWS, lambda f: draw(f / "n.webp"), "1 × image without a row: n.webp", ["n.webp"]),
+    "dangling link with a row": (ROWS, dangling, "1 × image cannot be read", ["2.png"]),
+    "dangling link without a row": (
+        ROWS, lambda f: (f / "new.png").symlink_to("/nowhere.png"), "1 × image without a row", ["new.png"],
+    ),
+    "pipe": (ROWS, lambda f: os.mkfifo(f / "new.png"), "1 × image without a row", ["new.png"]),
     "no label": (ROWS.replace("MEL,41", ",41"), lambda f: None, "1 × image without a label: 1.png", ["1.png"]),
     "outside": (
         ROWS + "../../../etc/passwd,MEL,30\n", lambda f: None, "1 × row without an image file", ["../../../etc/passwd"],
@@ -207,6 +249,17 @@ def test_a_table_beside_class_folders_adds_what_it_knows(tmp_path: Path) -> None
     loaded = load_images(str(folder))
     assert labels_of(loaded) == {"MEL/0.png": "MEL", "NV/0.png": "NV"}
     assert loaded.dataset["lesion_id"][:] == ["1", "2"]
+    draw(folder / "NV" / "1.png", 7)
+    with pytest.raises(DataError, match=r"1 × image without a row: NV/1\.png"):
+        load_images(str(folder))
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.parquet"])
+def test_a_table_of_another_kind_is_refused_and_not_left_out(tmp_path: Path, name: str) -> None:
+    folder = classes(tmp_path / "data")
+    (folder / name).write_text("{}")
+    with pytest.raises(DataError, match=rf"{name} is not read: write the table as metadata\.csv"):
+        load_images(str(folder))
 
 
 @pytest.mark.parametrize("name", ["  ", "nowhere", "empty"])

@@ -169,6 +169,15 @@ def test_a_zip_that_points_outside_of_itself_writes_nothing_there(copy: Path, tm
     assert not Path("/evil.jpg").exists()
 
 
+@pytest.mark.parametrize("keep", [slice(None, -200), slice(0)])
+def test_a_download_that_is_no_whole_zip_is_named_with_what_to_do(copy: Path, tmp_path: Path, keep: slice) -> None:
+    archive = zip_images(copy)
+    archive.write_bytes(archive.read_bytes()[keep] or b"<html>sign in</html>")
+    with pytest.raises(DataError, match=rf"{IMAGES}\.zip is no whole zip .*; delete it and run the command again"):
+        isic2019.unpack(archive, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.jpg"))
+
+
 def test_an_edited_metadata_file_is_another_dataset(copy: Path) -> None:
     before = load_images("isic2019", data_dir=copy).fingerprint
     for column, value in (
@@ -216,14 +225,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "only metadata": (
         lambda f: drop_row(f / LABELS_CSV), "1 × image without a row in both CSVs: ISIC_0000000", IDS[:1],
     ),
+    "image twice": (
+        lambda f: Image.new("RGB", (32, 24)).save(f / IMAGES / f"{IDS[0]}.png"), "1 × image file twice", IDS[:1],
+    ),
     "dangling link": (
         lambda f: [image_of(f).unlink(), image_of(f).symlink_to("/nowhere.jpg")],
-        "1 × row without an image file: ISIC_0000000",
+        "1 × image cannot be read: ISIC_0000000",
         IDS[:1],
     ),
     "pipe": (
         lambda f: [image_of(f).unlink(), os.mkfifo(image_of(f))],
-        "1 × row without an image file: ISIC_0000000",
+        "1 × image cannot be read: ISIC_0000000",
         IDS[:1],
     ),
 }  # fmt: skip

@@ -138,6 +138,20 @@ def test_labels_may_be_words_or_whole_numbers_of_any_width(tmp_path: Path, dtype
     assert dataset["label"][:] == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("label", "feature"),
+    [
+        (["a"], datasets.List(datasets.Value("string"))),
+        ({"of": "a"}, {"of": datasets.Value("string")}),
+    ],
+)
+def test_a_column_that_cannot_be_a_label_is_refused_in_words(tmp_path: Path, label: Any, feature: Any) -> None:
+    features = {"image": datasets.Image(), "label": feature}
+    folder = save(tmp_path / "data", {"image": pictures(1), "label": [label]}, features)
+    with pytest.raises(DataError, match=r"one of labels \(words or whole numbers\), label, .* it has image, label"):
+        load_images(folder)
+
+
 def test_whole_numbers_beside_a_blank_stay_whole_numbers(tmp_path: Path) -> None:
     """Beside a blank cell, tables keep 7 as the floating-point number 7.0."""
     floats = {"image": datasets.Image(), "label": datasets.Value("float64"), "lesion_id": datasets.Value("float64")}
@@ -188,7 +202,7 @@ def test_a_data_set_without_image_or_label_is_refused_with_its_columns(tmp_path:
     with pytest.raises(DataError, match=r"needs a column of images, .*; it has text, label: rename"):
         load_images(no_image)
     no_label = save(tmp_path / "b", {"image": pictures(1), "text": ["y"]}, {"image": datasets.Image(), "text": datasets.Value("string")})  # fmt: skip # noqa: E501
-    with pytest.raises(DataError, match=r"and one of labels, .*; it has image, text: rename"):
+    with pytest.raises(DataError, match=r"and one of labels .*; it has image, text: rename"):
         load_images(no_label)
 
 
