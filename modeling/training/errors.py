@@ -4,6 +4,7 @@ import torch
 from safetensors import SafetensorError
 
 RESUME = "with the same command and --resume auto."
+LOADER_ERRORS = (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError)  # of a loader process that dies
 
 
 class TrainingError(RuntimeError):
@@ -25,7 +26,7 @@ def explained(error: Exception) -> str | None:
         )
     if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
         return f"another process of this run failed or was killed, so this one stops too ({error}). Continue {RESUME}"
-    if isinstance(error, BrokenPipeError | ConnectionResetError | EOFError) or "DataLoader worker" in str(error):
+    if loader_died(error):
         return (
             f"a process that loads images died ({type(error).__name__}: {error}). If the machine ran out of memory, lower "
             f"--num_workers; with --num_workers 0 the training process loads them itself. Continue {RESUME}"
@@ -34,3 +35,10 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
         return f"{error}. If the disk is full, make room on it and continue {RESUME}"
     return None
+
+
+def loader_died(error: Exception) -> bool:
+    """True if a process that loads images died: a broken pipe, or torch's own RuntimeError."""
+    return isinstance(error, LOADER_ERRORS) and (
+        not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+    )

@@ -29,7 +29,7 @@ from modeling.files import write_json
 from modeling.inference import Outputs, run_model
 from modeling.network import TimmModel, normalise
 from modeling.training.checkpoints import Checkpoints, any_process
-from modeling.training.errors import Interrupted, TrainingError
+from modeling.training.errors import LOADER_ERRORS, Interrupted, TrainingError, loader_died
 from modeling.training.options import checkpoint_interval
 from modeling.training.run_folder import CHECKPOINTS, Run
 
@@ -177,10 +177,12 @@ class Trainer:
             try:
                 self.train_epoch()
                 self.finish_epoch(started, seen_before)
-            except RuntimeError as error:
+            except LOADER_ERRORS as error:
                 # A signal to the whole group can reach a loader process before it ignores signals.
-                if self.stop_request.signal is None or "DataLoader worker" not in str(error):
+                if self.stop_request.signal is None or not loader_died(error):
                     raise
+                if self.accelerator.num_processes == 1 and self.accelerator.sync_gradients:
+                    self.save()
                 raise Interrupted(f"stopped by {self.stop_request.signal}.") from error
         self.stop_request.restore()
 
@@ -390,7 +392,9 @@ class Trainer:
                 # Cloned, since load_file maps the file, and the checkpoint is deleted while training goes on.
                 self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
         except Exception as error:  # torch, safetensors and json each have their own for a damaged file
-            raise TrainingError(f"{folder} cannot be read ({error}). Delete it to continue from the one before.") from error
+            raise TrainingError(
+                f"{folder} cannot be read ({error}). Delete it to continue from the one before."
+            ) from error
         self.saved_at = (time.monotonic(), self.progress.step)
         if self.run.is_main:
             self._write_log()

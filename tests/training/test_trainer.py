@@ -261,6 +261,32 @@ def test_several_signals_are_one_request(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated."), ConnectionResetError(), EOFError()],
+)
+def test_a_loader_process_that_dies_of_the_same_signal_leaves_a_checkpoint(whole, tmp_path, error):
+    trained = trainer(tmp_path / "run")
+    train_batch = trained.train_batch
+
+    def stopped(batch):
+        if trained.progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise error
+        train_batch(batch)
+
+    trained.train_batch = stopped
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        trained.train()
+    assert trained.checkpoints.latest().name == "step-00000006"
+    trained.stop_request.restore()
+    again = trainer(tmp_path / "run")
+    assert again.resume()
+    again.train()
+    again.load_best()
+    assert_same(weights(again), weights(whole[0]))
+
+
 def test_seeds_of_neighbours_differ():
     seeds = {mixed_seed(0, epoch, index) for epoch in range(20) for index in range(50)}
     assert len(seeds) == 1000
