@@ -122,6 +122,10 @@ class Baseline(Section):
     balanced_accuracy: Rate
 
 
+class NotMeasured(Section):
+    reason: Text
+
+
 class Figure(Section):
     file: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}\.png$")]
     title: Text
@@ -138,7 +142,7 @@ class Metrics(Section):
     calibration: Calibration
     operating_points: list[OperatingPoint]
     abstention: Abstention
-    baselines: dict[Name, Baseline | Text]
+    baselines: dict[Name, Baseline | NotMeasured | Text]
     figures: Annotated[list[Figure], Field(max_length=20)]
     training: Annotated[dict[Name, Any], Field(exclude=True)]
 
@@ -171,9 +175,9 @@ def _checked(content: dict[str, Any], path: Path) -> Metrics:
         raise ModelFolderError(
             f"{path} has schema {shortened(version)} and this version reads {METRICS_SCHEMA}; {advice}"
         )
-    for place, value in _values(content):
+    for place, value, depth in _values(content):
         long = isinstance(value, str) and (len(value) > MAX_TEXT or CONTROL.search(value))
-        if long or (isinstance(value, int | float) and abs(value) > MAX_NUMBER) or place.count(".") > MAX_DEPTH:
+        if long or (isinstance(value, int | float) and abs(value) > MAX_NUMBER) or depth > MAX_DEPTH:
             raise ModelFolderError(f"{path} is damaged: {shortened(place)}: {shortened(value)}; {advice}")
     try:
         return Metrics.model_validate(content)
@@ -183,11 +187,11 @@ def _checked(content: dict[str, Any], path: Path) -> Metrics:
         raise ModelFolderError(f"{path} is damaged: {shortened(where)}: {first['msg'][:200]}; {advice}") from error
 
 
-def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key, and every value that is no object or list, with its place; nothing below MAX_DEPTH."""
-    if not isinstance(value, dict | list) or place.count(".") > MAX_DEPTH:
-        yield place, value
+def _values(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any, int]]:
+    """Yield every key, and every value that is no object or list, with its place and depth; nothing below MAX_DEPTH."""
+    if not isinstance(value, dict | list) or depth > MAX_DEPTH:
+        yield place, value, depth
         return
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        yield place, key
-        yield from _values(item, f"{place}.{key}".removeprefix("."))
+        yield place, key, depth
+        yield from _values(item, f"{place}.{key}".removeprefix("."), depth + 1)

@@ -86,6 +86,7 @@ def test_what_the_page_shows_is_read_and_what_is_not_declared_is_dropped(changed
         ("training/history/0/train~loss", 1e300),
         ("training", 3),
         ("robustness", json.loads("[" * 100 + "]" * 100)),
+        ("", json.loads('{"":' * 100 + "3" + "}" * 100)),
     ],
 )
 def test_a_value_outside_of_its_meaning_is_refused_and_named(changed, entry, value) -> None:
@@ -93,6 +94,11 @@ def test_a_value_outside_of_its_meaning_is_refused_and_named(changed, entry, val
         changed(entry, value)
     assert entry.split("/")[0] in str(error.value)
     assert len(str(error.value)) < 800
+
+
+def test_a_baseline_that_was_not_measured_is_read_as_older_files_have_it(changed) -> None:
+    entry = {"reason": "no metadata column varies in train"}
+    assert changed("baselines/metadata_only", entry)["baselines"]["metadata_only"] == entry
 
 
 def test_a_file_of_another_schema_says_how_to_make_it_again(changed) -> None:

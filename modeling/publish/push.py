@@ -85,6 +85,8 @@ def checked_files(folder: Path) -> dict[str, Path | bytes]:
     Raises:
         ValueError: If one is not, is missing or is a link, with its name.
     """
+    if not folder.is_dir():
+        raise ValueError("there is no such folder; give the folder `model` of a run")
     names = [*NEEDED, *(name for name in OPTIONAL if (folder / name).exists())]
     if (folder / METRICS_NAME).exists():
         names += [f"figures/{figure['file']}" for figure in read_metrics(folder / METRICS_NAME)["figures"]]

@@ -124,7 +124,7 @@ function keyNumbers({ test, calibration, baselines }) {
       estimate(test.balanced_accuracy),
     ),
     ...["metadata_only", "majority"]
-      .filter((name) => baselines?.[name])
+      .filter((name) => baselines?.[name]?.sees) // older files may hold a reason instead
       .map((name) =>
         line(
           "… without the photo",

@@ -198,6 +198,11 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["It never abstains (this model has no abstention rule)"],
         ["It has a rule to abstain", "Abstention is for images", "Dangerous diagnoses"],
     ),
+    "no baseline on metadata": (
+        lambda folder: edit_metrics(folder, baselines__metadata_only={"reason": "no metadata column varies in train"}),
+        [],
+        ["a baseline that sees no pixels"],
+    ),
     "a hostile label": (
         renamed,
         ["&lt;img src=x&gt; &#124; &#42;wart&#42; &#96;x&#96;"],

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -251,6 +252,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "evaluation.md").unlink(),
         "evaluation.md is missing or empty; `python -m modeling.publish card",
     ),
+    "no folder": (shutil.rmtree, "there is no such folder; give the folder `model` of a run"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing or empty"),
     "scores of another model": (
         lambda folder: edit_metrics(folder, lambda metrics: metrics["model"].update(weights_sha256="0" * 64)),
