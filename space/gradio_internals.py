@@ -54,7 +54,7 @@ def forget_idle(demo: gr.Blocks, idle_before: set[str], unclaimed: set[str]) -> 
             table.pop(session, None)
     unclaimed &= {ticket for tickets in queue.pending_event_ids_session.values() for ticket in tickets}
     for block in demo.blocks.values():
-        block.temp_files.clear()  # paths of overlays; `uploads.sweep` deletes the files
+        block.temp_files.clear()  # paths of overlays; `uploads.Janitor` deletes the files
     return idle - idle_before
 
 

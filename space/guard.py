@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import json
 import re
-import shutil
 import time
 from typing import Any
 
-import tempfolder
 from batches import MAX_IMAGES
 from errors import FAULT, note_fault
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uploads import Janitor
 
 from modeling.images import MAX_FILE_BYTES
 
@@ -29,7 +28,7 @@ TICKET = re.compile(rb'\{"event_id":"(\w+)"\}')  # of a reply to a call
 MAX_UPLOAD_BYTES = 3 * MAX_FILE_BYTES  # all files of one request together
 MAX_MCP_BYTES = 40_000_000
 MAX_MESSAGE_BYTES = 200_000  # of any other request, and of an MCP request beside its photos
-MIN_FREE_BYTES = 10**9  # of the disk; uploads are refused below
+MAX_FOLDER_BYTES = 4 * 10**9  # all uploads together
 PHOTO_TEXT, FILE = re.compile(rb'"[\w+/=:;,.\\-]{300,}"'), re.compile(rb'"path"\s*:')
 REQUESTS_PER_MINUTE = 600
 PAUSE_S, REQUEST_S = 30, 600  # between two parts of a request, and for all of it
@@ -56,8 +55,15 @@ class Guard:
     end.
     """
 
-    def __init__(self, app: ASGIApp, *, unclaimed: set[str], requests_per_minute: int = REQUESTS_PER_MINUTE) -> None:
-        self.app, self.unclaimed = app, unclaimed
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        janitor: Janitor,
+        unclaimed: set[str],
+        requests_per_minute: int = REQUESTS_PER_MINUTE,
+    ) -> None:
+        self.app, self.janitor, self.unclaimed = app, janitor, unclaimed
         self.per_second, self.burst = requests_per_minute / 60, float(requests_per_minute)
         self.budgets: dict[str, tuple[float, float]] = {}  # address → (requests left, when)
 
@@ -108,8 +114,6 @@ class Guard:
         if not self.within_rate(scope["client"][0]):
             raise RefusedError(429, "Too many requests; wait a minute.")
         is_upload, is_mcp = path.startswith(f"{API}/upload"), path.startswith(f"{API}/mcp")
-        if is_upload and shutil.disk_usage(tempfolder.FOLDER).free < MIN_FREE_BYTES:
-            raise RefusedError(503, "The server holds too many uploads; try again in a few minutes.")
         limit = MAX_UPLOAD_BYTES if is_upload else MAX_MCP_BYTES if is_mcp else MAX_MESSAGE_BYTES
         seen, deadline = 0, time.monotonic() + REQUEST_S
 
@@ -125,6 +129,10 @@ class Guard:
             seen += len(message.get("body", b""))
             if seen > limit:
                 raise RefusedError(413, f"Too large: at most {limit / 10**6:g} MB in one request.")
+            if is_upload:
+                self.janitor.used_bytes += len(message.get("body", b""))
+                if self.janitor.used_bytes > MAX_FOLDER_BYTES:
+                    raise RefusedError(503, "The server holds too many uploads; try again in a few minutes.")
             return message
 
         if is_upload:

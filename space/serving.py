@@ -11,7 +11,7 @@ import gradio as gr
 import gradio_internals
 import tempfolder
 import uploads
-from about import picture
+from about import about, picture
 from endpoints import blocks, endpoints
 from errors import note_fault
 from guard import API, MAX_MCP_BYTES, REQUESTS_PER_MINUTE, Guard
@@ -37,6 +37,8 @@ mimetypes.add_type("text/javascript", ".js")  # whatever the host's own list say
 def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int = REQUESTS_PER_MINUTE) -> gr.Blocks:
     """Serve the page of a model and all that is beside it in a thread, and return what has the address, as `local_url`."""
     unclaimed: set[str] = set()
+    janitor, told = uploads.Janitor(tempfolder.FOLDER), about(classifier)
+    pictures = {entry["src"] for entry in (*told["figures"], *told["examples"])}  # the Hub is asked for no other
     functions = endpoints(classifier, Visitors())
     demo = blocks(functions)
     gradio_internals.guard(demo)
@@ -50,8 +52,9 @@ def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int 
     )
 
     def of_model(request: Request) -> Response:
+        name = "{folder}/{name}".format(**request.path_params)
         with contextlib.suppress(ModelFolderError):
-            if path := picture(classifier, "{folder}/{name}".format(**request.path_params)):
+            if f"page/{name}" in pictures and (path := picture(classifier, name)):
                 return FileResponse(path)
         return JSONResponse({"error": "There is no such file."}, 404)
 
@@ -60,7 +63,7 @@ def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int 
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             try:
-                await asyncio.to_thread(uploads.sweep, tempfolder.FOLDER)
+                await asyncio.to_thread(janitor.sweep)
                 idle = gradio_internals.forget_idle(demo, idle, unclaimed)
             except Exception as error:  # the next upload is deleted too
                 note_fault(error)
@@ -79,7 +82,7 @@ def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int 
         Mount("/page", StaticFiles(directory=PAGE)),
         Mount(f"{API}/mcp", manager.handle_request),
     ]
-    limits = Middleware(Guard, unclaimed=unclaimed, requests_per_minute=requests_per_minute)
+    limits = Middleware(Guard, janitor=janitor, unclaimed=unclaimed, requests_per_minute=requests_per_minute)
     demo.queue(max_size=MAX_ALL).launch(
         app_kwargs={"middleware": [limits], "lifespan": lifespan, "routes": routes},
         server_port=port,

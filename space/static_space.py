@@ -10,6 +10,7 @@ import mimetypes
 import os
 import re
 import shutil
+import socket
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -141,9 +142,16 @@ def serve(model: str | Path, port: int, *, revision: str | None = None) -> None:
     Raises:
         BuildError: If npm is missing or fails.
         ModelFolderError: If there is no such model.
+        OSError: If the port cannot be used.
     """
     import uvicorn  # not installed where a static Space is only published
 
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise OSError(f"port {port} cannot be used; give another with --port.") from error
     app = page_app(model, revision=revision)
     print(f"The page, computing in the browser: http://127.0.0.1:{port}/ (Ctrl+C ends it)", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)

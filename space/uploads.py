@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import tempfolder
@@ -90,11 +91,22 @@ def private_file(name: str) -> Path:
     return folder / (name if name not in (".", "..") else "photo")
 
 
-def sweep(folder: Path) -> None:
-    """Delete what is older than `KEEP_UPLOADS_S`."""
-    oldest = time.time() - KEEP_UPLOADS_S
-    for directory, _, names in os.walk(folder, topdown=False):
-        for path in (*(Path(directory, name) for name in names), Path(directory)):
-            with contextlib.suppress(OSError):  # it is gone, or a folder that is not empty
-                if path != folder and path.lstat().st_mtime < oldest:
-                    path.rmdir() if path.is_dir() else path.unlink()
+@dataclass
+class Janitor:
+    """Deletes uploads after minutes, and knows how much the folder holds."""
+
+    folder: Path
+    used_bytes: int = 0
+
+    def sweep(self) -> None:
+        """Delete what is older than `KEEP_UPLOADS_S`, and count the rest."""
+        oldest, used = time.time() - KEEP_UPLOADS_S, 0
+        for directory, _, names in os.walk(self.folder, topdown=False):
+            for path in (*(Path(directory, name) for name in names), Path(directory)):
+                with contextlib.suppress(OSError):  # it is gone, or a folder that is not empty
+                    about = path.lstat()
+                    if path != self.folder and about.st_mtime < oldest:
+                        path.rmdir() if path.is_dir() else path.unlink()
+                    elif not path.is_dir():
+                        used += about.st_size
+        self.used_bytes = used

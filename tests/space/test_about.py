@@ -5,11 +5,13 @@ import json
 import shutil
 
 import about
+import httpx
 import pytest
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
 from support.hub import HubServer
+from support.space import served
 
 
 def test_the_page_is_told_names_limits_and_notice(classifier):
@@ -65,10 +67,10 @@ def test_figures_are_listed_and_served_by_plain_names_and_no_links_are_followed(
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
     path.unlink()
     path.symlink_to(tmp_path / "secret.png")
-    assert not served(lambda: about.picture(classifier, f"figures/{name}"))
+    assert not found(lambda: about.picture(classifier, f"figures/{name}"))
 
 
-def served(find) -> bool:
+def found(find) -> bool:
     """True if a file is found; a ValueError is a refusal."""
     try:
         return find() is not None
@@ -95,8 +97,24 @@ def test_examples_are_listed_with_what_they_show_and_only_plain_names_of_the_mod
     for name in ("../config.json", "examples.json", "..", "3.jpg", "1_MEL.jpg\n"):
         assert about.picture(classifier, f"examples/{name}") is None
     (model / "examples" / "secret.jpg").symlink_to("/etc/passwd")
-    assert not served(lambda: about.picture(classifier, "examples/secret.jpg"))
+    assert not found(lambda: about.picture(classifier, "examples/secret.jpg"))
     for damaged in ([{"file": "../config.json", "diagnosis": "MEL"}], [{"file": "1_MEL.jpg"}], [3], {}, "x"):
         (model / "examples" / "examples.json").write_text(json.dumps({"examples": damaged}))
         assert about.about(classifier)["examples"] == []
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_invented_picture_does_not_make_the_server_ask_the_hub(tmp_path, folder, monkeypatch):
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "examples").mkdir()
+    Image.new("RGB", (64, 48)).save(model / "examples" / "1_MEL.jpg")
+    content = {"examples": [{"file": "1_MEL.jpg", "diagnosis": "MEL"}]}
+    (model / "examples" / "examples.json").write_text(json.dumps(content))
+    with HubServer() as hub:
+        hub.connect(monkeypatch, cache=tmp_path)
+        hub.add_repo("me/lesions", model)
+        with served(LesionClassifier.from_pretrained("me/lesions")) as url:
+            hub.log.clear()
+            names = ("examples/1_MEL.jpg", "examples/2.jpg", "figures/invented.png", "figures/other.png")
+            assert [httpx.get(f"{url}/page/{name}").status_code for name in names] == [200, 404, 404, 404]
+    assert not hub.log

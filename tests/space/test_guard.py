@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import guard
 import httpx
@@ -12,6 +13,7 @@ from guard import Guard
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route, Router
+from uploads import Janitor
 
 CALL = "/gradio_api/call/classify"
 
@@ -23,7 +25,7 @@ def guarded(answer: Callable | None = None, **options) -> tuple[Guard, httpx.Asy
         return PlainTextResponse(f"{len(await request.body())} {request.client.host}")
 
     inside = Router([Route("/{path:path}", answer or take, methods=["GET", "POST"])])
-    made = Guard(inside, unclaimed=set(), **options)
+    made = Guard(inside, janitor=Janitor(Path()), unclaimed=set(), **options)
     return made, httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://space")
 
 
@@ -40,9 +42,10 @@ def test_a_visitor_is_slowed_down_and_another_is_not():
     assert made.within_rate("b")
 
 
-def test_uploads_are_bounded_and_refused_where_the_disk_is_nearly_full(monkeypatch):
+def test_uploads_are_bounded_and_counted_until_the_next_sweep(monkeypatch):
     monkeypatch.setattr(guard, "MAX_UPLOAD_BYTES", 1000)
-    _, client = guarded()
+    monkeypatch.setattr(guard, "MAX_FOLDER_BYTES", 3500)
+    made, client = guarded()
 
     async def unannounced(n_bytes: int):
         for _ in range(n_bytes // 100):
@@ -51,14 +54,12 @@ def test_uploads_are_bounded_and_refused_where_the_disk_is_nearly_full(monkeypat
     def upload(content) -> Awaitable[httpx.Response]:
         return client.post("/gradio_api/upload", content=content)
 
-    assert statuses(*map(upload, [bytes(1000), bytes(1001), unannounced(1100), unannounced(900)])) == [
-        200,
-        413,
-        413,
-        200,
-    ]
-    monkeypatch.setattr(guard, "MIN_FREE_BYTES", 10**18)
-    assert statuses(upload(bytes(10)), client.post(CALL, content=b"{}")) == [503, 200]
+    contents = [bytes(1000), bytes(1001), unannounced(1100), unannounced(900), bytes(700), unannounced(100)]
+    assert statuses(*map(upload, contents)) == [200, 413, 413, 200, 503, 503]
+    assert made.janitor.used_bytes == 1000 + 1000 + 900 + 700 + 100
+    assert statuses(client.post(CALL, content=b"{}")) == [200]
+    made.janitor.used_bytes = 0
+    assert statuses(upload(bytes(700))) == [200]
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -72,8 +73,8 @@ def test_any_other_body_is_bounded_before_the_server_sees_it(announced):
         return client.post(f"/gradio_api{route}", content=body if announced else parts(body))
 
     photo = {"path": "/tmp/x.jpg", "orig_name": "x.jpg", "meta": {"_type": "gradio.FileData"}}
-    lists = [json.dumps({"data": [[photo] * n]}).encode() for n in (200, 20_000)]
-    assert statuses(*(post("/call/batch", body) for body in lists)) == [200, 413]
+    lists = [json.dumps({"data": [[photo] * n]}).encode() for n in (200, 201, 20_000)]
+    assert statuses(*(post("/call/batch", body) for body in lists)) == [200, 413, 413]
     text = b'{"photo": "data:image/jpeg;base64,' + b"A" * 30_000_000 + b'"}'
     numbers = b'{"x": [' + b"1," * 150_000 + b"1]}"
     assert statuses(post("/mcp/", text), post("/queue/join", text)) == [200, 413]

@@ -85,14 +85,16 @@ def test_an_untrusted_config_ends_with_a_sentence(folder, tmp_path, capsys, monk
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("static", [[], ["--static"]])
 @pytest.mark.parametrize("port", ["99999", "busy"])
-def test_a_port_that_cannot_be_used_is_refused_in_a_sentence(capsys, port, folder):
+def test_a_port_that_cannot_be_used_is_refused_in_a_sentence(capsys, port, static, folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         busy = str(taken.getsockname()[1])
-        assert app.main(["--model", str(folder), "--port", busy if port == "busy" else port]) == 2
-    said = capsys.readouterr().err
+        assert app.main(["--model", str(folder), "--port", busy if port == "busy" else port, *static]) == 2
+    shown, said = capsys.readouterr()
+    assert not shown
     assert said.startswith("error: ")
     assert "port" in said
     assert said.count("\n") == 1

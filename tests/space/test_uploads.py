@@ -14,7 +14,7 @@ from errors import QuestionError
 from support.space import ROOT
 
 
-def test_old_uploads_and_their_folders_are_deleted_and_young_ones_are_not(tmp_path):
+def test_the_janitor_deletes_old_uploads_and_their_folders_and_counts_the_rest(tmp_path):
     old, new = tmp_path / "a" / "old.jpg", tmp_path / "b" / "new.jpg"
     for file in (old, new):
         file.parent.mkdir()
@@ -22,11 +22,13 @@ def test_old_uploads_and_their_folders_are_deleted_and_young_ones_are_not(tmp_pa
     long_ago = time.time() - uploads.KEEP_UPLOADS_S - 1
     for path in (old, old.parent, tmp_path):
         os.utime(path, (long_ago,) * 2)
-    uploads.sweep(tmp_path)
+    janitor = uploads.Janitor(tmp_path)
+    janitor.sweep()
     assert not old.exists()
     assert new.exists()
+    assert janitor.used_bytes == 5
     os.utime(old.parent, (long_ago,) * 2)  # deleting the file made the folder young again
-    uploads.sweep(tmp_path)
+    janitor.sweep()
     assert not old.parent.exists()
 
 
