@@ -300,12 +300,20 @@ def test_the_summary_says_which_priors_and_which_diagnoses(metrics) -> None:
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_gives_the_numbers_of_training(scored_folder, dataset, metrics, tmp_path, monkeypatch, capsys):
+def test_the_command_gives_the_numbers_of_training_and_scores_heat_maps_where_there_are_masks(
+    scored_folder, dataset, metrics, predictions, tmp_path, monkeypatch, capsys
+):
     hashes = hash_images(dataset)
     monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hashes, n_skipped=3))
-    assert main([str(scored_folder), "--output", str(tmp_path)]) == 0
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    for image_id in predictions["image_id"][predictions["split"] == "test"].head(2):
+        mask.save(tmp_path / f"{image_id}_segmentation.png")
+    assert main([str(scored_folder), "--output", str(tmp_path), "--masks", str(tmp_path)]) == 0
     assert "balanced_accuracy" in capsys.readouterr().out
-    assert read(tmp_path) == metrics
+    found = read(tmp_path)
+    assert found["heat_maps"]["n_images"] == 2
+    assert found == {**metrics, "heat_maps": found["heat_maps"]}
 
 
 def test_a_model_without_splits_says_what_to_give(tmp_path, tiny_model_folder, capsys) -> None:

@@ -309,11 +309,17 @@ def test_unusable_images_stop_the_evaluation_or_are_left_out_and_listed(
     assert "photo_000" in (output / "skipped.csv").read_text()
 
 
-def test_options_that_cannot_work_fail_before_images_are_read(scored, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--masks", "/nope"], "--masks /nope has no file <image_id>_segmentation.png"),
+        (["--official_test", "--dataset", "demo"], "--official_test is of isic2019 alone"),
+    ],
+)
+def test_options_that_cannot_work_fail_before_images_are_read(scored, tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.setattr(command, "load_images", lambda *_, **__: pytest.fail("images were read"))
-    arguments = [str(scored), "--output", str(tmp_path / "out"), "--official_test", "--dataset", "demo"]
-    assert main(arguments) == 1
-    assert "--official_test is of isic2019 alone" in capsys.readouterr().err
+    assert main([str(scored), "--output", str(tmp_path / "out"), *options]) == 1
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
