@@ -2,7 +2,7 @@
 
 Images are split into chunks, which the processes take in turn. A finished chunk is a file in `<output>.parts`, so a kill
 costs at most one chunk a process, and the same command resumes, with any number of processes. The last process to finish
-merges the chunks in the order of the images, and writes `<output>.json` beside the output (provenance and counts).
+merges the chunks in the order of the images, and writes `<output>.json` beside the output (provenance, counts and hash).
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from modeling.classifier import LesionClassifier
 from modeling.engines import BATCH_SIZE
-from modeling.files import flush, read_json
+from modeling.files import ModelFolderError, file_sha256, flush, read_json
 from modeling.images import IMAGE_SUFFIXES
 from modeling.prediction import rounded
 from modeling.rows import Row, columns_of, printable, row_of, write_rows
@@ -75,12 +76,14 @@ def classify_archive(
         processes are still at work.
 
     Raises:
-        ArchiveError: If the inputs cannot be read, or the output cannot be written or is of another run.
+        ArchiveError: If the inputs cannot be read, or the output cannot be written, is damaged or is of another run.
+        ModelFolderError: If two columns would have the same name.
     """
     if output.suffix not in (".csv", ".parquet"):
         raise ArchiveError(f"--output must end in .csv or .parquet, got {output.name!r:.300}.")
     if output.suffix == ".parquet" and not find_spec("pyarrow"):
         raise ArchiveError('Parquet needs pyarrow: pip install -e ".[train]" in a clone; CSV works without it.')
+    columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
     run = {
         **classifier.provenance,
         "priors": {
@@ -90,7 +93,7 @@ def classify_archive(
         "inputs": [printable(os.path.abspath(given)) for given in inputs],
     }
     try:
-        return _classify_archive(classifier, inputs, output, run)
+        return _classify_archive(classifier, inputs, output, run, columns)
     except OSError as error:
         raise ArchiveError(
             f"{output} cannot be written ({error.strerror or error}). Make room, or choose another --output; finished "
@@ -98,46 +101,94 @@ def classify_archive(
         ) from error
 
 
-def _classify_archive(classifier: LesionClassifier, inputs: Sequence[str], output: Path, run: Row) -> Row | None:
-    from filelock import FileLock
-
-    summary, parts = output.with_name(f"{output.name}.json"), output.with_name(f"{output.name}.parts")
-    if output.exists():
-        return _of_same_run(run, summary, output)
-    if not (parts / "run").exists():
-        files = list_files(inputs)
-        parts.mkdir(parents=True, exist_ok=True)
-        _write_whole(parts / "files", files)
-        _write_whole(parts / "run", {"run": run})
-    _of_same_run(run, parts / "run", output)
-    files = json.loads((parts / "files").read_text(encoding="utf-8"))
+def _classify_archive(
+    classifier: LesionClassifier, inputs: Sequence[str], output: Path, run: Row, columns: dict[str, type]
+) -> Row | None:
+    parts = _beside(output, ".parts")
+    with _locked(output):
+        if output.exists():
+            return _finished(run, output)
+        if not (parts / "run").exists() and not any(parts.glob("*.json")):
+            files = list_files(inputs)
+            parts.mkdir(exist_ok=True)
+            _write_whole(parts / "files", files)
+            _write_whole(parts / "run", {"run": run})
+        _of_same_run(run, parts / "run", output)
+        files = _noted_files(output)
     starts = range(0, len(files), CHUNK_SIZE)
     chunks = {parts / f"{start:09d}.json": files[start : start + CHUNK_SIZE] for start in starts}
-    _classify(classifier, chunks, tta=run["tta"])
-    with FileLock(parts / "lock"):  # one process merges
-        if not output.exists() and all(path.exists() for path in chunks):
-            columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
+    try:
+        _classify(classifier, chunks, tta=run["tta"])
+    except FileNotFoundError:
+        if not output.exists():  # else an equal command has finished, and deleted the parts
+            raise
+    with _locked(output):
+        if not output.exists() and all(_is_whole(path, len(names)) for path, names in chunks.items()):
             merged = parts / f"merged{output.suffix}"
             counts = _merge(list(chunks), merged, columns)
-            _write_whole(summary, {"run": run, "notice": classifier.notice, **counts})
+            notes = {"run": run, "notice": classifier.notice, **counts, "sha256": file_sha256(merged)}
+            _write_whole(_beside(output, ".json"), notes)
             merged.replace(output)
-        if output.exists():
-            shutil.rmtree(parts, ignore_errors=True)  # another process may have done it
-            return read_json(summary)
-    return None
+        return _finished(run, output) if output.exists() else None
+
+
+def _beside(output: Path, ending: str) -> Path:
+    return output.with_name(output.name + ending)
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Let one process at a time begin or merge; the lock lies beside the output, since the parts are deleted."""
+    from filelock import FileLock
+
+    path = output.with_name(f".{output.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()  # where no file can be, FileLock would try for ever
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            if output.exists() or not _beside(output, ".parts").exists():
+                path.unlink(missing_ok=True)
+
+
+def _advice(output: Path) -> str:
+    return f"Choose another --output, or move {output} away and delete {output}.parts to start over."
+
+
+def _finished(run: Row, output: Path) -> Row:
+    """Return the content of `<output>.json`, if the output is whole and of this run; delete what is left of its parts."""
+    state = _of_same_run(run, _beside(output, ".json"), output)
+    if file_sha256(output) != state.get("sha256"):
+        raise ArchiveError(f"{output} was changed or damaged after its run. {_advice(output)}")
+    shutil.rmtree(_beside(output, ".parts"), ignore_errors=True)
+    return state
 
 
 def _of_same_run(run: Row, notes: Path, output: Path) -> Row:
     """Return what was noted of an earlier run, which must have been this one."""
-    state = read_json(notes) if notes.exists() else {}
-    before = state.get("run", {})
+    try:
+        state = read_json(notes) if notes.exists() else {}
+    except ModelFolderError as error:
+        raise ArchiveError(f"{error} {_advice(output)}") from error
+    before = state["run"] if isinstance(state.get("run"), dict) else {}
     different = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if different:
         raise ArchiveError(
-            f"{output} exists, or has unfinished work, of another run: {'; '.join(different)}. Choose another --output, or "
-            f"move {output} away and delete {output}.parts to start over."
+            f"{output} exists, or has unfinished work, of another run: {'; '.join(different)}. {_advice(output)}"
         )
     return state
+
+
+def _noted_files(output: Path) -> list[str]:
+    notes = _beside(output, ".parts") / "files"
+    try:
+        files = json.loads(notes.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        files = None
+    if not isinstance(files, list) or not files:
+        raise ArchiveError(f"{notes} is damaged. {_advice(output)}")
+    return files
 
 
 def _write_whole(path: Path, content: Any) -> None:
@@ -149,13 +200,22 @@ def _write_whole(path: Path, content: Any) -> None:
 
 
 def _classify(classifier: LesionClassifier, chunks: dict[Path, list[str]], *, tta: bool) -> None:
-    """Classify this process' share of the chunks, unless an earlier run did."""
+    """Classify this process' share of the chunks, unless an earlier run did; damaged ones are classified again."""
     rank, count = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    mine = [(path, names) for path, names in list(chunks.items())[rank::count] if not path.exists()]
+    mine = [(path, names) for path, names in list(chunks.items())[rank::count] if not _is_whole(path, len(names))]
     images = tqdm([name for _, names in mine for name in names], unit=" images", disable=rank != 0)
     answers = classifier.predict_each(images, tta=tta)
     for path, names in mine:
         _write_whole(path, [row_of(answer, name) for name, answer in zip(names, answers, strict=False)])
+
+
+def _is_whole(path: Path, n_images: int) -> bool:
+    """True if the chunk was finished, and not damaged since."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(rows, list) and len(rows) == n_images
 
 
 def _merge(chunks: Sequence[Path], merged: Path, columns: dict[str, type]) -> Counter[str]:

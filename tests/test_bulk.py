@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,7 +20,6 @@ from pyarrow import parquet
 from modeling import bulk
 from modeling.bulk import CHUNK_SIZE, ArchiveError, classify_archive, list_files
 from modeling.classifier import LesionClassifier
-from modeling.files import ModelFolderError
 from modeling.labels import NOTICE
 from modeling.predictor import main
 from support.corpus import make_corpus
@@ -209,7 +209,7 @@ def test_two_processes_write_what_one_writes_and_go_on_from_each_other(
     classify_archive(classifier, [str(folder)], tmp_path / "one.csv")
     result = launch_two(tiny_model_folder, folder, "--output", tmp_path / "two.csv")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count(f"one row for each image. Images: {count}.") == 1
+    assert f"one row for each image. Images: {count}." in result.stdout
     one, two = rows_of(tmp_path / "one.csv"), rows_of(tmp_path / "two.csv")
     assert [row["image"] for row in two] == [row["image"] for row in one]
     np.testing.assert_allclose(probabilities(two, classifier.codes), probabilities(one, classifier.codes), atol=1e-6)
@@ -233,6 +233,49 @@ def test_the_process_that_ends_last_merges(classifier, pictures, tmp_path, count
     assert summary["images"] == 2 * CHUNK_SIZE + 9
     assert [row["image"] for row in rows_of(output)] == list_files([str(images)])
     assert not (tmp_path / "out.csv.parts").exists()
+
+
+def test_two_equal_commands_at_once_give_one_whole_output(classifier, pictures, tmp_path, monkeypatch):
+    images, output = many(tmp_path / "in", pictures, 2 * CHUNK_SIZE + 9), tmp_path / "out.csv"
+    predict_each, summaries = classifier.predict_each, []
+
+    def overtaken(given, **more):
+        """Answer after the first chunk when an equal command, which starts here, has finished."""
+        monkeypatch.setattr(classifier, "predict_each", predict_each)
+        for number, answer in enumerate(predict_each(given, **more)):
+            if number == CHUNK_SIZE:
+                other = threading.Thread(
+                    target=lambda: summaries.append(classify_archive(classifier, [str(images)], output))
+                )
+                other.start()
+                other.join()
+                assert not (tmp_path / "out.csv.parts").exists()
+            yield answer
+
+    monkeypatch.setattr(classifier, "predict_each", overtaken)
+    summary = classify_archive(classifier, [str(images)], output)
+    assert summaries == [summary]
+    assert [row["image"] for row in rows_of(output)] == list_files([str(images)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.csv", "out.csv.json"]
+
+
+def test_a_process_that_begins_waits_for_one_that_merges(classifier, pictures, tmp_path, monkeypatch):
+    images, output = many(tmp_path / "in", pictures, 5), tmp_path / "out.csv"
+    merge, summaries = bulk._merge, []
+    other = threading.Thread(target=lambda: summaries.append(classify_archive(classifier, [str(images)], output)))
+
+    def slow(*arguments):
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        return merge(*arguments)
+
+    monkeypatch.setattr(bulk, "_merge", slow)
+    classified = counted(classifier, monkeypatch)
+    summary = classify_archive(classifier, [str(images)], output)
+    other.join()
+    assert summaries == [summary]
+    assert len(classified) == 5
 
 
 # ---- which files ---------------------------------------------------------------------------------------------------
@@ -316,6 +359,16 @@ def test_csv_from_files_needs_no_training_library_and_parquet_says_which(tiny_mo
 # ---- damage and errors ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("damage", [b"", b"image,verdict\r\nmine,\r\n"])
+def test_a_finished_output_that_was_changed_is_not_called_complete(classifier, pictures, tmp_path, damage):
+    folder, output = many(tmp_path / "in", pictures, 3), tmp_path / "out.csv"
+    classify_archive(classifier, [str(folder)], output)
+    output.write_bytes(damage)
+    with pytest.raises(ArchiveError, match=r"was changed or damaged after its run\. Choose another --output"):
+        classify_archive(classifier, [str(folder)], output)
+    assert output.read_bytes() == damage
+
+
 def test_names_that_a_spreadsheet_would_run_are_made_harmless(classifier, pictures, tmp_path, monkeypatch):
     names = ["+1.jpg", "-rf.jpg", "=1+1.jpg", "@x.jpg", "\tx.jpg", "a.jpg"]
     monkeypatch.chdir(tmp_path)
@@ -354,19 +407,50 @@ def unfinished(classifier, pictures, folder: Path, monkeypatch) -> tuple[Path, P
     return images, output
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_damaged_notes_of_a_run_are_named_and_its_work_is_kept(classifier, pictures, tmp_path, monkeypatch, content):
+def test_half_a_chunk_is_classified_again_and_the_others_are_kept(classifier, pictures, tmp_path, monkeypatch):
+    images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
+    classify_archive(classifier, [str(images)], tmp_path / "x.csv")
+    for path in sorted((tmp_path / "out.csv.parts").glob("0*.json"))[1:]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    classified = counted(classifier, monkeypatch)
+    classify_archive(classifier, [str(images)], output)
+    assert len(classified) == CHUNK_SIZE + 3
+    assert output.read_bytes() == (tmp_path / "x.csv").read_bytes()
+
+
+def test_another_process_leaves_a_damaged_chunk_to_the_one_whose_share_it_is(
+    classifier, pictures, tmp_path, monkeypatch
+):
+    images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
+    (tmp_path / "out.csv.parts" / f"{CHUNK_SIZE:09}.json").write_bytes(b"")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        summary = classify_archive(classifier, [str(images)], output)
+        assert bool(summary) == (rank == 1)
+    assert len(rows_of(output)) == 2 * CHUNK_SIZE + 3
+
+
+@pytest.mark.parametrize("note", ["run", "files"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"run": 5}', "\0" * 100])
+def test_damaged_notes_of_a_run_are_named_and_its_work_is_kept(
+    classifier, pictures, tmp_path, monkeypatch, content, note
+):
     images, output = unfinished(classifier, pictures, tmp_path, monkeypatch)
     parts = tmp_path / "out.csv.parts"
-    notes = (parts / "run").read_text()
-    (parts / "run").write_text(content)
-    with pytest.raises((ArchiveError, ModelFolderError), match=r"parts/run\b|unfinished work.*delete .* to start over"):
+    notes = (parts / note).read_text()
+    (parts / note).write_text(content)
+    with pytest.raises(ArchiveError, match=rf"(parts/{note}\b|unfinished work).*delete .* to start over"):
         classify_archive(classifier, [str(images)], output)
     assert len(list(parts.glob("0*.json"))) == 3
-    (parts / "run").write_text(notes)
+    (parts / note).write_text(notes)
     classified = counted(classifier, monkeypatch)
     assert classify_archive(classifier, [str(images)], output)["images"] == 2 * CHUNK_SIZE + 3
     assert not classified
+    (tmp_path / "out.csv.json").write_text(content)
+    with pytest.raises(ArchiveError, match="Choose another --output, or move"):
+        classify_archive(classifier, [str(images)], output)
+    assert output.exists()
 
 
 @pytest.mark.parametrize(
