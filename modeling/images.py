@@ -112,6 +112,12 @@ def _check_bytes(n_bytes: int, name: str) -> None:
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header; the pixels wait for `load`."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        # The switch is global to the process: changing it here would race with whoever set it.
+        raise ImageError(
+            f"{name} cannot be checked: this program set PIL.ImageFile.LOAD_TRUNCATED_IMAGES, so that incomplete "
+            "images would pass, grey where a part is missing. Set it to False."
+        )
     if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
         return _open_heic(data, name)
     if data.startswith(b"\xff\xd8"):

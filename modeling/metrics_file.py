@@ -180,11 +180,14 @@ def _checked(content: dict[str, Any], path: Path) -> Metrics:
         if long or (isinstance(value, int | float) and abs(value) > MAX_NUMBER) or depth > MAX_DEPTH:
             raise ModelFolderError(f"{path} is damaged: {shortened(place)}: {shortened(value)}; {advice}")
     try:
-        return Metrics.model_validate(content)
+        metrics = Metrics.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelFolderError(f"{path} is damaged: {shortened(where)}: {first['msg'][:200]}; {advice}") from error
+    if set(metrics.test.per_class) != set(metrics.model.codes):
+        raise ModelFolderError(f"{path} is damaged: test is not about the diagnoses of model.codes; {advice}")
+    return metrics
 
 
 def _values(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from modeling.files import ModelFolderError
 from modeling.images import ImageError
 from modeling.labels import diagnosis_of
 from modeling.prediction import Prediction, rounded
@@ -38,10 +39,17 @@ def row_of(answer: Prediction | ImageError, name: str) -> Row:
 
 
 def columns_of(codes: Sequence[str], operating_points: Sequence[str]) -> dict[str, type]:
-    """Return the columns of such rows in order, with the type of their values."""
+    """Return the columns of such rows in order, with the type of their values.
+
+    Raises:
+        ModelFolderError: If two columns would have the same name.
+    """
     columns: list[tuple[str, type]] = [(name, float if name == "probability" else str) for name in ANSWER_COLUMNS]
     columns += [(name, float) for name in (*codes, *malignant_probability(dict.fromkeys(codes, 0.0)))]
     columns += [("abstained", bool), ("reason", str), *((name, bool) for name in operating_points), ("error", str)]
+    names = [name for name, _ in columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ModelFolderError(f"the model has a diagnosis named {', '.join(twice)}, as another column is; rename it.")
     return dict(columns)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from modeling.images import MAX_FILE_BYTES, ImageError, decode_image
@@ -271,6 +271,12 @@ def test_a_lazy_image_that_is_incomplete_is_refused():
     data = encode(picture(), "JPEG")
     with Image.open(io.BytesIO(data[: len(data) // 2])) as image, pytest.raises(ImageError, match="incomplete"):
         decode_image(image)
+
+
+def test_a_program_that_lets_incomplete_images_pass_is_told_so(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ImageError, match="LOAD_TRUNCATED_IMAGES"):
+        decode_image(encode(picture(), "JPEG")[:-500])
 
 
 # ---- real photographs ----

@@ -101,6 +101,12 @@ def test_a_baseline_that_was_not_measured_is_read_as_older_files_have_it(changed
     assert changed("baselines/metadata_only", entry)["baselines"]["metadata_only"] == entry
 
 
+def test_a_file_about_other_diagnoses_than_its_own_is_refused(changed, content) -> None:
+    others = {code.lower(): scores for code, scores in content["test"]["per_class"].items()}
+    with pytest.raises(ModelFolderError, match=r"test is not about the diagnoses of model\.codes; remove it and make"):
+        changed("test/per_class", others)
+
+
 def test_a_file_of_another_schema_says_how_to_make_it_again(changed) -> None:
     with pytest.raises(ModelFolderError, match=r"has schema 2 and this version reads 3; remove it and make it again"):
         changed("schema_version", 2)

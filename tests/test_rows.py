@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from modeling.files import ModelFolderError
 from modeling.images import ImageError
 from modeling.prediction import Prediction
 from modeling.rows import columns_of, malignant_probability, row_of, write_rows
@@ -68,3 +69,10 @@ def test_a_row_has_the_columns_of_the_table():
     assert columns["MEL@95"] is bool
     assert columns["probability"] is columns["malignant_probability"] is float
     assert row_of(ImageError("damaged"), "a\udcff.jpg") == {"image": "a\\xff.jpg", "error": "damaged"}
+
+
+def test_a_diagnosis_named_as_another_column_is_refused():
+    with pytest.raises(ModelFolderError, match="a diagnosis named error, reason, as another"):
+        columns_of(["MEL", "error", "reason"], [])
+    with pytest.raises(ModelFolderError, match="a diagnosis named MEL, as another"):
+        columns_of(["MEL", "NV"], ["MEL"])
