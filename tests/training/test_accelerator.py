@@ -34,7 +34,7 @@ def test_bf16_is_chosen_where_the_gpu_computes_it_and_not_where_it_is_emulated(m
 
 def test_the_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setattr("modeling.runtime.available_cores", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)), raising=False)
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     make_accelerator(parse_options([]))

@@ -64,7 +64,7 @@ def test_an_incomplete_last_batch_is_left_out_of_training_only(data, tmp_path):
 
 def test_the_processes_of_one_machine_share_its_cores(data, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setattr("modeling.runtime.available_cores", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)), raising=False)
     model = build_model("test_efficientnet", num_classes=2, size_px=32, pretrained=False)
     loaders = make_loaders(run_with(tmp_path, "--image_size", "32"), data, model)
     assert {loader.num_workers for loader in loaders.values()} == {3}
