@@ -213,6 +213,7 @@ def multiplying() -> list:
     return [*nodes, *(helper.make_node("ReduceMean", ["m2000"], [name]) for name in ("logits", "features"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [(doubling, "Failed to allocate memory|4 GiB of memory"), (multiplying, "stopped after 3 s of computing")],

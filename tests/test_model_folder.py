@@ -328,6 +328,7 @@ def test_a_folder_has_no_revision(folder):
         LesionClassifier.from_pretrained(folder, revision="v1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "words"),
     [

@@ -81,6 +81,7 @@ def test_evaluation_commands_are_accepted(arguments, capsys):
     assert "there is no such folder here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [("python", "-m", "modeling.predictor"), ("python", "space/app.py")], ids=" ".join)
 def test_the_options_of_other_commands_are_in_their_help(start):
     text = subprocess.run(
@@ -91,6 +92,7 @@ def test_the_options_of_other_commands_are_in_their_help(start):
             assert option in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_blocks_run_against_a_hub(number, tiny_model_folder, lesion_image, tmp_path):
     code = blocks("python")[number]

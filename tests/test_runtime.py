@@ -34,6 +34,8 @@ print(sum(faults[-2:]))
 HELD = """
 import os, sys, threading
 from modeling.runtime import prepare_process, prepare_server
+
+pytestmark = pytest.mark.slow
 {"process": prepare_process, "server": prepare_server}[sys.argv[1]]()
 
 def resident_mb():

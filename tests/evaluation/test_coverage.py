@@ -7,6 +7,8 @@ from modeling.calibration import log_softmax
 from modeling.evaluation.metrics import score_calibration
 from modeling.evaluation.split import Split
 
+pytestmark = pytest.mark.slow
+
 CODES = ("BCC", "BKL", "MEL", "NV")
 PRIORS, SEPARATION, LESION_VARIANCE = np.array([0.06, 0.12, 0.12, 0.7]), 2.0, 0.6
 N_TRIALS = 500
@@ -26,7 +28,6 @@ def photographed(n_lesions: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     return log_softmax(np.log(PRIORS) - distances / 2), labels[lesions], lesions
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "n_lesions",
     [

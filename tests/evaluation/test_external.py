@@ -196,6 +196,7 @@ def external_metrics(scored, elsewhere, tmp_path_factory) -> tuple[dict, pd.Data
     return metrics, pd.read_csv(output / "predictions.csv"), printed.getvalue()
 
 
+@pytest.mark.slow
 def test_planted_images_are_left_out_and_all_others_are_test(external_metrics):
     metrics, predictions, printed = external_metrics
     assert sum(metrics["external"]["left_out"].values()) == N_PLANTED

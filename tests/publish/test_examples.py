@@ -33,6 +33,7 @@ def read(folder):
     return listed, [(entry["diagnosis"], folder / "examples" / entry["file"]) for entry in listed["examples"]]
 
 
+@pytest.mark.slow
 def test_the_demo_brings_an_image_of_each_diagnosis_and_one_to_abstain_on(folder):
     classifier = LesionClassifier.from_pretrained(folder)
     write_demo_examples(folder, classifier)

@@ -32,6 +32,8 @@ from stress.push_faults import Case, copy_sources, hurried_client, make_model_fo
 from support.hub import FINE_TOKEN, FREE_TOKEN, GUEST_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
 from support.ports import free_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

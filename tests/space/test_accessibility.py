@@ -11,6 +11,8 @@ import pytest
 from modeling.classifier import LesionClassifier
 from support.space import POINTS, answered, choose, make_model, served, served_static, visit
 
+pytestmark = pytest.mark.slow
+
 AXE = "axe-core@4.14.1"
 
 

@@ -21,6 +21,8 @@ from modeling.model_folder import released_model
 from support.corpus import make_corpus
 from support.space import POINTS, answered, drawings, make_model, served_static, text_of, visit
 
+pytestmark = pytest.mark.slow
+
 MIX = {"BCC": 0.05, "BKL": 0.10, "MEL": 0.15, "NV": 0.70}
 N_PHOTOS = int(os.environ.get("LESION_TEST_BROWSER_PHOTOS", "40"))
 # The page's own modules are imported into the page, whose policy allows them.

@@ -16,6 +16,8 @@ from modeling.formatting import percent
 from modeling.prediction import rounded
 from support.space import POINTS, answered, choose, make_model, served, served_static, text_of, visit, zipped
 
+pytestmark = pytest.mark.slow
+
 MIX = {"BCC": 0.05, "BKL": 0.10, "MEL": 0.15, "NV": 0.70}
 LOW = tuple(replace(point, threshold=0.01) for point in POINTS)  # reached by every photo
 HIGH = tuple(replace(point, threshold=0.99) for point in POINTS)  # reached by none

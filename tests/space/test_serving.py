@@ -32,6 +32,8 @@ from stress.space_soak import (
 from support.hub import HubServer
 from support.ports import free_port
 
+pytestmark = pytest.mark.slow
+
 MCP_HEADERS = {"Accept": "application/json, text/event-stream"}
 
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from stress import fuzz_config
 from stress.fuzz_images import mutated
 
+pytestmark = pytest.mark.slow
+
 SHORT = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
