@@ -73,6 +73,7 @@ def probabilities(rows: list[dict], codes) -> np.ndarray:
     return np.array([[float(row[code]) for code in codes] for row in rows])
 
 
+@pytest.mark.slow
 def test_every_file_of_the_corpus_gives_one_row_and_the_answer_of_predict(
     tiny_model_folder, classifier, tmp_path, capsys
 ):
@@ -135,6 +136,7 @@ def counted(classifier, monkeypatch) -> list:
     return images
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_redoing_or_losing_a_row(
     classifier, tiny_model_folder, pictures, tmp_path, monkeypatch
 ):
@@ -201,6 +203,7 @@ def launch_two(*arguments):
     return subprocess.run(command, cwd=ROOT, env=TWO_ON_CPU, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes_and_go_on_from_each_other(
     classifier, tiny_model_folder, pictures, tmp_path
 ):
@@ -215,6 +218,7 @@ def test_two_processes_write_what_one_writes_and_go_on_from_each_other(
     np.testing.assert_allclose(probabilities(two, classifier.codes), probabilities(one, classifier.codes), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_with_the_reason_of_the_first(tiny_model_folder, tmp_path):
     result = launch_two(tiny_model_folder, tmp_path / "not" / "there" / "x", "--output", tmp_path / "o.csv")
     assert result.returncode != 0
