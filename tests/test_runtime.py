@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 needs_mallopt = pytest.mark.skipif(
     os.name != "posix" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="mallopt is glibc's"
 )
@@ -34,8 +36,6 @@ print(sum(faults[-2:]))
 HELD = """
 import os, sys, threading
 from modeling.runtime import prepare_process, prepare_server
-
-pytestmark = pytest.mark.slow
 {"process": prepare_process, "server": prepare_server}[sys.argv[1]]()
 
 def resident_mb():

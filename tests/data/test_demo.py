@@ -20,6 +20,8 @@ from modeling.data.splits import make_splits
 from modeling.labels import CODES, REFERENCE_CODES
 from support.hashes import hash_images
 
+pytestmark = pytest.mark.slow
+
 Artefact = Callable[[Image.Image, np.random.Generator], Image.Image]
 ARTEFACTS = [draw_hair, draw_ruler, draw_vignette, draw_ink]
 

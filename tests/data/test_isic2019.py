@@ -434,6 +434,7 @@ def test_without_a_folder_the_official_files_are_downloaded_once(copy: Path, mon
     )  # the server is gone: this comes from the cache
 
 
+@pytest.mark.slow
 def test_the_real_images_are_all_read_with_their_metadata(real_data: Path) -> None:
     dataset = load_images("isic2019", data_dir=real_data / "isic2019").dataset
     assert dataset.num_rows == 10015

@@ -186,6 +186,7 @@ def test_an_answer_that_was_fetched_or_never_asked_for_is_not_waited_for(url):
             assert "has been fetched" in answer.json()["error"]
 
 
+@pytest.mark.slow
 def test_fifty_photographs_get_the_answers_of_the_predictor(real_data, folder):
     files = sorted((real_data / "originals").glob("*.jpg"))[:50]
     classifier = LesionClassifier.from_pretrained(folder, device="cpu")
@@ -208,6 +209,7 @@ def test_fifty_photographs_get_the_answers_of_the_predictor(real_data, folder):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_file_of_the_hostile_corpus_is_answered_or_refused_with_a_sentence(url, tmp_path):
     from support.corpus import make_corpus
 
