@@ -289,7 +289,7 @@ def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> N
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
 def test_a_rule_of_few_images_can_be_saved_and_read(n: int) -> None:
-    """A dry run has one image of each diagnosis."""
+    """The smallest val has one image of each diagnosis."""
     rng = np.random.default_rng(0)
     rule = AbstentionRule.fit(5 * rng.normal(size=(n, 2)), rng.normal(size=(n, 256)), np.arange(n))
     assert checked(AbstentionRule, plain(rule), "here").threshold == rule.threshold
