@@ -10,7 +10,7 @@ from typing import Any
 from batches import MAX_IMAGES
 from errors import FAULT, note_fault
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uploads import Janitor
@@ -41,11 +41,7 @@ PAGE_HEADERS = {
 
 
 class RefusedError(Exception):
-    """A request that is not passed on, with the status and the sentence that the visitor gets."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+    """A request that is not passed on; its arguments are the status and the sentence that the visitor gets."""
 
 
 class Guard:
@@ -68,10 +64,9 @@ class Guard:
         self.budgets: dict[str, tuple[float, float]] = {}  # address → (requests left, when)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or refuse a request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
-        path, begun, refusal = scope["path"], False, RefusedError(500, FAULT)
+        path, begun, status, sentence = scope["path"], False, 500, FAULT
         is_call = scope["method"] == "POST" and path.startswith(f"{API}/call/")
 
         async def send_guarded(message: Message) -> None:
@@ -90,15 +85,14 @@ class Guard:
         try:
             return await self.app(scope, await self.checked(scope, receive), send_guarded)
         except RefusedError as error:
-            refusal = error
+            status, sentence = error.args
         except ClientDisconnect:
             return None
         except Exception as error:  # its message may hold the whole request, and the server would log it
             note_fault(error)
         if not begun:
-            wait = {"Retry-After": "60"} if refusal.status == 429 else {}
-            answer = JSONResponse({"error": refusal.sentence}, refusal.status, {**HEADERS, **wait})
-            await answer(scope, receive, send)
+            wait = {"Retry-After": "60"} if status == 429 else {}
+            await JSONResponse({"error": sentence}, status, {**HEADERS, **wait})(scope, receive, send)
 
     async def checked(self, scope: Scope, receive: Receive) -> Receive:
         """Return what passes on the body of a request that may be answered."""
@@ -137,13 +131,9 @@ class Guard:
 
         if is_upload:
             return read
-        body, more = bytearray(), True
-        while more:
-            message = await read()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        check_json(PHOTO_TEXT.sub(b'""', body) if is_mcp else bytes(body))
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        body = await Request(scope, read).body()
+        check_json(PHOTO_TEXT.sub(b'""', body) if is_mcp else body)
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
             return whole.pop() if whole else await receive()
