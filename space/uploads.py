@@ -57,24 +57,16 @@ def received(sent: object, name: object = None) -> Photo:
     if isinstance(sent, dict):
         name = sent.get("orig_name") or sent.get("name") or name
         sent = sent.get("path") or sent.get("photo")
-    if not isinstance(sent, str):
-        raise QuestionError(NO_PHOTO)
-    if sent.startswith("data:"):
-        head, _, body = sent.partition(",")
-        data = b""
-        with contextlib.suppress(ValueError):
-            data = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
-        if not data:
-            raise QuestionError(NO_PHOTO)
-        return Photo(data, shown_name(str(name or "photo")))
-    if sent.startswith(("http:", "https:")):
+    if isinstance(sent, str) and sent.startswith(("http:", "https:")):
         raise QuestionError("This server fetches nothing for visitors: send the file itself, not its address.")
-    inside = False
-    with contextlib.suppress(ValueError, OSError):  # a NUL, or a name that is too long
-        inside = Path(sent).resolve().is_relative_to(tempfolder.FOLDER.resolve())
-    if not inside:
-        raise QuestionError(NO_PHOTO)
-    return Photo(sent, shown_name(str(name or sent)))
+    with contextlib.suppress(ValueError, OSError):  # no base64, a NUL, or a name that is too long
+        if isinstance(sent, str) and sent.startswith("data:"):
+            head, _, body = sent.partition(",")
+            if head.endswith(";base64") and (data := base64.b64decode(body, validate=True)):
+                return Photo(data, shown_name(str(name or "photo")))
+        elif isinstance(sent, str) and Path(sent).resolve().is_relative_to(tempfolder.FOLDER.resolve()):
+            return Photo(sent, shown_name(str(name or sent)))
+    raise QuestionError(NO_PHOTO)
 
 
 def shown_name(name: str) -> str:
