@@ -21,7 +21,13 @@ PICTURE = re.compile(r"(figures|examples)/[\w-]{1,100}\.(png|jpg)")
 
 def about(classifier: LesionClassifier) -> dict[str, Any]:
     """Return what the page shows before it is asked for an answer; docs/api.md lists the keys."""
-    metrics, problem = numbers(classifier)
+    metrics: dict[str, Any] | None = None
+    problem: str | None = f"The model was published without {METRICS_NAME}."
+    try:
+        if path := file_beside(classifier.source, METRICS_NAME):
+            metrics, problem = read_metrics(path), None
+    except ModelFolderError as error:
+        problem = f"The numbers of this model cannot be shown: {error}"
     examples, source = examples_of(classifier)
     return {
         "model": {
@@ -43,15 +49,6 @@ def about(classifier: LesionClassifier) -> dict[str, Any]:
             {**figure, "src": f"page/figures/{figure['file']}"} for figure in (metrics or {}).get("figures", [])
         ],
     }
-
-
-def numbers(classifier: LesionClassifier) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the checked content of metrics.json, or why there is none."""
-    try:
-        path = file_beside(classifier.source, METRICS_NAME)
-        return (read_metrics(path), None) if path else (None, f"The model was published without {METRICS_NAME}.")
-    except ModelFolderError as error:
-        return None, f"The numbers of this model cannot be shown: {error}"
 
 
 def examples_of(classifier: LesionClassifier) -> tuple[list[dict[str, Any]], str]:

@@ -49,7 +49,6 @@ class Photo:
             raise ImageError(f"{self.name} {EXPIRED}") from None
 
     def data(self) -> bytes:
-        """Return the bytes of the file."""
         with self.open() as file:
             return file.read()
 

@@ -16,7 +16,6 @@ from uploads import shown_name
 from modeling.classifier import LesionClassifier
 from modeling.images import MAX_FILE_BYTES, ImageError
 from modeling.labels import diagnosis_of
-from modeling.prediction import Prediction
 from modeling.rows import columns_of, malignant_probability, write_rows
 
 MAX_IMAGES = 200
@@ -25,6 +24,7 @@ MAX_DIRECTORY_BYTES = 1_000_000  # an entry takes about 100 bytes
 BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a bound
 NO_PHOTO = re.compile(r"__MACOSX/|.*/$|(.*/)?\.[^/]*$|.*\.(csv|txt|json|md|pdf|xml|html)$", re.IGNORECASE)
 THUMBNAIL_SIDE_PX = 96
+SHARED = ("provenance", "notice", "priors")  # by all rows of a batch, so no row repeats them
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class PackedPhoto(Photo):
     info: zipfile.ZipInfo
 
     def data(self) -> bytes:
-        """Return the unpacked bytes."""
         if self.info.flag_bits & 1 or self.info.compress_type not in BOUNDED_METHODS:
             raise ImageError(
                 f"{self.name} is encrypted or packed by an unusual method; pack it without a password, by deflate."
@@ -66,21 +65,14 @@ def classify_rows(
         with turn():
             try:
                 image = photo.decode()
-                row |= row_fields(classifier.predict(image))
+                prediction = classifier.predict(image)
+                row |= {key: value for key, value in prediction.to_dict().items() if key not in SHARED}
+                row["diagnosis_name"] = diagnosis_of(prediction.diagnosis).name
+                row |= malignant_probability(prediction.probabilities)
                 row["thumbnail"] = images_out.jpeg_uri(image, THUMBNAIL_SIDE_PX)
             except ImageError as error:
                 row["error"] = str(error)
         yield number + 1, len(photos), row
-
-
-def row_fields(prediction: Prediction) -> dict[str, Any]:
-    """Return one prediction as a row: `Prediction.to_dict` without what all rows share, the name, and one sum."""
-    shared = ("provenance", "notice", "priors")
-    return {
-        **{key: value for key, value in prediction.to_dict().items() if key not in shared},
-        "diagnosis_name": diagnosis_of(prediction.diagnosis).name,
-        **malignant_probability(prediction.probabilities),
-    }
 
 
 def table(classifier: LesionClassifier, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +84,9 @@ def table(classifier: LesionClassifier, rows: Sequence[dict[str, Any]]) -> dict[
     columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
     flat = (
         {
-            **{**row, "image": row["name"], "flagged": "; ".join(row.get("flagged", ()))},
+            **row,
+            "image": row["name"],
+            "flagged": "; ".join(row.get("flagged", ())),
             **row.get("probabilities", {}),
             **row.get("operating_points", {}),
             **classifier.provenance,

@@ -47,7 +47,6 @@ class Sent:
     value: Any
 
     def photos(self) -> list[answers.Photo]:
-        """Return a list of photos."""
         if not isinstance(self.value, list):
             raise QuestionError("The photos are missing: send a list of them.")
         return [uploads.received(one, f"photo-{number}") for number, one in enumerate(self.value, 1)]

@@ -34,7 +34,6 @@ def fit_within(image: Image.Image, side_px: int) -> Image.Image:
 
 
 def jpeg(image: Image.Image, *, quality: int = 85) -> bytes:
-    """Encode an image as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -44,7 +44,6 @@ INPUTS = {
     "priors": {"anyOf": [{"type": "string"}, {"type": "object"}], "description": PRIORS},
 }
 
-
 TEXT, TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
 ANSWER: dict[str, Any] = {
     **{"verdict": TEXT, "diagnosis": TEXT, "probability": {"type": "number"}, "reason": TEXT_OR_NULL},
@@ -55,7 +54,6 @@ ANSWER: dict[str, Any] = {
 }
 ROWS = {"type": "array", "items": schema({**ANSWER, "name": TEXT, "error": TEXT_OR_NULL}, ["name", "error"])}
 ONE, MANY = schema({**ANSWER, "notice": TEXT}), schema({"rows": ROWS, "csv": TEXT, "notice": TEXT})
-
 
 TOOLS = {
     name: Tool(

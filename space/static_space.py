@@ -28,7 +28,6 @@ HUB = "https://huggingface.co"
 # Model files come from the Hub's own storage hosts, to which it redirects.
 HUB_HOSTS = (HUB, "https://*.huggingface.co", "https://*.hf.co")
 BUILD_TIMEOUT_S = 600
-MODEL_PREFIX = "/model/"
 MODEL_FILES = re.compile(r"config\.json|metrics\.json|onnx/model\.onnx|(figures|examples)/[\w-]+\.(png|jpg|json)")
 HEADER = """---
 title: Skin lesion classifier
@@ -72,16 +71,10 @@ class BuildError(RuntimeError):
 def static_files(model_id: str, revision: str) -> dict[str, bytes]:
     """Return the files of a static Space for a model on the Hub, by path in the Space's repository.
 
-    Args:
-        model_id: "me/name".
-        revision: Full commit hash, so that page and model belong together.
+    The revision is a full commit hash, so that page and model belong together.
     """
-    origin = {
-        "model_id": model_id,
-        "revision": revision,
-        "model_url": f"{HUB}/{model_id}/resolve/{revision}/",
-        "model_hosts": HUB_HOSTS,
-    }
+    url = f"{HUB}/{model_id}/resolve/{revision}/"
+    origin = {"model_id": model_id, "revision": revision, "model_url": url, "model_hosts": HUB_HOSTS}
     readme = HEADER.format(model_id=model_id, revision=revision)
     return {**page_files(origin), "README.md": readme.encode()}
 
@@ -93,8 +86,8 @@ def page_files(origin: dict[str, Any]) -> dict[str, bytes]:
     return {
         **{name: content for name, content in files.items() if name not in SERVER_ONLY},
         "texts.json": TEXTS.read_bytes(),
-        "labels.json": _json(labels),
-        "page.json": _json({**origin, "package_version": __version__}),
+        "labels.json": json.dumps(labels, indent=1).encode(),
+        "page.json": json.dumps({**origin, "package_version": __version__}, indent=1).encode(),
     }
 
 
@@ -167,12 +160,7 @@ def page_app(model: str | Path, *, revision: str | None = None) -> Any:
     from starlette.staticfiles import StaticFiles
 
     source = resolve_model_folder(model, revision)
-    origin = {
-        "model_id": source.model_id,
-        "revision": source.revision,
-        "model_url": MODEL_PREFIX.removeprefix("/"),
-        "model_hosts": (),
-    }
+    origin = {"model_id": source.model_id, "revision": source.revision, "model_url": "model/", "model_hosts": ()}
     for ending in (".js", ".mjs"):
         mimetypes.add_type("text/javascript", ending)  # whatever the host's own list says
 
@@ -190,7 +178,7 @@ def page_app(model: str | Path, *, revision: str | None = None) -> Any:
 
     return Starlette(
         routes=[
-            Route(f"{MODEL_PREFIX}{{name:path}}", of_model),
+            Route("/model/{name:path}", of_model),
             Mount("/", StaticFiles(directory=build(origin), html=True)),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=with_headers)],
@@ -202,7 +190,3 @@ def _digest(files: dict[str, bytes]) -> str:
     for name, content in sorted(files.items()):
         digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:16]
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode()

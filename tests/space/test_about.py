@@ -56,7 +56,8 @@ def test_figures_are_listed_and_served_by_plain_names_and_no_links_are_followed(
     model, name = shutil.copytree(folder, tmp_path / "model"), "roc.png"
     classifier = LesionClassifier.from_pretrained(model)
     figures = [{"file": name, "title": "ROC", "caption": "A curve.", "alt": "A curve."}]
-    monkeypatch.setattr(about, "numbers", lambda classifier: ({"figures": figures}, None))
+    (model / "metrics.json").write_text("{}")
+    monkeypatch.setattr(about, "read_metrics", lambda path: {"figures": figures})
     assert about.about(classifier)["figures"] == [{**figures[0], "src": f"page/figures/{name}"}]
     path = model / "figures" / name
     path.parent.mkdir(exist_ok=True)
