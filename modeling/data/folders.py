@@ -45,18 +45,25 @@ def list_folder(folder: Path, files: Sequence[str]) -> Listing:
     if unread := [path for path in files if posixpath.basename(path) in OTHER_TABLES]:
         raise DataError(f"{folder / unread[0]} is not read: write the table as {TABLE_NAME}, or remove it.")
     images = pd.Index([path for path in files if is_image(path)], dtype=object)  # names that are not valid text, too
-    has_splits = _has_splits(folder, images)
+    tops = {path.split("/")[0] for path in images if "/" in path}
+    named = {top for top in tops if top.lower() in GIVEN_NAMES}
+    if named and named != tops:
+        raise DataError(
+            f"{folder} holds folders of splits ({', '.join(sorted(named))}) beside others "
+            f"({', '.join(sorted(map(printable, tops - named))[:5])}); put all images into the splits, or none."
+        )
+    has_splits = bool(named)  # the folders at the top are splits
     tables = [path for path in files if posixpath.basename(path) == TABLE_NAME and path.count("/") <= has_splits]
     table = pd.concat([_read_table(folder, path) for path in tables]) if tables else pd.DataFrame(index=images)
     rows = table.index
-    problems = [Problem(printable(path), "row without an image file") for path in rows.difference(images)]
-    twice = rows[rows.duplicated()].intersection(images)
-    problems += [Problem(printable(path), "image file in more than one row") for path in twice]
-    problems += [Problem(printable(path), "image without a row") for path in images.difference(rows)]
-    beside = [path for path in images if has_splits and "/" not in path]
-    problems += [Problem(printable(path), "image outside of the folders of splits") for path in beside]
-    nowhere = [path for path in files if not is_image(path) and not os.path.exists(folder / path)]
-    problems += [Problem(printable(path), "link that leads nowhere") for path in nowhere]
+    kinds: dict[str, Iterable[str]] = {
+        "row without an image file": rows.difference(images),
+        "image file in more than one row": rows[rows.duplicated()].intersection(images),
+        "image without a row": images.difference(rows),
+        "image outside of the folders of splits": [path for path in images if has_splits and "/" not in path],
+        "link that leads nowhere": [path for path in files if not is_image(path) and not os.path.exists(folder / path)],
+    }
+    problems = [Problem(printable(path), kind) for kind, paths in kinds.items() for path in paths]
     table = table[~rows.duplicated(keep="last")].reindex(images)
     columns: dict[str, list[Any]] = {str(name): table[name].tolist() for name in table}
     label_column = first_named(columns, LABEL_NAMES)
@@ -120,18 +127,6 @@ def is_table(path: str) -> bool:
 def is_image(path: str) -> bool:
     """True if this is an image file by its name."""
     return path.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _has_splits(folder: Path, images: Iterable[str]) -> bool:
-    """True if the folders at the top are splits."""
-    tops = {path.split("/")[0] for path in images if "/" in path}
-    named = {top for top in tops if top.lower() in GIVEN_NAMES}
-    if named and named != tops:
-        raise DataError(
-            f"{folder} holds folders of splits ({', '.join(sorted(named))}) beside others "
-            f"({', '.join(sorted(map(printable, tops - named))[:5])}); put all images into the splits, or none."
-        )
-    return bool(named)
 
 
 def _read_table(folder: Path, path: str) -> pd.DataFrame:
