@@ -43,12 +43,35 @@ def load_isic2019(data_dir: str | Path | None = None, *, official_test: bool = F
         DataError: If a file or a column is missing or broken.
     """
     images, labels_csv, metadata_csv = official_files(data_dir, TEST if official_test else TRAINING)
-    table, problems = read_rows(labels_csv, metadata_csv, images, () if official_test else ("lesion_id",))
+    labels = read_table(labels_csv, ("image", *CODES))
+    lesion = () if official_test else ("lesion_id",)
+    metadata = read_table(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))
+    files = [images / name for name in walk(images) if is_image(name)]
+    paths = {path.stem: str(path) for path in files}
+    problems: list[Problem] = []
+
+    def note(ids: Iterable[str], kind: str) -> None:
+        problems.extend(Problem(image_id, kind) for image_id in sorted(set(ids)))
+
+    note((path.stem for path in files if paths[path.stem] != str(path)), "image file twice under one id")
+    codes = [code for code in (*CODES, UNKNOWN_CLASS) if code in labels]
+    one_hot = labels[codes].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)  # (N, 8 or 9)
+    whole = ((one_hot == 1).sum(axis=1) == 1) & (one_hot.sum(axis=1) == 1)
+    note(labels["image"][~whole], f"labels do not sum to one (exactly one of {' '.join(codes)} must be 1)")
+    labels = labels.assign(label=np.array(codes)[np.nan_to_num(one_hot).argmax(axis=1)])
+
+    table = labels[["image", "label"]].merge(metadata, on="image").sort_values("image")
+    note({*labels["image"], *metadata["image"]} - paths.keys(), "row without an image file")
+    note(paths.keys() - set(table["image"]), "image without a row in both CSVs")
+    note(table["image"][table["image"].duplicated()], "image with more than one row")
+    table = table[~table["image"].isin({problem.image_id for problem in problems})]
     if table.empty:
         raise DataError(f"{labels_csv} and {images} have no image with a whole row in common.")
-    columns = {str(name): table[name].tolist() for name in table if name != "path"}
-    files = images_of_paths(table["path"].tolist())
-    return Listing(files, columns["image_id"], columns, "label", ["train"] * len(table), problems)
+    table = table.rename(columns={"image": "image_id"})
+    table = table.assign(source=table["lesion_id"].map(source_of) if lesion else "unknown")
+    columns = {str(name): table[name].tolist() for name in table}
+    image_files = images_of_paths([paths[name] for name in columns["image_id"]])
+    return Listing(image_files, columns["image_id"], columns, "label", ["train"] * len(table), problems)
 
 
 def official_files(data_dir: str | Path | None, names: Sequence[str]) -> list[Path]:
@@ -93,37 +116,6 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:  # RuntimeError: of a damaged header
         raise DataError(f"{archive} is no whole zip ({error}); delete it and run the command again.") from error
     return target
-
-
-def read_rows(
-    labels_csv: Path, metadata_csv: Path, images: Path, lesion: Sequence[str]
-) -> tuple[pd.DataFrame, list[Problem]]:
-    """Join both CSVs with the image files; return the whole rows with `path`, and what is wrong with the others."""
-    labels = read_table(labels_csv, ("image", *CODES))
-    metadata = read_table(metadata_csv, ("image", "age_approx", "anatom_site_general", *lesion, "sex"))
-    files = [images / name for name in walk(images) if is_image(name)]
-    paths = {path.stem: str(path) for path in files}
-    problems: list[Problem] = []
-
-    def note(ids: Iterable[str], kind: str) -> None:
-        problems.extend(Problem(image_id, kind) for image_id in sorted(set(ids)))
-
-    note((path.stem for path in files if paths[path.stem] != str(path)), "image file twice under one id")
-    columns = [code for code in (*CODES, UNKNOWN_CLASS) if code in labels]
-    one_hot = labels[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)  # (N, 8 or 9)
-    whole = ((one_hot == 1).sum(axis=1) == 1) & (one_hot.sum(axis=1) == 1)
-    note(labels["image"][~whole], f"labels do not sum to one (exactly one of {' '.join(columns)} must be 1)")
-    labels = labels.assign(label=np.array(columns)[np.nan_to_num(one_hot).argmax(axis=1)])
-
-    joined = labels[["image", "label"]].merge(metadata, on="image").sort_values("image")
-    note({*labels["image"], *metadata["image"]} - paths.keys(), "row without an image file")
-    note(paths.keys() - set(joined["image"]), "image without a row in both CSVs")
-    note(joined["image"][joined["image"].duplicated()], "image with more than one row")
-    joined = joined[~joined["image"].isin({problem.image_id for problem in problems})]
-    joined = joined.assign(
-        path=joined["image"].map(paths), source=joined["lesion_id"].map(source_of) if lesion else "unknown"
-    )
-    return joined.rename(columns={"image": "image_id"}), problems
 
 
 def source_of(lesion_id: str | None) -> str:
