@@ -27,16 +27,13 @@ FEATURES = datasets.Features(
 )
 COLUMNS = tuple(FEATURES)
 OPTIONAL_COLUMNS = ("patient_id", "fitzpatrick_skin_type")  # only where the data have them
-# Names under which datasets keep the label, and the columns of HAM10000's own CSV.
+# Names under which datasets keep the label, and the columns of HAM10000's own CSV and of the ISIC archive's.
 LABEL_NAMES = ("label", "labels", "dx", "diagnosis", "class", "target")
 OTHER_NAMES = {
+    **{name: (name,) for name in (*COLUMNS, *OPTIONAL_COLUMNS) if name not in ("image", "label")},
     "image_id": ("image_id", "isic_id"),
-    "lesion_id": ("lesion_id",),
-    "source": ("source",),
     "age_approx": ("age_approx", "age"),
-    "sex": ("sex",),
     "anatom_site_general": ("anatom_site_general", "localization"),
-    **{name: (name,) for name in OPTIONAL_COLUMNS},
 }
 BLANK = ("", "na", "n/a", "nan", "none", "null", "unknown")
 MAX_AGE_YEARS = 120
@@ -74,13 +71,8 @@ def read_ages(values: Sequence[str | None]) -> list[float | None]:
     return [float(number) if 0 <= number <= MAX_AGE_YEARS else None for number in numbers]
 
 
-def code_of(label: str) -> str:
-    """Return the ISIC code of a diagnosis that is written as code or full name; another label is its own name."""
-    return _ALIASES.get(" ".join(label.lower().replace("_", " ").replace("-", " ").split()), label)
-
-
 def map_labels(labels: Sequence[str | None]) -> tuple[list[str], list[str | None], str]:
-    """Give each label its ISIC code where it has one.
+    """Give each label its ISIC code, where it is written as a code or full name; another label is its own name.
 
     Returns:
         The names that occur (ISIC codes first, in ISIC's order), the name of each row, and a sentence about the mapping.
@@ -88,7 +80,8 @@ def map_labels(labels: Sequence[str | None]) -> tuple[list[str], list[str | None
     Raises:
         DataError: If two names differ in case alone.
     """
-    found = {label: code_of(label) for label in labels if label is not None}
+    written = {label: re.sub(r"[\s_-]+", " ", label.lower()).strip() for label in labels if label is not None}
+    found = {label: _ALIASES.get(plain, label) for label, plain in written.items()}
     others = sorted({name for name in found.values() if name not in CODES})
     names = [code for code in CODES if code in found.values()] + others
     folded: dict[str, str] = {}

@@ -4,7 +4,7 @@ write_hashes(loaded.hashes, folder / HASHES_NAME)               # beside splits.
 found = find_known(external.hashes, read_hashes(folder / HASHES_NAME))  # which images of one are in the other, and why
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,9 @@ def find_known(images: pd.DataFrame, known: pd.DataFrame, *, same_names: bool | 
     if not (matches[SAME_FILE].notna().any() if same_names is None else same_names):
         lesions = lesions.where(_fully(lesions, ISIC_LESION_ID))
     matches[SAME_LESION_ID] = _same(lesions, known, "lesion_id")
-    nearest, distance = _nearest(images["hash"].tolist(), known["hash"].tolist())
+    blocks = _blocks(_words(images["hash"]), _words(known["hash"]))
+    best = [(block.argmin(axis=1), block.min(axis=1)) for _, block in blocks]
+    nearest, distance = map(np.concatenate, zip(*best, strict=True))  # both (N,)
     look_alike = pd.Series(known["image_id"].to_numpy(dtype=object)[nearest], index=images.index, dtype=object)
     matches[NEAR_DUPLICATE] = look_alike.where(distance <= MAX_HASH_DISTANCE)
 
@@ -73,11 +75,9 @@ def check_same_images(images: pd.DataFrame, known: pd.DataFrame) -> None:
         DataError: If some do not, with their number: they are of another dataset with the same names.
     """
     both = images.merge(known, on="image_id", suffixes=("", "_known"))
-    differs = (both["sha256"] != both["sha256_known"]).to_numpy()
-    words, known_words = (_words(both.loc[differs, name].tolist()) for name in ("hash", "hash_known"))
-    far = np.bitwise_count(words ^ known_words).sum(axis=1) > MAX_HASH_DISTANCE
-    others = both.loc[differs, "image_id"][far].tolist()
-    if others:
+    both = both[both["sha256"] != both["sha256_known"]]
+    distance = np.bitwise_count(_words(both["hash"]) ^ _words(both["hash_known"])).sum(axis=1)
+    if others := both["image_id"][distance > MAX_HASH_DISTANCE].tolist():
         raise DataError(
             f"{len(others)} images are others than those of the same name that the model was made with, such as "
             f"{', '.join(others[:3])}. Give the model's own data, or --external to score it on these."
@@ -94,7 +94,7 @@ def _same(values: pd.Series, known: pd.DataFrame, column: str) -> pd.Series:
     return values.map(dict(zip(first[column], first["image_id"], strict=True)))
 
 
-def _words(hashes: Sequence[str]) -> np.ndarray:
+def _words(hashes: Iterable[str]) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)  # (N, 4)
 
 
@@ -107,13 +107,6 @@ def _blocks(words: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, np.nda
         for part, other in zip(block.T, others.T, strict=True):
             distance += np.bitwise_count(part[:, None] ^ other[None, :])
         yield start, distance
-
-
-def _nearest(hashes: Sequence[str], known: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each hash the index of the nearest known one, and the number of bits that differ, both (N,)."""
-    found = [(block.argmin(axis=1), block.min(axis=1)) for _, block in _blocks(_words(hashes), _words(known))]
-    nearest, distance = map(np.concatenate, zip(*found, strict=True))
-    return nearest, distance
 
 
 def near_duplicates(hashes: Sequence[str], among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

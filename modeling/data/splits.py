@@ -31,11 +31,7 @@ logger = logging.getLogger(__name__)
 def splits_of(options: Any, dataset: datasets.Dataset, codes: list[str], loaded: LoadedImages) -> pd.DataFrame:
     """Make the splits of a run, or read those that --splits names; train and val must have each diagnosis.
 
-    Args:
-        options: `TrainOptions`: splits, protocol, seed and test_source.
-        dataset: The images of the run's diagnoses.
-        codes: The run's diagnoses.
-        loaded: All images, with hashes and the dataset's own splits.
+    `options` are `TrainOptions`; `dataset` holds the images of the run's diagnoses, `loaded` all images.
     """
     if options.splits:
         splits = read_splits(options.splits, dataset, hashes=loaded.hashes, test_source=options.test_source)
@@ -184,10 +180,7 @@ def read_splits(
     if hashes is None:
         return splits
     table, _ = group_lesions(table.sort_values("image_id", ignore_index=True), hashes)
-    split_of = dict(zip(splits["image_id"], splits["split"], strict=True))
-    table = table[table["image_id"].isin(given)].reset_index(drop=True)
-    table["split"] = table["image_id"].map(split_of)
-    return table.filter(items=[*COLUMNS, "patient_id"])
+    return table.merge(splits[["image_id", "split"]], on="image_id").filter(items=[*COLUMNS, "patient_id"])
 
 
 def lesions_of(splits: pd.DataFrame, image_ids: Sequence[str]) -> np.ndarray:

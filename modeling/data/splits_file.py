@@ -57,9 +57,7 @@ def leakage(splits: pd.DataFrame) -> dict[str, float]:
 def describe_split(splits: pd.DataFrame, *, patients: pd.Series | None = None) -> dict[str, Any]:
     """Return what a split may be called: what was measured on it, not what was asked for.
 
-    Args:
-        splits: Rows of splits.csv.
-        patients: Patient id by image id, where the data have them.
+    `patients` are patient ids by image id, where the data have them.
 
     Returns:
         split_unit, "lesion" if no lesion is in two splits, else "image"; leakage (`leakage`); test_without_lesion_id, the
