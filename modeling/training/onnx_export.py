@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 from timm.layers import Conv2dSame
@@ -30,11 +31,7 @@ def export_onnx(model: TimmModel, path: Path) -> None:
     Input `pixel_values`, float32 (B, 3, S, S), preprocessed as config.json says. Outputs: `logits` (B, C), calibrated if the
     model is; `features` (B, D), used by the abstention rule; `feature_maps` (B, K, h, w); and where the network ends in
     average pooling and one linear layer, `evidence` (B, C, h, w), the signed Grad-CAM in units of the logit: its mean over h
-    and w is the logit without the bias.
-
-    Args:
-        model: A timm network; left as it is.
-        path: The file; its folder is created if missing.
+    and w is the logit without the bias. The model is left as it is; the folder of the file is created if missing.
 
     Raises:
         ModelFolderError: If ONNX Runtime's outputs differ from torch's; then nothing is written.
@@ -42,15 +39,19 @@ def export_onnx(model: TimmModel, path: Path) -> None:
     size_px = int(model.pretrained_cfg["input_size"][1])
     path.parent.mkdir(parents=True, exist_ok=True)
     pixel_values = np.random.default_rng(0).normal(size=(6, 3, size_px, size_px)).astype(np.float32)
-    network = _AllOutputs(copy.deepcopy(model)).eval().cpu()  # the exporter takes the mode of the wrapper
-    network.check_evidence(torch.from_numpy(pixel_values))
+    network = _AllOutputs(copy.deepcopy(model).eval().to("cpu"), torch.from_numpy(pixel_values))
+    network.eval()  # the exporter takes the mode of the wrapper
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as scratch:
         new = Path(scratch) / "model.onnx"
         _to_onnx(network, size_px, new)
         _fold_constants(new)
         content = onnx.load(new)
         _pad_in_convolutions(content.graph)
-        _tidy(content)
+        # ONNX Runtime lists all operator sets that it knows; the network uses the standard one only.
+        for unused in [family for family in content.opset_import if family.domain]:
+            content.opset_import.remove(unused)
+        for node in content.graph.node:
+            node.doc_string = ""  # the exporter may write its stack there, with paths of this machine
         onnx.checker.check_model(content)
         onnx.save(content, new)
         check_same_outputs(network, new, pixel_values)
@@ -61,21 +62,15 @@ def export_onnx(model: TimmModel, path: Path) -> None:
 class _AllOutputs(nn.Module):
     """The network with all outputs of the ONNX file."""
 
-    def __init__(self, model: TimmModel) -> None:
+    @torch.no_grad()
+    def __init__(self, model: TimmModel, pixel_values: torch.Tensor) -> None:
+        """Leave `evidence` out unless the features are the mean of the feature maps."""
         super().__init__()
         self.model = model
-        self.has_evidence = True
-
-    @property
-    def output_names(self) -> list[str]:
-        return [name for name in OUTPUT_NAMES if name != "evidence" or self.has_evidence]
-
-    @torch.no_grad()
-    def check_evidence(self, pixel_values: torch.Tensor) -> None:
-        """Leave `evidence` out unless the features are the mean of the feature maps."""
-        maps = self.model.forward_features(pixel_values)
-        features, pooled = self.model.forward_head(maps, pre_logits=True), maps.mean(dim=(2, 3))
+        maps = model.forward_features(pixel_values)
+        features, pooled = model.forward_head(maps, pre_logits=True), maps.mean(dim=(2, 3))
         self.has_evidence = features.shape == pooled.shape and torch.allclose(features, pooled, 1e-3, 1e-4)
+        self.output_names = [name for name in OUTPUT_NAMES if name != "evidence" or self.has_evidence]
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         maps = self.model.forward_features(pixel_values)
@@ -107,9 +102,6 @@ def _to_onnx(network: _AllOutputs, size_px: int, path: Path) -> None:
 
 
 def _fold_constants(path: Path) -> None:
-    """Let ONNX Runtime fold constants."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard operations only
     options.optimized_model_filepath = str(path)
@@ -148,22 +140,12 @@ def _fix_padding(network: nn.Module, example: torch.Tensor) -> None:
         hook.remove()
 
 
-def _tidy(content: Any) -> None:
-    # ONNX Runtime lists all operator sets that it knows; the network uses the standard one only.
-    for unused in [family for family in content.opset_import if family.domain]:
-        content.opset_import.remove(unused)
-    for node in content.graph.node:
-        node.doc_string = ""  # the exporter may write its stack there, with paths of this machine
-
-
 def check_same_outputs(network: _AllOutputs, path: Path, pixel_values: np.ndarray) -> None:
     """Compare an ONNX file with the network, over batches of 1, 5 and all images.
 
     Raises:
         ModelFolderError: If they differ, or an output is not finite.
     """
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for size in (1, 5, len(pixel_values)):
         batch = pixel_values[:size]
