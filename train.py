@@ -71,12 +71,12 @@ def train(options: TrainOptions) -> None:
     """Train, evaluate and publish one model; whatever can be checked without the images is checked first."""
     resuming = check_output_dir(options)
     run = Run(Path(options.output_dir), options, make_accelerator(options), resuming)
-    if options.push_to_hub and run.is_main:
+    if options.push_to_hub and run.accelerator.is_main_process:
         check_can_push(options.hub_model_id or "", private=options.hub_private)
     check_backbone(options.backbone)
     start = find_start(options)
     model = prepare_model(run, start, n_diagnoses=2)  # its weights can be had, and they fit
-    if run.is_main and not resuming:
+    if run.accelerator.is_main_process and not resuming:
         check_export(model, options)
     if options.splits:
         load_splits(options.splits)
@@ -86,11 +86,8 @@ def train(options: TrainOptions) -> None:
         fitted = fit(run, data, model)
         run.accelerator.end_training()
         run.accelerator.free_memory()  # ends the loader processes, which ignore signals and would block Python's exit
-        if run.is_main:
+        if run.accelerator.is_main_process:
             publish(run, evaluate(run, data, fitted))
-
-
-# ---- data ----------------------------------------------------------------------------------------------------------
 
 
 def prepare_data(run: Run, start: Start) -> RunData:
@@ -112,7 +109,7 @@ def prepare_data(run: Run, start: Start) -> RunData:
 
     # The splits are a file, made once, so that they can be audited and used again.
     origin = start.origin
-    if run.is_main:
+    if run.accelerator.is_main_process:
         splits = load_splits(run.dir / SPLITS_NAME) if run.resuming else splits_of(options, chosen, codes, loaded)
         hashes = loaded.hashes[loaded.hashes["image_id"].isin(splits["image_id"])]
         # Before a file is written, the first process finds out whether the initial weights have seen images of val or test.
@@ -125,7 +122,7 @@ def prepare_data(run: Run, start: Start) -> RunData:
     config = describe_run(run, codes=codes, data_fingerprint=loaded.fingerprint, splits=splits, origin=origin)
     if run.resuming:
         check_same_run(run.dir / RUN_NAME, config)
-    elif run.is_main:
+    elif run.accelerator.is_main_process:
         write_json(run.dir / RUN_NAME, config)
 
     accelerator.print(loaded.report)
@@ -138,9 +135,6 @@ def prepare_data(run: Run, start: Start) -> RunData:
     if options.dataset == "demo":
         accelerator.print(SYNTHETIC_NOTICE)
     return RunData(loaded.dataset, loaded.pixels, chosen, codes, splits, config, loaded.n_skipped)
-
-
-# ---- model ---------------------------------------------------------------------------------------------------------
 
 
 def prepare_model(run: Run, start: Start, n_diagnoses: int) -> TimmModel:
@@ -175,9 +169,6 @@ def check_export(model: TimmModel, options: TrainOptions) -> None:
         ) from error
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
 def fit(run: Run, data: RunData, model: TimmModel) -> Fitted:
     """Train the model and go back to its best epoch on val."""
     options, accelerator = run.options, run.accelerator
@@ -189,27 +180,17 @@ def fit(run: Run, data: RunData, model: TimmModel) -> Fitted:
         config = {name: str(value) for name, value in data.config["options"].items()}
         accelerator.init_trackers("skin-lesion-classifier", config=config)
     trainer.train()
-    trainer.load_best()
     best = trainer.evaluated_model
+    best.load_state_dict(trainer.best_weights)
     val, reprocessed = (run_model(best, loaders[name], accelerator) for name in ("val", "reprocessed"))
     return Fitted(best, val, reprocessed, trainer.progress.history)
-
-
-# ---- evaluation and publishing -------------------------------------------------------------------------------------
 
 
 def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
     """Calibrate on val, score on test, and put the model folder with its card in its place; return it."""
     options = run.options
     unfinished, model_dir = run.dir / ".model.partial", run.dir / "model"
-    write_model_folder(
-        unfinished,
-        model=fitted.model,
-        val=fitted.val,
-        reprocessed=fitted.reprocessed,
-        options=options,
-        config=data.config,
-    )
+    write_model_folder(unfinished, fitted, options, data.config)
     classifier = LesionClassifier.from_pretrained(unfinished)
     if options.dataset == "demo":
         write_demo_examples(unfinished, classifier)

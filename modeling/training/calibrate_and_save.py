@@ -12,52 +12,43 @@ from modeling.calibration import Calibration, fit_calibration, softmax
 from modeling.data.splits import lesions_of
 from modeling.data.splits_file import load_splits
 from modeling.files import write_json
-from modeling.inference import Outputs
 from modeling.labels import SYNTHETIC_LICENSE, WEIGHTS_LICENSE
 from modeling.model_folder import HASHES_NAME, ONNX_NAME, RUN_NAME, SPLITS_NAME, UNKNOWN_ORIGIN
-from modeling.network import TimmModel, fold_calibration, save_model_folder
+from modeling.network import fold_calibration, save_model_folder
 from modeling.operating_points import fit_operating_points
 from modeling.training.onnx_export import export_onnx
 from modeling.training.options import TrainOptions, dataset_name
+from modeling.training.trainer import Fitted
 
 
-def write_model_folder(
-    folder: Path,
-    *,
-    model: TimmModel,
-    val: Outputs,
-    reprocessed: Outputs,
-    options: TrainOptions,
-    config: dict[str, Any],
-) -> Calibration:
+def write_model_folder(folder: Path, fitted: Fitted, options: TrainOptions, config: dict[str, Any]) -> Calibration:
     """Calibrate the network on val, in place, and write a model folder; return the calibration.
 
-    Args:
-        folder: Replaced if it exists; splits.csv and the image hashes of the run are beside it.
-        model: The network with its best weights; its raw logits estimate the mix of the images trained on.
-        val: Its outputs for val.
-        reprocessed: Its outputs for the images of val passed through `Augmentation.reprocess`, for the abstention rule.
-        options: Of the run.
-        config: Content of train_config.json.
+    The folder is replaced if it exists; splits.csv and the image hashes of the run are beside it. The network's raw logits
+    estimate the mix of the images trained on. `config` is the content of train_config.json.
     """
-    codes = config["codes"]
+    codes, model, val = config["codes"], fitted.model, fitted.val
     shutil.rmtree(folder, ignore_errors=True)
     splits = load_splits(folder.parent / SPLITS_NAME)
-    lesion_ids = np.asarray(lesions_of(splits, val.image_ids))
+    lesion_ids = lesions_of(splits, val.image_ids)
     counts = splits.loc[splits["split"].isin(["train", "val"]), "label"].value_counts()
     class_priors = {code: float(counts[code] / counts[codes].sum()) for code in codes}
     calibration = fit_calibration(val.logits, val.labels, lesion_ids, priors=np.array(list(class_priors.values())))
     fold_calibration(model, calibration)
     val = val.calibrated(calibration)
-    versions = [val, reprocessed.calibrated(calibration)]
+    origin, cfg = config["origin"], model.pretrained_cfg
+    base_model = None if origin["base_model"] == UNKNOWN_ORIGIN else origin["base_model"]  # a Hub id
+    if origin["kind"] == "pretrained":
+        base_model = f"timm/{cfg['architecture']}{'.' + cfg['tag'] if cfg.get('tag') else ''}"
+    versions = [val, fitted.reprocessed.calibrated(calibration)]
     lesion = {
         "package_version": __version__,
         "run_id": config["run_id"],
         "dataset": dataset_name(options),
         "synthetic": options.dataset == "demo",
         "protocol": options.protocol,
-        "base_model": base_model_of(config["origin"], model),
-        "license": license_of(options, config["origin"]),
+        "base_model": base_model,
+        "license": license_of(options, origin),
         "data_fingerprint": config["data_fingerprint"],
         "splits_sha256": config["splits_sha256"],
         "class_priors": class_priors,
@@ -82,11 +73,3 @@ def license_of(options: TrainOptions, origin: dict[str, Any]) -> str | None:
     if options.dataset == "isic2019":
         return WEIGHTS_LICENSE
     return SYNTHETIC_LICENSE if options.dataset == "demo" and origin["kind"] == "scratch" else None
-
-
-def base_model_of(origin: dict[str, Any], model: TimmModel) -> str | None:
-    """Return the Hub id of the weights that training started from, if they have one."""
-    if origin["kind"] == "pretrained":
-        tag = model.pretrained_cfg.get("tag")
-        return f"timm/{model.pretrained_cfg['architecture']}{'.' + tag if tag else ''}"
-    return None if origin["base_model"] == UNKNOWN_ORIGIN else origin["base_model"]

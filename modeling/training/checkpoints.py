@@ -7,9 +7,9 @@ best weights up to its own step, so a run that continues from either of them has
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from modeling.files import flush
@@ -17,21 +17,17 @@ from modeling.files import flush
 KEPT = 2
 
 
+@dataclass
 class Checkpoints:
     """The checkpoints of one run, one folder `step-NNNNNNNN` each."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
-        self.folder = folder
-        self.accelerator = accelerator
+    folder: Path
+    accelerator: Accelerator
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write the checkpoint of an optimiser step and delete all but the last two. All processes call this.
 
-        If it cannot be written, earlier ones are untouched.
-
-        Args:
-            step: Number of optimiser steps so far.
-            write: Fills a folder; it runs on every process with the same folder.
+        If it cannot be written, earlier ones are untouched. `write` fills a folder, the same on every process.
         """
         folder = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{folder.name}.partial"
@@ -43,22 +39,19 @@ class Checkpoints:
             write(temporary)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                self._put_in_place(temporary, folder)
+                for path in [*temporary.rglob("*"), temporary]:
+                    flush(path)
+                if folder.exists():  # this step was taken twice; after a kill here, the checkpoint before it is used
+                    shutil.rmtree(folder)
+                temporary.rename(folder)
+                flush(self.folder)
+                for path in [*self._all()[:-KEPT], *self.folder.glob(".step-*.partial")]:
+                    # On a shared disk another process may have one of its files open; the next save tries again.
+                    shutil.rmtree(path, ignore_errors=True)
         finally:
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
         return folder
-
-    def _put_in_place(self, temporary: Path, folder: Path) -> None:
-        for path in [*temporary.rglob("*"), temporary]:
-            flush(path)
-        if folder.exists():  # this step was taken twice; after a kill here, the checkpoint before it is used
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-        flush(self.folder)
-        for path in [*self._all()[:-KEPT], *self.folder.glob(".step-*.partial")]:
-            # On a shared disk another process may have one of its files open; the next save tries again.
-            shutil.rmtree(path, ignore_errors=True)
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint, or None."""
@@ -66,10 +59,3 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
-
-
-def any_process(accelerator: Accelerator, here: bool) -> bool:
-    """Return on all processes whether it is true on one of them; all of them must call this."""
-    if accelerator.num_processes == 1:
-        return here
-    return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).any())

@@ -4,7 +4,6 @@ import torch
 from safetensors import SafetensorError
 
 RESUME = "with the same command and --resume auto."
-LOADER_ERRORS = (RuntimeError, BrokenPipeError, ConnectionResetError, EOFError)  # of a loader process that dies
 
 
 class TrainingError(RuntimeError):
@@ -39,6 +38,6 @@ def explained(error: Exception) -> str | None:
 
 def loader_died(error: Exception) -> bool:
     """True if a process that loads images died: a broken pipe, or torch's own RuntimeError."""
-    return isinstance(error, LOADER_ERRORS) and (
-        not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
-    )
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error)
+    return isinstance(error, BrokenPipeError | ConnectionResetError | EOFError)

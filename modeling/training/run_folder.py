@@ -40,11 +40,6 @@ class Run:
     accelerator: Accelerator
     resuming: bool = False  # from a checkpoint in `dir`
 
-    @property
-    def is_main(self) -> bool:
-        """True in the process that writes files and messages."""
-        return bool(self.accelerator.is_main_process)
-
 
 def check_output_dir(options: TrainOptions) -> bool:
     """Return whether `--output_dir` holds a run to resume; refuse a folder whose content would be lost.

@@ -28,8 +28,8 @@ from transformers import get_constant_schedule, get_cosine_schedule_with_warmup
 from modeling.files import write_json
 from modeling.inference import Outputs, run_model
 from modeling.network import TimmModel, normalise
-from modeling.training.checkpoints import Checkpoints, any_process
-from modeling.training.errors import LOADER_ERRORS, Interrupted, TrainingError, loader_died
+from modeling.training.checkpoints import Checkpoints
+from modeling.training.errors import Interrupted, TrainingError, loader_died
 from modeling.training.options import checkpoint_interval
 from modeling.training.run_folder import CHECKPOINTS, Run
 
@@ -65,12 +65,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The model with its best weights, its outputs (`make_loaders`), and the record of each epoch."""
+    """The model with its best weights, and its outputs for the loaders of these names (`make_loaders`)."""
 
     model: TimmModel
     val: Outputs
     reprocessed: Outputs
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]]  # a record of each epoch
 
 
 class StopRequest:
@@ -94,7 +94,7 @@ class StopRequest:
 
 
 class Trainer:
-    """The training of one run: make it, `resume` or not, `train`, then `load_best`."""
+    """The training of one run: make it, `resume` or not, `train`, then load `best_weights` into `evaluated_model`."""
 
     def __init__(
         self,
@@ -103,13 +103,10 @@ class Trainer:
         loaders: dict[str, Any],
         score: Callable[[np.ndarray, np.ndarray], dict[str, float]],
     ) -> None:
-        """Set up optimiser, schedule and weight average as the options say.
+        """Set up optimiser, schedule and weight average as the options of the run say; the model is trained in place.
 
-        Args:
-            run: Its options decide what is trained how, its folder takes checkpoints and log.jsonl.
-            model: Network of `build_model`; it is trained in place.
-            loaders: "train" and "val", prepared by accelerate (`make_loaders`).
-            score: Computes the metrics of val from probabilities (N, C) and labels (N,).
+        `loaders` are "train" and "val" of `make_loaders`; `score` computes the metrics of val from probabilities (N, C) and
+        labels (N,).
         """
         self.run, self.options, self.accelerator = run, run.options, run.accelerator
         self.train_loader, self.val_loader, self.score = loaders["train"], loaders["val"], score
@@ -135,6 +132,9 @@ class Trainer:
         if options.compile:
             module = torch.compile(module)
         self.model, self.optimizer = accelerator.prepare(module, optimizer)
+        # The network that is trained, without the wrappers of accelerate and torch.compile, and the one that is scored and kept.
+        self.network: TimmModel = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.evaluated_model: TimmModel = self.network if self.ema is None else self.ema.module
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.scheduler)
@@ -150,19 +150,6 @@ class Trainer:
         self.end_announced = False
         self.best_weights: dict[str, torch.Tensor] = {}  # in main memory: a full disk cannot take them
 
-    @property
-    def evaluated_model(self) -> TimmModel:
-        """The network that is scored and kept: the moving average, if there is one."""
-        return self.network if self.ema is None else self.ema.module
-
-    @property
-    def network(self) -> TimmModel:
-        """The network that is trained, without the wrappers of accelerate and torch.compile."""
-        network: TimmModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return network
-
-    # ---- the run ---------------------------------------------------------------------------------------------------
-
     def train(self) -> None:
         """Train until the last epoch, or until `--patience` ends training.
 
@@ -177,7 +164,7 @@ class Trainer:
             try:
                 self.train_epoch()
                 self.finish_epoch(started, seen_before)
-            except LOADER_ERRORS as error:
+            except Exception as error:
                 # A signal to the whole group can reach a loader process before it ignores signals.
                 if self.stop_request.signal is None or not loader_died(error):
                     raise
@@ -204,7 +191,7 @@ class Trainer:
             desc=f"epoch {progress.epoch + 1}/{self.options.epochs}",
             unit="batch",
             leave=False,
-            disable=not self.run.is_main,
+            disable=not self.accelerator.is_main_process,
         ) as bar:
             before, timed_from = progress.batches_done, time.monotonic()
             for batch in loader:
@@ -220,7 +207,7 @@ class Trainer:
 
     def _announce_end(self, seconds_per_batch: float) -> None:
         """Print, once, what an epoch takes and when training will end."""
-        if self.end_announced or not self.run.is_main:
+        if self.end_announced or not self.accelerator.is_main_process:
             return
         self.end_announced = True
         progress, n_batches = self.progress, len(self.train_loader)
@@ -239,22 +226,19 @@ class Trainer:
         )
         torch.manual_seed(seed)  # so that a resumed run has the same dropout
         with self.accelerator.accumulate(self.model):
-            self._forward_backward(batch)
+            pixel_values = normalise(batch["pixels"], self.network.pretrained_cfg)
+            with self.accelerator.autocast():
+                logits = self.model(pixel_values)  # (B, C)
+            loss = nn.functional.cross_entropy(logits.float(), batch["label"])
+            # accelerate divides by a full window of accumulation; the last window of an epoch may be shorter.
+            full = self.accelerator.gradient_accumulation_steps
+            in_window = min(full, len(self.train_loader) - self.progress.batches_done // full * full)
+            self.accelerator.backward(loss * (full / in_window))
+            self.progress.batches_done += 1
+            self.window_loss += loss.detach() * len(batch["label"])
+            self.window_images += len(batch["label"])
             if self.accelerator.sync_gradients:
                 self._finish_window()
-
-    def _forward_backward(self, batch: dict[str, torch.Tensor]) -> None:
-        pixel_values = normalise(batch["pixels"], self.network.pretrained_cfg)
-        with self.accelerator.autocast():
-            logits = self.model(pixel_values)  # (B, C)
-        loss = nn.functional.cross_entropy(logits.float(), batch["label"])
-        # accelerate divides by a full window of accumulation; the last window of an epoch may be shorter.
-        full = self.accelerator.gradient_accumulation_steps
-        in_window = min(full, len(self.train_loader) - self.progress.batches_done // full * full)
-        self.accelerator.backward(loss * (full / in_window))
-        self.progress.batches_done += 1
-        self.window_loss += loss.detach() * len(batch["label"])
-        self.window_images += len(batch["label"])
 
     def _finish_window(self) -> None:
         """Take an optimiser step, or skip it on all processes if the gradient is not finite."""
@@ -291,13 +275,19 @@ class Trainer:
         seconds, steps = time.monotonic() - self.saved_at[0], self.progress.step - self.saved_at[1]
         due = seconds >= self.save_seconds or steps >= self.save_steps or self.stop_request.signal is not None
         # Clocks and signals differ between processes: all do what one of them has to.
-        if any_process(self.accelerator, due):
+        if self._on_any_process(due):
             self.save()
             self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if any_process(self.accelerator, self.stop_request.signal is not None):
+        if self._on_any_process(self.stop_request.signal is not None):
             raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; a checkpoint was written.")
+
+    def _on_any_process(self, here: bool) -> bool:
+        """Return on all processes whether it is true on one of them; all of them must call this."""
+        if self.accelerator.num_processes == 1:
+            return here
+        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).any())
 
     def finish_epoch(self, started: float, seen_before: int) -> None:
         """Score val, keep the weights if they are the best so far, log, and write a checkpoint."""
@@ -339,12 +329,10 @@ class Trainer:
         if progress.epoch < self.options.epochs:
             self._stop_if_asked()
 
-    # ---- messages --------------------------------------------------------------------------------------------------
-
     def _log(self, is_best: bool) -> None:
         """Report the last epoch: a line to read, a line of log.jsonl, and the trackers of --report_to."""
         record, timing = self.progress.history[-1], self.progress.timing[-1]
-        if self.run.is_main:
+        if self.accelerator.is_main_process:
             self._write_log()
             tqdm.write(
                 f"epoch {record['epoch']:>3}/{self.options.epochs}  train loss {record['train/loss']:.4f}  "
@@ -361,16 +349,13 @@ class Trainer:
         text = "".join(f"{json.dumps({**record, **timing})}\n" for record, timing in lines)
         (self.run.dir / "log.jsonl").write_text(text)
 
-    # ---- state -----------------------------------------------------------------------------------------------------
-
     def save(self) -> None:
-        """Write a checkpoint."""
         self.saved_at = (time.monotonic(), self.progress.step)
         self.checkpoints.save(self.progress.step, self._write_state)
 
     def _write_state(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder))
-        if self.run.is_main and self.best_weights:
+        if self.accelerator.is_main_process and self.best_weights:
             save_file(self.best_weights, folder / BEST_NAME, metadata={"format": "pt"})
         # Each process has summed the losses of its own images.
         write_json(folder / f"progress-{self.accelerator.process_index}.json", asdict(self.progress))
@@ -396,10 +381,6 @@ class Trainer:
                 f"{folder} cannot be read ({error}). Delete it to continue from the one before."
             ) from error
         self.saved_at = (time.monotonic(), self.progress.step)
-        if self.run.is_main:
+        if self.accelerator.is_main_process:
             self._write_log()
         return True
-
-    def load_best(self) -> None:
-        """Put the best weights into `evaluated_model`."""
-        self.evaluated_model.load_state_dict(self.best_weights)

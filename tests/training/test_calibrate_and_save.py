@@ -14,6 +14,7 @@ from modeling.inference import Outputs
 from modeling.model_folder import RUN_NAME, SPLITS_NAME, read_config
 from modeling.network import build_model, normalise
 from modeling.training.calibrate_and_save import write_model_folder
+from modeling.training.trainer import Fitted
 
 CODES = ["MEL", "NV"]
 
@@ -50,9 +51,7 @@ def saved(tmp_path_factory):
     folder = run / "model"
     (folder / "onnx").mkdir(parents=True)
     (folder / "onnx" / "old.txt").write_text("of an earlier try")
-    calibration = write_model_folder(
-        folder, model=model, val=val, options=options, config=config, reprocessed=reprocessed
-    )
+    calibration = write_model_folder(folder, Fitted(model, val, reprocessed, []), options, config)
     return folder, val, reprocessed, pixels, calibration
 
 

@@ -82,7 +82,7 @@ def whole(tmp_path):
     """An uninterrupted training, its folder, and its best weights."""
     trained = trainer(tmp_path / "whole")
     trained.train()
-    trained.load_best()
+    trained.evaluated_model.load_state_dict(trained.best_weights)
     return trained, tmp_path / "whole"
 
 
@@ -115,7 +115,7 @@ def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
 
     trained.finish_epoch = remember
     trained.train()
-    trained.load_best()
+    trained.evaluated_model.load_state_dict(trained.best_weights)
     assert trained.progress.best_epoch == 1
     assert_same(weights(trained), kept[1])
     assert not torch.equal(kept[1]["conv_stem.weight"], kept[2]["conv_stem.weight"])
@@ -155,7 +155,7 @@ def test_stopped_and_resumed_gives_the_same_weights_and_log(whole, tmp_path, aft
     assert second.resume()
     assert second.progress.step == after_steps
     second.train()
-    second.load_best()
+    second.evaluated_model.load_state_dict(second.best_weights)
     assert_same(weights(second), weights(whole[0]))
     without_timing = [
         [
@@ -283,7 +283,7 @@ def test_a_loader_process_that_dies_of_the_same_signal_leaves_a_checkpoint(whole
     again = trainer(tmp_path / "run")
     assert again.resume()
     again.train()
-    again.load_best()
+    again.evaluated_model.load_state_dict(again.best_weights)
     assert_same(weights(again), weights(whole[0]))
 
 
