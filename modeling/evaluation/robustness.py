@@ -20,49 +20,42 @@ SEED = 0
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-def brightness(factor: float) -> Change:
-    return lambda image, rng: ImageEnhance.Brightness(image).enhance(factor)
+def brightness(image: Image.Image, rng: np.random.Generator, *, factor: float) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(factor)
 
 
-def blur(fraction: float) -> Change:
+def blur(image: Image.Image, rng: np.random.Generator, *, fraction: float) -> Image.Image:
     """Gaussian blur with a radius that is a fraction of the shorter side."""
-    return lambda image, rng: image.filter(ImageFilter.GaussianBlur(fraction * min(image.size)))
+    return image.filter(ImageFilter.GaussianBlur(fraction * min(image.size)))
 
 
-def jpeg(quality: int) -> Change:
-    def compress(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
-        return Image.open(buffer).convert("RGB")
-
-    return compress
+def jpeg(image: Image.Image, rng: np.random.Generator, *, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
 
 
-def turn_and_scale(*, degrees: float = 0.0, scale: float = 1.0) -> Change:
+def warp(image: Image.Image, rng: np.random.Generator, *, degrees: float = 0.0, scale: float = 1.0) -> Image.Image:
     """Rotate about the centre and magnify; new pixels at the rim are mirrored, so there are no black corners."""
-
-    def warp(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        width, height = image.size
-        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
-        warped = cv2.warpAffine(
-            np.asarray(image), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-        )
-        return Image.fromarray(warped)
-
-    return warp
+    width, height = image.size
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
+    warped = cv2.warpAffine(
+        np.asarray(image), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
+    return Image.fromarray(warped)
 
 
 CHANGES: dict[str, Change] = {
-    "brightness -20 %": brightness(0.8),
-    "brightness +20 %": brightness(1.2),
-    "blur 0.5 % of the side": blur(0.005),
-    "blur 1.5 % of the side": blur(0.015),
-    "JPEG quality 50": jpeg(50),
-    "JPEG quality 15": jpeg(15),
-    "rotation 15°": turn_and_scale(degrees=15),
+    "brightness -20 %": partial(brightness, factor=0.8),
+    "brightness +20 %": partial(brightness, factor=1.2),
+    "blur 0.5 % of the side": partial(blur, fraction=0.005),
+    "blur 1.5 % of the side": partial(blur, fraction=0.015),
+    "JPEG quality 50": partial(jpeg, quality=50),
+    "JPEG quality 15": partial(jpeg, quality=15),
+    "rotation 15°": partial(warp, degrees=15),
     "rotation 90°": lambda image, rng: image.transpose(Image.Transpose.ROTATE_90),
-    "scale 80 %": turn_and_scale(scale=0.8),
-    "scale 125 %": turn_and_scale(scale=1.25),
+    "scale 80 %": partial(warp, scale=0.8),
+    "scale 125 %": partial(warp, scale=1.25),
     "synthetic ink": draw_ink,
     "synthetic ruler": draw_ruler,
     "synthetic vignette": draw_vignette,
