@@ -18,6 +18,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 from modeling.evaluation.context import Context
 from modeling.evaluation.metrics import equal_mass_bins
 from modeling.evaluation.sections import calibrated
+from modeling.formatting import format_number
 from modeling.labels import diagnosis_of
 from modeling.operating_points import operating_targets, target_probability
 
@@ -48,10 +49,6 @@ def draw_figures(folder: Path, metrics: Mapping[str, Any], context: Context) -> 
             figure.savefig(folder / f"{name}.png", dpi=DPI)
             described.append({"file": f"{name}.png", **words})
     return described
-
-
-def _number(estimate: Mapping[str, Any]) -> str:
-    return "not estimable" if estimate["value"] is None else f"{estimate['value']:.2f}"
 
 
 def _roc(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict[str, str]:
@@ -89,7 +86,7 @@ def _reliability(axes: Axes, metrics: Mapping[str, Any], context: Context) -> di
         xlabel="probability of the prediction", ylabel="fraction correct", xlim=(0, 1), ylim=(0, 1.01), aspect="auto"
     )
     axes.legend(loc="upper left")
-    ece = {moment: _number(metrics["calibration"]["test"][moment]["ece"]) for moment in ("before", "after")}
+    ece = {name: format_number(scores["ece"]["value"], 2) for name, scores in metrics["calibration"]["test"].items()}
     return {
         "title": f"Calibration error {ece['after']}",
         "caption": "Probability of the prediction against the fraction correct on test, at the dataset's mix of diagnoses, in "
@@ -107,9 +104,11 @@ def _confusion(axes: Axes, metrics: Mapping[str, Any], context: Context) -> dict
     )
     axes.set(xlabel="predicted", ylabel="true")
     axes.tick_params(labelsize=size["fontsize"])
-    recalls = ", ".join(f"{code} {_number(metrics['test']['per_class'][code]['recall'])}" for code in codes)
+    recalls = ", ".join(
+        f"{code} {format_number(metrics['test']['per_class'][code]['recall']['value'], 2)}" for code in codes
+    )
     return {
-        "title": f"Balanced accuracy {_number(metrics['test']['balanced_accuracy'])}",
+        "title": f"Balanced accuracy {format_number(metrics['test']['balanced_accuracy']['value'], 2)}",
         "caption": "Confusion matrix on test: of the images of each true diagnosis (row), the fraction predicted as each "
         "diagnosis (column).",
         "alt": f"Confusion matrix on test. Recall: {recalls}.",
