@@ -31,17 +31,11 @@ def score_baselines(train: pd.DataFrame, test: Split) -> dict[str, Any]:
     """
     assert test.table is not None
     majority = str(train["label"].value_counts().idxmax())
-    result: dict[str, Any] = {
-        "majority": _score(
-            np.full(len(test), test.label_of[majority]), test, f"nothing: always {majority}, the most frequent in train"
-        ),
-    }
-    columns = [name for name in METADATA if train[name].fillna(UNKNOWN).nunique() > 1]
-    if not columns:
-        return result
-    predicted = metadata_only_predictions(train, test.table, columns)
-    labels = np.array([test.label_of[code] for code in predicted])
-    return result | {"metadata_only": _score(labels, test, f"only {', '.join(columns)}")}
+    predictions = {"majority": ([majority] * len(test), f"nothing: always {majority}, the most frequent in train")}
+    if columns := [name for name in METADATA if train[name].fillna(UNKNOWN).nunique() > 1]:
+        predicted = metadata_only_predictions(train, test.table, columns)
+        predictions["metadata_only"] = predicted.tolist(), f"only {', '.join(columns)}"
+    return {name: _score(codes, test, sees) for name, (codes, sees) in predictions.items()}
 
 
 def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
@@ -49,17 +43,16 @@ def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, columns: 
     baseline = make_pipeline(
         OneHotEncoder(handle_unknown="ignore"), LogisticRegression(class_weight="balanced", max_iter=3000)
     )
-
-    def inputs(table: pd.DataFrame) -> np.ndarray:
-        # A missing value is a category, too.
-        values = [table[name].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for name in columns]
-        return np.stack(values, axis=1)
-
-    predicted: np.ndarray = baseline.fit(inputs(train), train["label"].to_numpy(dtype=object)).predict(inputs(test))
-    return predicted
+    # A missing value is a category, too.
+    known, asked = (
+        np.stack([table[name].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for name in columns], axis=1)
+        for table in (train, test)
+    )
+    return baseline.fit(known, train["label"].to_numpy(dtype=object)).predict(asked)
 
 
-def _score(predicted: np.ndarray, test: Split, sees: str) -> dict[str, Any]:
+def _score(codes: list[str], test: Split, sees: str) -> dict[str, Any]:
+    predicted = np.array([test.label_of[code] for code in codes])
     return {
         "sees": sees,
         "balanced_accuracy": score_balanced(predicted, test),
