@@ -20,9 +20,9 @@ class ModelFolderError(ValueError):
     """A model folder or repository that cannot be opened, with the reason and what to do."""
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
     """Write strictly valid JSON (NaN is refused), with a final newline."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A model and a dataset → metrics.json (described in docs/metrics.md), figures/ and predictions.csv."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from modeling.evaluation.metrics import score_split
 from modeling.evaluation.robustness import robustness_section
 from modeling.evaluation.saliency import heat_maps_section
 from modeling.evaluation.subgroups import score_groups
+from modeling.files import write_json
 from modeling.formatting import format_estimate
 from modeling.metrics_file import METRICS_SCHEMA
 from modeling.model_folder import METRICS_NAME
@@ -23,9 +23,6 @@ from modeling.rows import write_rows
 
 def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path) -> dict[str, Any]:
     """Measure a model; write metrics.json and figures/ into `output_dir`, and predictions.csv.
-
-    Robustness, heat maps and OOD detection belong to the model alone, so an external evaluation does not measure them
-    again.
 
     Returns:
         The content of metrics.json.
@@ -51,8 +48,7 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
         metrics["external"] = external.external_section(context, metrics)
     metrics["figures"] = draw_figures(output_dir / "figures", metrics, context)
     metrics = rounded(metrics)
-    text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False)
-    (output_dir / METRICS_NAME).write_text(text + "\n", encoding="utf-8")
+    write_json(output_dir / METRICS_NAME, metrics, indent=1)
     write_predictions(predictions_csv, context)
     return metrics
 
