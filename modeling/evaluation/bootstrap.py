@@ -47,12 +47,7 @@ class Bootstrap:
 
 
 def bootstrap_lesions(lesion_ids: Sequence[Any] | np.ndarray, *, n_replicates: int = N_REPLICATES) -> Bootstrap:
-    """Resample lesions with replacement, as many as there are, with a fixed seed.
-
-    Args:
-        lesion_ids: Lesion of each image, shape (N,).
-        n_replicates: Number of replicates, R.
-    """
+    """Resample the lesions of N images, `lesion_ids` (N,), with replacement, as many as there are, with a fixed seed."""
     lesions, lesion_index = np.unique(np.asarray(lesion_ids), return_inverse=True)
     n = len(lesions)
     draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=n_replicates)
@@ -60,12 +55,9 @@ def bootstrap_lesions(lesion_ids: Sequence[Any] | np.ndarray, *, n_replicates: i
 
 
 def estimate(numbers: np.ndarray, n_lesions: int, *, reason: str = "") -> Estimate:
-    """Return a value with its percentile interval.
+    """Return a value that rests on `n_lesions` with its percentile interval, or the `reason` why it is undefined.
 
-    Args:
-        numbers: The number for the split itself, then for every replicate, shape (1 + R,); NaN where it is undefined.
-        n_lesions: Lesions that the number rests on.
-        reason: Why the value is undefined, in words.
+    `numbers` (1 + R,) are those of the split itself, then of every replicate; NaN where one is undefined.
     """
     value, replicates = numbers[0], numbers[1:]
     if not np.isfinite(value):

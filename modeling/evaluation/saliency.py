@@ -109,5 +109,4 @@ def centred_blob(heat: np.ndarray) -> np.ndarray:
         reached = np.prod([side.sum() ** 2 / (side**2).sum() / side.size for side in sides(width)])
         narrow, wide = (width, wide) if reached < area else (narrow, width)
     y, x = sides(width)
-    blob: np.ndarray = (y[:, None] * x[None, :]).astype(np.float32)
-    return blob
+    return np.outer(y, x).astype(np.float32)

@@ -15,25 +15,15 @@ from modeling.priors import reweight
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """N images of C diagnoses.
+    """N images of C diagnoses."""
 
-    Attributes:
-        codes: Diagnosis codes of the model, length C.
-        probs: Probabilities at equal priors, float64 (N, C).
-        labels: True labels, (N,); -1 for a diagnosis that the model does not have.
-        lesion_ids: Lesion of each image, (N,).
-        mix: Fraction of each diagnosis in train and val, (C,); None if the model does not state it.
-        outputs: The outputs that `probs` came from; None for means over the photos of a lesion.
-        table: Metadata of each image, in the same order.
-    """
-
-    codes: tuple[str, ...]
-    probs: np.ndarray
-    labels: np.ndarray
-    lesion_ids: np.ndarray
-    mix: np.ndarray | None = None
-    outputs: Outputs | None = None
-    table: pd.DataFrame | None = None
+    codes: tuple[str, ...]  # diagnosis codes of the model, length C
+    probs: np.ndarray  # probabilities at equal priors, float64 (N, C)
+    labels: np.ndarray  # true labels, (N,); -1 for a diagnosis that the model does not have
+    lesion_ids: np.ndarray  # lesion of each image, (N,)
+    mix: np.ndarray | None = None  # fraction of each diagnosis in train and val, (C,), if the model states it
+    outputs: Outputs | None = None  # the outputs that `probs` came from; None for means over the photos of a lesion
+    table: pd.DataFrame | None = None  # metadata of each image, in the same order
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,14 +40,12 @@ class Split:
     @cached_property
     def predicted(self) -> np.ndarray:
         """The most probable diagnosis at equal priors, (N,)."""
-        labels: np.ndarray = self.probs.argmax(axis=1)
-        return labels
+        return self.probs.argmax(axis=1)
 
     @cached_property
     def predicted_at_mix(self) -> np.ndarray:
         """The most probable diagnosis at the dataset's mix, (N,)."""
-        labels: np.ndarray = self.probs_at_mix.argmax(axis=1)
-        return labels
+        return self.probs_at_mix.argmax(axis=1)
 
     @property
     def label_of(self) -> dict[str, int]:
