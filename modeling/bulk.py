@@ -65,11 +65,8 @@ def classify_archive(
 ) -> Row | None:
     """Classify all images of `inputs` and write one row for each; each process of `accelerate launch` calls this.
 
-    Args:
-        classifier: The model.
-        inputs: Files and folders, see `list_files`.
-        output: A new .csv or .parquet file, or that of the same run.
-        tta: Average over the eight flips and quarter turns.
+    `inputs` are as for `list_files`, `tta` is as for `predict`, and `output` is a new .csv or .parquet file, or that of the
+    same run.
 
     Returns:
         The content of `<output>.json`, with the numbers of rows: `images`, `unreadable` and `abstained`; None while other
@@ -114,7 +111,8 @@ def _classify_archive(
             _write_whole(parts / "files", files)
             _write_whole(parts / "run", {"run": run})
         _of_same_run(run, parts / "run", output)
-        files = _noted_files(output)
+        if not (files := _read_list(parts / "files")):
+            raise ArchiveError(f"{parts / 'files'} is damaged. {_advice(output)}")
     starts = range(0, len(files), CHUNK_SIZE)
     chunks = {parts / f"{start:09d}.json": files[start : start + CHUNK_SIZE] for start in starts}
     try:
@@ -123,7 +121,7 @@ def _classify_archive(
         if not output.exists():  # else an equal command has finished, and deleted the parts
             raise
     with _locked(output):
-        if not output.exists() and all(_is_whole(path, len(names)) for path, names in chunks.items()):
+        if not output.exists() and all(len(_read_list(path)) == len(names) for path, names in chunks.items()):
             merged = parts / f"merged{output.suffix}"
             counts = _merge(list(chunks), merged, columns)
             notes = {"run": run, "notice": classifier.notice, **counts, "sha256": file_sha256(merged)}
@@ -180,15 +178,13 @@ def _of_same_run(run: Row, notes: Path, output: Path) -> Row:
     return state
 
 
-def _noted_files(output: Path) -> list[str]:
-    notes = _beside(output, ".parts") / "files"
+def _read_list(path: Path) -> list[Any]:
+    """Return the list in a JSON file; an empty one if there is no such file, or it is damaged."""
     try:
-        files = json.loads(notes.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        files = None
-    if not isinstance(files, list) or not files:
-        raise ArchiveError(f"{notes} is damaged. {_advice(output)}")
-    return files
+        return []
+    return content if isinstance(content, list) else []
 
 
 def _write_whole(path: Path, content: Any) -> None:
@@ -202,20 +198,11 @@ def _write_whole(path: Path, content: Any) -> None:
 def _classify(classifier: LesionClassifier, chunks: dict[Path, list[str]], *, tta: bool) -> None:
     """Classify this process' share of the chunks, unless an earlier run did; damaged ones are classified again."""
     rank, count = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    mine = [(path, names) for path, names in list(chunks.items())[rank::count] if not _is_whole(path, len(names))]
+    mine = [(path, names) for path, names in list(chunks.items())[rank::count] if len(_read_list(path)) != len(names)]
     images = tqdm([name for _, names in mine for name in names], unit=" images", disable=rank != 0)
     answers = classifier.predict_each(images, tta=tta)
     for path, names in mine:
         _write_whole(path, [row_of(answer, name) for name, answer in zip(names, answers, strict=False)])
-
-
-def _is_whole(path: Path, n_images: int) -> bool:
-    """True if the chunk was finished, and not damaged since."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(rows, list) and len(rows) == n_images
 
 
 def _merge(chunks: Sequence[Path], merged: Path, columns: dict[str, type]) -> Counter[str]:
