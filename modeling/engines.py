@@ -20,7 +20,7 @@ from modeling.calibration import softmax
 from modeling.config import Config
 from modeling.files import ModelFolderError
 from modeling.model_folder import ONNX_NAME, WEIGHTS_NAME, ModelFolder, checked_file, fetch
-from modeling.onnx_trial import run_in_child
+from modeling.onnx_trial import open_session, run_in_child
 from modeling.runtime import own_cores
 
 # Of onnx/model.onnx. Only networks that end in average pooling and one linear layer have the last one.
@@ -54,11 +54,8 @@ def open_engine(
 ) -> "Engine":
     """Load the network of a model folder, downloading only the file that this engine needs from a Hub repository.
 
-    Args:
-        source: The model folder.
-        config: Its config.json, checked.
-        device: Where to compute, as torch names it; None for the first GPU if there is one, else the CPU.
-        engine: "auto" for ONNX Runtime on a CPU and torch on a GPU, or where the model has no ONNX file.
+    The device is as torch names it, None for the first GPU if there is one, else the CPU. The engine "auto" is ONNX Runtime
+    on a CPU, and torch on a GPU or where the model has no ONNX file.
 
     Raises:
         ModelFolderError: If the file is missing or not the one that config.json describes, or the engine is not installed.
@@ -108,16 +105,13 @@ class OnnxEngine:
                 f"{self.path}: ONNX Runtime cannot load and run this network within bounds of time and memory "
                 f"({failure}); download the folder again, or update onnxruntime."
             )
-        self._session = self._open_session(own_cores())
+        self._session = open_session(self.path, own_cores())
         self._has_evidence = "evidence" in {one.name for one in self._session.get_outputs()}
 
     def forward(self, pixel_values: np.ndarray, *, single_thread: bool = False, evidence: bool = False) -> ModelOutputs:
-        """Run the network once on pixel_values, float32 (B, 3, S, S).
+        """Run the network once on pixel_values, float32 (B, 3, S, S), for the heat maps too if `evidence` is requested.
 
-        Args:
-            pixel_values: Preprocessed images.
-            single_thread: Use one core, because other threads compute at the same time.
-            evidence: Return the heat maps too.
+        `single_thread` uses one core, because other threads compute at the same time.
 
         Raises:
             NotInstalledError: If the heat maps of this network need torch, and that is not installed.
@@ -135,22 +129,11 @@ class OnnxEngine:
     # Two threads may both compute one of these at first; then one result is kept.
     @cached_property
     def _single_thread_session(self) -> Any:
-        return self._open_session(1)
+        return open_session(self.path, 1)
 
     @cached_property
     def _torch(self) -> "TorchEngine":
         return open_torch(self._source, self._config, "cpu")
-
-    def _open_session(self, n_threads: int) -> Any:
-        import onnxruntime
-
-        # From bytes, so that the file cannot make ONNX Runtime open others.
-        content = self.path.read_bytes()
-        options = onnxruntime.SessionOptions()
-        # Set explicitly, so that ONNX Runtime keeps to the cores of this process and pins its threads to none of them.
-        options.intra_op_num_threads = n_threads
-        options.log_severity_level = 4  # what it would print about an untrusted file is in the error
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def open_torch(source: ModelFolder, config: Config, device: str) -> "TorchEngine":

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 MAX_CPU_S = 30  # EfficientNet-B0 at 224 px takes 0.1 s
 MAX_WALL_S = 90
@@ -43,6 +44,18 @@ def remember(sha256: str) -> None:
         mark.touch()
 
 
+def open_session(path: Path, n_threads: int) -> Any:
+    """Open a network in ONNX Runtime, on this many cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Set explicitly, so that ONNX Runtime keeps to the cores of this process and pins its threads to none of them.
+    options.intra_op_num_threads = n_threads
+    options.log_severity_level = 4  # what it would print about an untrusted file is in the error
+    # From bytes, so that the file cannot make ONNX Runtime open others.
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
 def _mark(sha256: str) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "skin-lesion-classifier" / "onnx" / sha256
@@ -51,7 +64,6 @@ def _mark(sha256: str) -> Path:
 def _trial(path: str, size_px: int, max_cpu_s: int, max_gib: int) -> None:
     """The work of the child process."""
     import numpy as np
-    import onnxruntime
 
     with contextlib.suppress(ImportError):  # on Windows the wall time alone is limited
         import resource
@@ -60,11 +72,7 @@ def _trial(path: str, size_px: int, max_cpu_s: int, max_gib: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (max_cpu_s, max_cpu_s))
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    content = Path(path).read_bytes()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = open_session(Path(path), 1)
     image = np.random.default_rng(0).normal(size=(1, 3, size_px, size_px)).astype(np.float32)
     session.run(None, {session.get_inputs()[0].name: image})
 
