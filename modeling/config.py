@@ -82,22 +82,19 @@ def checked_config(content: dict[str, Any], where: str) -> Config:
     """
     config = checked(Config, content, where)
     names, lesion = config["label_names"], config["lesion"]
-    points, calibration = lesion.get("operating_points") or [], lesion.get("calibration")
-    of_points = {code for point in points for code in point.codes}
-    priors = lesion.get("class_priors")
-    problem = ""
-    if len(set(names)) < len(names):
-        problem = "label_names must be different names"
-    elif config["num_classes"] != len(names):
-        problem = f"num_classes is {config['num_classes']}, but there are {len(names)} label_names"
-    elif not of_points <= {*names}:
-        problem = f"an operating point is of {shortened(sorted(of_points - {*names})[0])}, which is no label_name"
-    elif len({point.name for point in points}) < len(points):
-        problem = "operating points must have different names"
-    elif calibration and not len(calibration.scale) == len(calibration.bias) == len(names):
-        problem = f"calibration must have a number for each of the {len(names)} label_names"
-    elif priors and (set(priors) != set(names) or abs(sum(priors.values()) - 1) > 1e-6):
-        problem = "class_priors must have a fraction for each label_name, and sum to 1"
-    if problem:
-        raise ModelFolderError(f"{where}: {problem}.")
+    n, points, calibration = len(names), lesion.get("operating_points") or [], lesion.get("calibration")
+    priors = lesion.get("class_priors") or dict.fromkeys(names, 1 / n)
+    unknown = min({code for point in points for code in point.codes} - set(names), default=None)
+    problems = {
+        "label_names must be different names": len(set(names)) < n,
+        f"num_classes is {config['num_classes']}, but there are {n} label_names": config["num_classes"] != n,
+        f"an operating point is of {shortened(unknown)}, which is no label_name": unknown is not None,
+        "operating points must have different names": len({point.name for point in points}) < len(points),
+        f"calibration must have a number for each of the {n} label_names": calibration is not None
+        and not len(calibration.scale) == len(calibration.bias) == n,
+        "class_priors must have a fraction for each label_name, and sum to 1": set(priors) != set(names)
+        or abs(sum(priors.values()) - 1) > 1e-6,
+    }
+    if found := [problem for problem, is_there in problems.items() if is_there]:
+        raise ModelFolderError(f"{where}: {found[0]}.")
     return config
