@@ -138,11 +138,9 @@ class LesionClassifier:
     def predict_each(
         self, images: Iterable[ImageInput | Callable[[], ImageInput]], *, tta: bool = False
     ) -> Iterator[Prediction | ImageError]:
-        """Classify any number of images, read a few batches ahead, so that memory stays flat.
+        """Classify any number of images as `predict` does, read a few batches ahead, so that memory stays flat.
 
-        Args:
-            images: As for `predict`; or a function that returns one, called in the threads that decode.
-            tta: As for `predict`.
+        An image may also be a function that returns one; it is called in the threads that decode.
 
         Yields:
             In order, each image's prediction, or the ImageError that says why there is none.
@@ -156,9 +154,7 @@ class LesionClassifier:
     ) -> Iterator[_Out | ImageError]:
         """Preprocess images as for `predict_each`, and yield in order the result of `run` for each of them.
 
-        Args:
-            images: As for `predict_each`.
-            run: Takes pixel_values (B, 3, S, S) and returns B results; called in several threads.
+        `run` takes pixel_values (B, 3, S, S) and returns B results; it is called in several threads.
         """
         from concurrent.futures import ThreadPoolExecutor  # imported late: one image needs no threads
 
@@ -206,12 +202,8 @@ class LesionClassifier:
 
     def shown_code(self, prediction: Prediction) -> str:
         """Return the diagnosis whose heat map to show first: the most probable one of what was flagged, or of all."""
-        flagged = {
-            code
-            for point in headline_points(self.operating_points)
-            if prediction.operating_points[point.name]
-            for code in point.codes
-        }
+        points = headline_points(self.operating_points)
+        flagged = {code for point in points if prediction.operating_points[point.name] for code in point.codes}
         return max(flagged or self.codes, key=prediction.probabilities.__getitem__)
 
     def preprocess(self, image: ImageInput) -> np.ndarray:
@@ -239,28 +231,20 @@ class LesionClassifier:
 
     def prediction(self, probs: np.ndarray, reason: str | None) -> Prediction:
         """Return the prediction for one lesion of its probabilities (C,) at equal priors and why it is refused, if so."""
-        reached = {point.name: bool(point.reached(probs[None], self.codes)[0]) for point in self.operating_points}
+        points, abstained = self.operating_points, reason is not None
+        reached = {point.name: bool(point.reached(probs[None], self.codes)[0]) for point in points}
         at_priors = reweight(probs, self.priors)
-        diagnosis = self.codes[int(at_priors.argmax())]
-        probability = float(at_priors.max())
+        diagnosis, probability = self.codes[int(at_priors.argmax())], float(at_priors.max())
         return Prediction(
             diagnosis=diagnosis,
             probability=probability,
             probabilities=dict(zip(self.codes, at_priors.tolist(), strict=True)),
             priors=dict(zip(self.codes, self.priors.tolist(), strict=True)),
-            flagged=tuple(
-                target_name(point.codes) for point in headline_points(self.operating_points) if reached[point.name]
-            ),
-            abstained=reason is not None,
+            flagged=tuple(target_name(point.codes) for point in headline_points(points) if reached[point.name]),
+            abstained=abstained,
             reason=reason,
             operating_points=reached,
-            verdict=verdict(
-                self.operating_points,
-                reached,
-                diagnosis=diagnosis,
-                probability=probability,
-                abstained=reason is not None,
-            ),
+            verdict=verdict(points, reached, diagnosis=diagnosis, probability=probability, abstained=abstained),
             provenance=self.provenance,
             notice=self.notice,
         )

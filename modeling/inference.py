@@ -73,10 +73,7 @@ def run_images(
 def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator") -> Outputs:
     """Run a timm model over a loader and gather its outputs from all processes, each image once.
 
-    Args:
-        model: A timm model, bare or wrapped by accelerate.
-        loader: Of a `LesionDataset`, in order, prepared by the accelerator.
-        accelerator: Of the run.
+    The model may be wrapped by accelerate. The loader is of a `LesionDataset`, in order, prepared by the accelerator.
 
     Raises:
         ValueError: If a logit is not finite.
