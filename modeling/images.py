@@ -67,7 +67,7 @@ def decode_image(source: ImageInput) -> Image.Image:
         elif isinstance(source, Image.Image):
             image = source
         else:
-            image = _open(_read(source, name), name)
+            image = _open(source if isinstance(source, bytes) else _read(source, name), name)
         _check_size(image, name)
         image.load()
         return _upright_rgb(image, name)
@@ -86,21 +86,16 @@ def decode_image(source: ImageInput) -> Image.Image:
         ) from error
 
 
-def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
-    if isinstance(source, bytes):
-        _check_bytes(len(source), name)
-        return source
+def _read(source: str | os.PathLike[str], name: str) -> bytes:
     try:
         if not Path(source).is_file():  # also keeps out devices and pipes, which may never end
             raise ImageError(f"{name} is not a file; check the path (URLs are not supported; download the file first).")
         # Check the size first: /proc/kmsg looks like an empty regular file but never ends.
         _check_bytes(Path(source).stat().st_size, name)
         with open(source, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ImageError(f"{name} cannot be opened ({error.strerror}); check the path and its rights.") from error
-    _check_bytes(len(data), name)
-    return data
 
 
 def _check_bytes(n_bytes: int, name: str) -> None:
@@ -112,6 +107,7 @@ def _check_bytes(n_bytes: int, name: str) -> None:
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header; the pixels wait for `load`."""
+    _check_bytes(len(data), name)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         # The switch is global to the process: changing it here would race with whoever set it.
         raise ImageError(
