@@ -6,6 +6,7 @@ Archives, the Space's batches and the evaluation's predictions.csv share it.
 import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,24 +61,18 @@ def malignant_probability(probabilities: Mapping[str, float]) -> dict[str, float
 
 
 def write_rows(file: Path | IO[str], rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
-    """Write a CSV file that spreadsheets open safely.
+    """Write a CSV file that spreadsheets open safely; a missing or None value is an empty cell.
 
-    Args:
-        file: A path, or a text file opened with newline="".
-        rows: Values by column; a missing or None value is an empty cell.
-        columns: Names in order.
+    `file` is a path, or a text file opened with newline="".
     """
-    if isinstance(file, Path):
-        with file.open("w", encoding="utf-8", newline="") as opened:
-            write_rows(opened, rows, columns)
-        return
     columns = list(columns)
-    # Lines end in CR LF, as RFC 4180 has it; so cells that hold either character are quoted.
-    writer = csv.writer(file, lineterminator="\r\n")
-    writer.writerow(map(harmless, columns))
-    for row in rows:
-        cells = (row.get(name) for name in columns)
-        writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
+    with file.open("w", encoding="utf-8", newline="") if isinstance(file, Path) else nullcontext(file) as opened:
+        # Lines end in CR LF, as RFC 4180 has it; so cells that hold either character are quoted.
+        writer = csv.writer(opened, lineterminator="\r\n")
+        writer.writerow(map(harmless, columns))
+        for row in rows:
+            cells = (row.get(name) for name in columns)
+            writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
 
 
 def harmless(text: str) -> str:
