@@ -67,7 +67,10 @@ def commit_files(
 
     def attempt() -> str:
         nonlocal sent
-        head, there = _remote_files(api, repo_id, repo_type)
+        info: Any = api.repo_info(repo_id, repo_type=repo_type, files_metadata=True)
+        head = str(info.sha)
+        # The SHA-256 of a large file, git's own hash of a small one.
+        there = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings}
         operations = _operations(files, there, replaced)
         if tag and (names := tagged()) is not None and (operations or names != head):
             raise PublishError(
@@ -87,12 +90,6 @@ def commit_files(
         persist(lambda: api.create_tag(repo_id, tag=tag, revision=revision, repo_type=repo_type, exist_ok=True))
     url = f"{api.endpoint}/{'spaces/' if repo_type == 'space' else ''}{repo_id}"
     return Published(url, revision, changed=sent)
-
-
-def _remote_files(api: HfApi, repo_id: str, repo_type: str) -> tuple[str, dict[str, str]]:
-    """Return the newest commit and the hash of each file in it: SHA-256 of a large file, git's own of a small one."""
-    info: Any = api.repo_info(repo_id, repo_type=repo_type, files_metadata=True)
-    return str(info.sha), {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings}
 
 
 def _operations(

@@ -76,8 +76,8 @@ def _model_info(api: HfApi, model_id: str, revision: str | None) -> ModelInfo:
 def space_files(model_id: str, revision: str) -> dict[str, Path | bytes]:
     """Return the files of the Gradio Space, by path: `space/*` at the root of its repository, and the package beside it."""
     space, package = _clone("app.py"), ROOT / "modeling"
-    generated = {".pyi"}  # gradio writes such files beside its components while it runs
-    files = {file.relative_to(space).as_posix(): file for file in files_of(space) if file.suffix not in generated}
+    # gradio writes .pyi files beside its components while it runs.
+    files = {file.relative_to(space).as_posix(): file for file in files_of(space) if file.suffix != ".pyi"}
     serving = [file for file in files_of(package) if file.suffix in (".py", ".json")]
     files |= {f"modeling/{file.relative_to(package).as_posix()}": file for file in serving}
     return _with_model(files, model_id, revision)
