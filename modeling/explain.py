@@ -36,24 +36,19 @@ class Explanation:
         return np.stack([self.heat_map(code) for code in self.codes])
 
     def heat_map(self, code: str, *, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return one diagnosis' map, float32 (H, W) in [0, 1]; 1 is the strongest positive evidence for any diagnosis.
+        """Return the map of one of `codes`, float32 (H, W) in [0, 1]; 1 is the strongest positive evidence for any of them.
 
-        Args:
-            code: One of `codes`.
-            size: (height, width) of the result; that of the image by default.
+        `size` is (height, width) of the result; that of the image by default.
         """
         if code not in self.codes:
             raise ValueError(f"this model has no diagnosis {code!r}; it has {', '.join(self.codes)}.")
         positive = np.maximum(self.evidence[self.codes.index(code)], 0) / max(self.scale, 1e-12)
-        return _resize(positive, size or self.size).clip(0, 1)
+        height, width = size or self.size
+        # Resizing also undoes the squashing of the image.
+        heat = Image.fromarray(positive.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(heat, dtype=np.float32).clip(0, 1)
 
     @property
     def scale(self) -> float:
         """The strongest positive evidence for any diagnosis: what all maps are divided by."""
         return max(float(self.evidence.max()), 0.0)
-
-
-def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (h, w) to (H, W) bicubically; this also undoes the squashing of the image."""
-    image = Image.fromarray(values.astype(np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC), dtype=np.float32)

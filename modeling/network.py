@@ -222,5 +222,4 @@ def class_evidence(model: TimmModel, feature_maps: torch.Tensor) -> np.ndarray:
         gradients = [torch.autograd.grad(logit, maps, retain_graph=True)[0][0] for logit in logits]
     # Grad-CAM weighs by the mean gradient; times the number of positions, a map's mean is its share of the logit.
     weights = torch.stack(gradients).sum(dim=(2, 3))  # (C, K)
-    evidence: np.ndarray = torch.einsum("ck,khw->chw", weights, maps[0].detach()).cpu().numpy()
-    return evidence
+    return torch.einsum("ck,khw->chw", weights, maps[0].detach()).cpu().numpy()

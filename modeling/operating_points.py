@@ -39,7 +39,7 @@ def fit_operating_points(probs: np.ndarray, labels: np.ndarray, codes: Sequence[
     """
     points = []
     for target, target_codes in operating_targets(codes).items():
-        is_positive = shows_target(labels, codes, target_codes)
+        is_positive = np.isin(labels, [list(codes).index(code) for code in target_codes])
         if is_positive.all() or not is_positive.any():
             continue
         scores = target_probability(probs, codes, target_codes)
@@ -67,11 +67,6 @@ def operating_targets(codes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     if malignant and malignant != ("MEL",):
         targets["malignant"] = malignant
     return targets
-
-
-def shows_target(labels: np.ndarray, codes: Sequence[str], target_codes: Sequence[str]) -> np.ndarray:
-    """Return whether each label (N,) is one of the target's diagnoses, shape (N,)."""
-    return np.isin(labels, [list(codes).index(code) for code in target_codes])
 
 
 def target_probability(probs: np.ndarray, codes: Sequence[str], target_codes: Sequence[str]) -> np.ndarray:

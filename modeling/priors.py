@@ -23,10 +23,8 @@ def resolve_priors(
 ) -> np.ndarray:
     """Return the priors (C,) that a choice names, in the order of `codes`; they sum to 1.
 
-    Args:
-        choice: "equal", "dataset", or a positive weight for each of `codes`.
-        codes: The model's diagnoses.
-        class_priors: Fraction of each diagnosis in the model's train and val images, if known.
+    The choice is "equal", "dataset" (`class_priors`, the fraction of each diagnosis in the model's train and val images, if
+    known), or a positive weight for each of `codes`.
 
     Raises:
         ValueError: If the choice cannot be resolved; the message says why.

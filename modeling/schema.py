@@ -39,12 +39,9 @@ Count = Annotated[int, bounds(ge=0, lt=2**53)]
 
 
 def checked(kind: type[_Checked], content: Any, where: str) -> _Checked:
-    """Return JSON content as an instance of an annotated class.
+    """Return JSON content (of `read_json`, from the file `where`) as an instance of a dataclass or a TypedDict.
 
-    Args:
-        kind: A dataclass, whose instance is returned, or a TypedDict. A key that may be null may also be missing.
-        content: What `read_json` gave.
-        where: The file, for the message.
+    In a TypedDict a key that may be null may also be missing.
 
     Raises:
         ModelFolderError: With the first entry that does not fit.
