@@ -121,7 +121,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     ),
     "ISIC 2019": (
         real,
-        [ATTRIBUTION, NOTICE, "here of the sources", "Skin tone was not measured", "No commercial use"],
+        [ATTRIBUTION, NOTICE, "specialist centres, by source: ", "Skin tone was not measured", "No commercial use"],
         [SYNTHETIC_NOTICE, "synthetic images", "may ask for more", "calibrated probability", "too good"],
     ),
     "a dataset of the Hub": (
@@ -187,7 +187,11 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["made by lesion", "scores are too good"],
     ),
     "a random split of images": (leaking("original"), ["split at random", "may be too good"], ["made by lesion"]),
-    "a file of splits": (leaking("file"), ["a file given with `--splits`"], ["made by lesion", "at random"]),
+    "a file of splits": (
+        leaking("file"),
+        ["The splits were given as a file (`--splits`)."],
+        ["made by lesion", "at random"],
+    ),
     "one source as test": (
         tested_on_one_source,
         ["Test is the source MSK, which is in no other split", "test is one source that training never saw"],
@@ -196,7 +200,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "no rule for abstention": (
         never_abstains,
         ["It never abstains (this model has no abstention rule)"],
-        ["It has a rule to abstain", "Abstention is for images", "Dangerous diagnoses"],
+        ["It abstains on images", "Abstention is for", "Dangerous diagnoses", "OOD score"],
     ),
     "no baseline on metadata": (
         lambda folder: edit_metrics(folder, baselines__metadata_only={"reason": "no metadata column varies in train"}),
@@ -443,14 +447,27 @@ def test_nothing_is_called_worst_where_nothing_is_bad(folder):
     for point in metrics["operating_points"]:
         point["test"]["sensitivity"] = number(1.0)
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    for word in ("flip rate", "rate of abstention", "Abstention is for", "below the target"):
+    for word in ("image changes tried", "Lowest abstention rate", "Abstention is for", "below the target"):
         assert word not in badly(folder)
     names = list(metrics["robustness"]["changes"])
     flips(folder, **{names[0]: 0.2, names[2]: 0.2})
-    assert (
-        f"alters, of {len(names)} changes on {metrics['robustness']['n_images']} images: {names[0]} and {names[2]}, 0.200 each."
-        in badly(folder)
+    tried = f"Of {len(names)} image changes tried on {metrics['robustness']['n_images']} test images"
+    assert f"{tried}, {names[0]} and {names[2]} alter the most predictions: 0.200 each." in badly(folder)
+    flips(folder, **{names[1]: 0.2})
+    assert f"{tried}, {names[1]} alters the most predictions: 0.200 (no interval)." in badly(folder)
+
+
+@pytest.mark.parametrize(("auroc", "named"), [(0.4, True), (0.5, False), (None, False)])
+def test_dangerous_diagnoses_that_look_more_familiar_than_test_are_named(folder, auroc, named):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for kind in metrics["abstention"]["near"].values():
+        kind["auroc"] = number(auroc)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert "Dangerous diagnoses that it does not know: actinic keratosis, 8 images: abstention rate " in badly(folder)
+    sentence = (
+        "as more familiar than the test images: actinic keratosis, AUROC 0.400; squamous cell carcinoma, AUROC 0.400."
     )
+    assert (sentence in badly(folder)) == ("familiar than" in badly(folder)) == named
 
 
 def test_a_missed_target_sensitivity_is_named(folder):
@@ -518,6 +535,12 @@ def test_what_is_no_external_validation_of_this_model_is_refused(folder, externa
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_released_card_is_what_its_templates_give():
+    [released] = [path.parent for path in ROOT.glob("pretrained/*/metrics.json")]
+    for name, content in {**render_card(released), NOTEBOOK_NAME: render_notebook(released)}.items():
+        assert (released / name).read_text(encoding="utf-8") == content, f"python -m modeling.publish card {released}"
 
 
 def test_a_misspelt_placeholder_fails_instead_of_vanishing(folder, tmp_path, monkeypatch):
