@@ -22,7 +22,10 @@ PRIORS = (
     "How common the diagnoses are where the photo comes from: 'equal' (all equally frequent), 'dataset' (as in the images "
     "that the model was trained on), or weights by diagnosis code as a JSON object. It changes probabilities, not thresholds."
 )
-DIAGNOSIS = "Code whose heat map is laid over the photo; empty: what was flagged."
+DIAGNOSIS = (
+    "Code whose heat map is laid over the photo; empty: the most probable one of the flagged diagnoses, or of all if none is "
+    "flagged."
+)
 FIELDS = """verdict (the line to show first), diagnosis (the most probable one) with probability, probabilities of all
 diagnoses, flagged (targets whose 95 %-sensitivity threshold is reached), abstained and reason (if true, do not use the
 answer), operating_points"""
