@@ -1,6 +1,7 @@
 """Make README's pictures from today's page; tests/test_readme.py fails when the page has changed since.
 
-python tests/stress/screenshots.py --demo runs/demo/model        # writes docs/space*.png; needs Debian's chromium
+python tests/stress/screenshots.py --demo runs/demo/model            # writes docs/space*.png; needs Debian's chromium
+python tests/stress/screenshots.py --demo runs/demo/model --check    # changes nothing; 1 if docs/ shows another page
 """
 
 import argparse
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image, ImageChops, ImageStat
+
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-PICTURES = ROOT / "docs" / "pictures.json"
+DOCS = ROOT / "docs"
+PICTURES = DOCS / "pictures.json"
+MAX_DIFFERENCE = 4  # mean of a channel, of 255
 SOURCES = ("space/page/*.js", "space/page/*.css", "space/page/*.html", "modeling/texts.json", "modeling/labels.py")
 FLAGS = [
     "--no-sandbox",
@@ -29,39 +34,58 @@ FLAGS = [
 
 
 def main() -> int:
-    """Start the page on two models, drive it, and save what it looks like."""
+    """Write the pictures, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--demo", type=Path, required=True, help="model folder of the demo, whose synthetic lesion is shown"
     )
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
+    parser.add_argument("--check", action="store_true", help="compare with docs/ instead of writing there")
     options = parser.parse_args()
+    if not options.check:
+        take_pictures(options.demo, DOCS)
+        (DOCS / PICTURES.name).write_text(json.dumps({"page": page_hash()}) + "\n", encoding="utf-8")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        take_pictures(options.demo, Path(folder))
+        changed = [picture.name for picture in sorted(Path(folder).glob("*.png")) if differs(picture)]
+    print(f"not as in docs/: {', '.join(changed) or 'none'}")
+    return int(bool(changed))
+
+
+def differs(picture: Path) -> bool:
+    """Return whether a picture is not that of the same name in docs/, but for how fonts are drawn."""
+    with Image.open(picture) as now, Image.open(DOCS / picture.name) as before:
+        if now.size != before.size:
+            return True
+        mean = ImageStat.Stat(ImageChops.difference(now.convert("RGB"), before.convert("RGB"))).mean
+    return max(mean) > MAX_DIFFERENCE
+
+
+def take_pictures(demo: Path, folder: Path) -> None:
+    """Start the page on the demo and on the released model, drive it, and save what it looks like."""
     from playwright.sync_api import sync_playwright
 
     from modeling.model_folder import released_model
 
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    photo = next((options.demo / "examples").glob("*MEL*.jpg"), None) or next((options.demo / "examples").glob("*.jpg"))
+    photo = next((demo / "examples").glob("*MEL*.jpg"), None) or next((demo / "examples").glob("*.jpg"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        with served(options.demo) as address:
+        with served(demo) as address:
             for name, width, height in (("space", 1280, 1000), ("space-phone", 390, 844)):
                 page = browser.new_page(viewport={"width": width, "height": height})
                 page.goto(address)
                 page.locator("input[type=file]").first.set_input_files(photo)
                 page.get_by_text("Most likely:").first.wait_for()
                 page.wait_for_timeout(1500)
-                page.screenshot(path=options.output_dir / f"{name}.png")
+                page.screenshot(path=folder / f"{name}.png")
         with served(released_model()) as address:
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.goto(address)
             page.get_by_role("tab", name="Model").click()
             page.locator("figure img").first.wait_for()
             page.wait_for_timeout(1500)
-            page.screenshot(path=options.output_dir / "space-model.png")
+            page.screenshot(path=folder / "space-model.png")
         browser.close()
-    (options.output_dir / PICTURES.name).write_text(json.dumps({"page": page_hash()}) + "\n", encoding="utf-8")
-    return 0
 
 
 def page_hash() -> str:
