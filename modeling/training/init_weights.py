@@ -24,6 +24,7 @@ from modeling.model_folder import (
     ModelFolder,
     fetch,
     file_beside,
+    file_in,
     resolve_model_folder,
 )
 from modeling.network import TimmModel
@@ -73,28 +74,26 @@ def find_start(options: TrainOptions) -> Start:
             raise ModelFolderError(
                 f"--init_from: {error} It takes a model folder, a .safetensors file or a Hub repository, REPO or REPO@REVISION."
             ) from error
-    # Repositories of others have neither, and an offline machine could not find that out.
-    config_path = source.path / CONFIG_NAME
-    others = source.revision is not None and not (config_path.is_file() and "lesion" in read_json(config_path))
-    splits, hashes = (None if others else file_beside(source, name) for name in (SPLITS_NAME, HASHES_NAME))
-    return Start(_origin(source, weights), weights, splits, hashes)
-
-
-def _origin(source: ModelFolder, weights: Path) -> Origin:
-    """Describe weights by their repository, or by the config.json beside them, of this package or of timm."""
+    config_path = file_in(source.path, CONFIG_NAME)
+    config = read_json(config_path) if config_path else {}
+    name, base_model = source.model_id, _base_model(config)
     if source.revision is not None:
-        return Origin("weights", f"{source.model_id}@{source.revision}", file_sha256(weights), source.model_id)
-    base_model: Any = None
-    config_path = file_beside(source, CONFIG_NAME)
-    if config_path is not None:
-        config = read_json(config_path)
-        lesion, preprocessing = config.get("lesion"), config.get("pretrained_cfg")
-        if isinstance(lesion, dict):
-            base_model = lesion.get("base_model")
-        elif isinstance(preprocessing, dict) and preprocessing.get("tag"):
-            base_model = f"timm/{config.get('architecture')}.{preprocessing['tag']}"
-    known = isinstance(base_model, str) and is_name(base_model)
-    return Origin("weights", source.model_id, file_sha256(weights), base_model if known else UNKNOWN_ORIGIN)
+        name, base_model = f"{source.model_id}@{source.revision}", source.model_id
+    # Repositories of others have neither, and an offline machine could not find that out.
+    ours = source.revision is None or "lesion" in config
+    splits, hashes = (file_beside(source, file) if ours else None for file in (SPLITS_NAME, HASHES_NAME))
+    return Start(Origin("weights", name, file_sha256(weights), base_model), weights, splits, hashes)
+
+
+def _base_model(config: dict[str, Any]) -> str:
+    """Return what weights were trained from, by the config.json beside them, of this package or of timm."""
+    lesion, preprocessing = config.get("lesion"), config.get("pretrained_cfg")
+    base_model = None
+    if isinstance(lesion, dict):
+        base_model = lesion.get("base_model")
+    elif isinstance(preprocessing, dict) and preprocessing.get("tag"):
+        base_model = f"timm/{config.get('architecture')}.{preprocessing['tag']}"
+    return base_model if isinstance(base_model, str) and is_name(base_model) else UNKNOWN_ORIGIN
 
 
 def load_start(model: TimmModel, weights: Path) -> None:
@@ -125,10 +124,7 @@ def load_start(model: TimmModel, weights: Path) -> None:
 def check_not_seen(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> Origin:
     """Compare the train and val images of earlier weights with the val and test of a new run.
 
-    Args:
-        start: The earlier weights.
-        splits: Rows of the new run's splits.csv.
-        images: Hashes of the new run's images, as in image_hashes.csv.
+    `splits` are the rows of the new run's splits.csv, `images` those of its image_hashes.csv.
 
     Returns:
         The origin of the weights, with what was compared.
