@@ -138,9 +138,11 @@ class LesionClassifier:
     def predict_each(
         self, images: Iterable[ImageInput | Callable[[], ImageInput]], *, tta: bool = False
     ) -> Iterator[Prediction | ImageError]:
-        """Classify any number of images as `predict` does, read a few batches ahead, so that memory stays flat.
+        """Classify any number of images, read a few batches ahead, so that memory stays flat.
 
-        An image may also be a function that returns one; it is called in the threads that decode.
+        Args:
+            images: As for `predict`; or a function that returns one, called in the threads that decode.
+            tta: As for `predict`.
 
         Yields:
             In order, each image's prediction, or the ImageError that says why there is none.

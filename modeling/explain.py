@@ -38,7 +38,9 @@ class Explanation:
     def heat_map(self, code: str, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return the map of one of `codes`, float32 (H, W) in [0, 1]; 1 is the strongest positive evidence for any of them.
 
-        `size` is (height, width) of the result; that of the image by default.
+        Args:
+            code: The diagnosis.
+            size: (height, width) of the result; that of the image by default.
         """
         if code not in self.codes:
             raise ValueError(f"this model has no diagnosis {code!r}; it has {', '.join(self.codes)}.")
