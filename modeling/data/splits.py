@@ -134,7 +134,8 @@ def leave_sources_out(splits: pd.DataFrame, sources: Sequence[str]) -> pd.DataFr
     # A group of near-duplicates, or a patient, may have several sources: what is in test may not be trained on.
     for column in ("lesion_id", "patient_id"):
         if column in kept:
-            kept = kept[in_test | ~kept[column].isin(kept[column][in_test].dropna())]
+            tested = kept["split"] == "test"
+            kept = kept[tested | ~kept[column].isin(kept[column][tested].dropna())]
     return kept.reset_index(drop=True)
 
 

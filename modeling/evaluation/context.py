@@ -133,7 +133,7 @@ class Context:
 
 
 def sample_evenly(labels: np.ndarray, size: int) -> np.ndarray:
-    """Choose positions with equally many images of each diagnosis, as far as there are so many; always the same ones."""
+    """Choose the positions of a class-balanced sample, as far as the labels (N,) allow; always the same ones."""
     shuffled = pd.Series(labels).iloc[np.random.default_rng(SEED).permutation(len(labels))]
     place_in_class = shuffled.groupby(shuffled).cumcount().sort_index()
     return np.sort(np.lexsort((labels, place_in_class))[:size])

@@ -128,7 +128,7 @@ def escaped(value: Any) -> Any:
 
 
 def render_notebook(model_folder: Path) -> str:
-    """Return a notebook that loads the model with ONNX Runtime alone, and shows an answer and a heat map."""
+    """Return a notebook that runs the network with ONNX Runtime, without torch, and shows an answer and a heat map."""
     text, photo = NOTEBOOK_TEMPLATE.read_text(encoding="utf-8"), '"lesion.jpg"'
     if (model_folder / EXAMPLES_NAME).exists():
         photo = f'get("examples/{read_examples(model_folder)["examples"][0]["file"]}")'

@@ -101,7 +101,7 @@ class TrainOptions:
     )
     batch_size: Annotated[int, Field(ge=2, le=4096)] = option(32, "Images per process and batch.")
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = option(
-        1, "Batches per optimiser step; raise it when a larger batch does not fit."
+        1, "Batches per optimiser step; where a batch does not fit, halve --batch_size and double this."
     )
     learning_rate: Annotated[float, Field(ge=1e-7, le=100, allow_inf_nan=False)] = option(
         None, "Peak rate. Default: 5e-4 from trained weights, 2e-3 from scratch; recipe original 1e-4."
