@@ -359,6 +359,7 @@ def test_the_official_csv_is_split_within_a_point_in_every_large_stratum(
     assert photographs.max() - photographs.min() < 0.05
 
 
+@pytest.mark.slow
 def test_the_byte_identical_real_images_share_a_split_with_or_without_their_ids(real_data: Path) -> None:
     dataset = load_images("isic2019", data_dir=real_data / "isic2019").dataset
     pairs = (("ISIC_0024366", "ISIC_0029861"), ("ISIC_0024777", "ISIC_0029938"))

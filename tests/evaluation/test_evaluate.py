@@ -238,6 +238,7 @@ def test_sample_is_even_over_the_diagnoses_and_the_same_each_time() -> None:
 # ---- What is written -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_repeating_the_evaluation_gives_the_same_bytes(scored_folder, context, metrics, tmp_path) -> None:
     again = replace(context, run=metrics["training"])
     evaluate_model(again, output_dir=tmp_path, predictions_csv=tmp_path / "predictions.csv")
@@ -300,6 +301,7 @@ def test_the_summary_says_which_priors_and_which_diagnoses(metrics) -> None:
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_numbers_of_training_and_scores_heat_maps_where_there_are_masks(
     scored_folder, dataset, metrics, predictions, tmp_path, monkeypatch, capsys
 ):

@@ -39,6 +39,7 @@ from modeling.model_folder import HASHES_NAME, SPLITS_NAME, config_sha256
 from support.hashes import hash_images
 from support.scored import make_scored_folder
 
+pytestmark = pytest.mark.slow
 CODES = ("BKL", "MEL", "NV")
 
 
@@ -64,7 +65,6 @@ def test_a_difference_has_the_interval_of_two_independent_bootstraps():
     assert found["high"] == pytest.approx(high, abs=0.01)
 
 
-@pytest.mark.slow
 def test_the_interval_of_a_difference_covers_the_truth_95_times_in_100():
     rng, covered, n_trials = np.random.default_rng(1), 0, 400
     truth = 0.62 - 0.75
@@ -196,7 +196,6 @@ def external_metrics(scored, elsewhere, tmp_path_factory) -> tuple[dict, pd.Data
     return metrics, pd.read_csv(output / "predictions.csv"), printed.getvalue()
 
 
-@pytest.mark.slow
 def test_planted_images_are_left_out_and_all_others_are_test(external_metrics):
     metrics, predictions, printed = external_metrics
     assert sum(metrics["external"]["left_out"].values()) == N_PLANTED
