@@ -157,8 +157,7 @@ def released_table(metrics: Mapping[str, Any]) -> str:
     worst = min(far, key=far.__getitem__)
     near = metrics["abstention"]["near"]
     hidden = min(near, key=lambda code: near[code]["auroc"]["value"])
-    views = [name for name in changes if name.startswith(("rotation", "scale"))]
-    flips = max(views, key=lambda name: changes[name]["flip_rate"]["value"])
+    flips = most_flipped(metrics)
     sample = f"{metrics['robustness']['n_images']} test images"
     rows = [
         ["figure", "value (95 % interval over lesions)"],
@@ -430,10 +429,15 @@ def seed_figures(test: pd.DataFrame, source: pd.Series, mix: pd.Series) -> dict[
     }
 
 
+def most_flipped(run: Mapping[str, Any]) -> str:
+    """Return the name of the turn or scale with the largest flip rate."""
+    views = [name for name in run["robustness"]["changes"] if name.startswith(("rotation", "scale"))]
+    return max(views, key=lambda name: entry(run, "robustness", "changes", name, "flip_rate"))
+
+
 def worst_flip(run: Mapping[str, Any]) -> float:
     """Return the largest flip rate of turns and scales."""
-    changes = run["robustness"]["changes"].items()
-    return max(change["flip_rate"]["value"] for name, change in changes if name.startswith(("rotation", "scale")))
+    return entry(run, "robustness", "changes", most_flipped(run), "flip_rate")
 
 
 def reference_scores(reference: Mapping[str, Any]) -> tuple[dict[str, float], float]:
