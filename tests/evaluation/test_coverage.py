@@ -28,18 +28,12 @@ def photographed(n_lesions: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     return log_softmax(np.log(PRIORS) - distances / 2), labels[lesions], lesions
 
 
-@pytest.mark.parametrize(
-    "n_lesions",
-    [
-        pytest.param(
-            200, marks=pytest.mark.xfail(reason="the ECE of BKL, some 24 lesions, is in its band 91 % of the time")
-        ),
-        400,
-        1000,
-    ],
-)
+@pytest.mark.parametrize("n_lesions", [400, 1000])
 def test_calibration_intervals_and_ranges_hold_at_the_nominal_rate(n_lesions: int) -> None:
-    """ECEs of a calibrated model in its band, NLL and Brier intervals over their truth: 93 to 97 % of the time."""
+    """ECEs of a calibrated model in its band, NLL and Brier intervals over their truth: 93 to 97 % of the time.
+
+    With 200 lesions, of which some 24 have the diagnosis BKL, its ECE was in its band 91 % of the time.
+    """
     rng = np.random.default_rng(n_lesions)
     log_probs, labels, _ = photographed(400_000, rng)
     truth = {
