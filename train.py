@@ -29,7 +29,7 @@ from modeling.data.splits import diagnoses_of, split_table, splits_of
 from modeling.data.splits_file import leakage, load_splits, write_splits
 from modeling.evaluation.context import Context
 from modeling.evaluation.evaluate import evaluate_model, summary
-from modeling.evaluation.metrics import epoch_scorer
+from modeling.evaluation.metrics import LesionMetrics
 from modeling.files import write_json
 from modeling.inference import run_model
 from modeling.labels import SYNTHETIC_NOTICE
@@ -82,7 +82,7 @@ def train(options: TrainOptions) -> None:
         load_splits(options.splits)
     with sole_user(run.dir, run.accelerator):
         data = prepare_data(run, start)
-        model = prepare_model(run, start, len(data.codes))
+        model = prepare_model(run, start, len(data.config["codes"]))
         fitted = fit(run, data, model)
         run.accelerator.end_training()
         run.accelerator.free_memory()  # ends the loader processes, which ignore signals and would block Python's exit
@@ -134,7 +134,7 @@ def prepare_data(run: Run, start: Start) -> RunData:
     )
     if options.dataset == "demo":
         accelerator.print(SYNTHETIC_NOTICE)
-    return RunData(loaded.dataset, loaded.pixels, chosen, codes, splits, config, loaded.n_skipped)
+    return RunData(loaded, chosen, splits, config)
 
 
 def prepare_model(run: Run, start: Start, n_diagnoses: int) -> TimmModel:
@@ -173,7 +173,7 @@ def fit(run: Run, data: RunData, model: TimmModel) -> Fitted:
     """Train the model and go back to its best epoch on val."""
     options, accelerator = run.options, run.accelerator
     loaders = make_loaders(run, data, model)
-    trainer = Trainer(run, model, loaders, epoch_scorer())
+    trainer = Trainer(run, model, loaders, LesionMetrics(keep_in_memory=True))
     if run.resuming and trainer.resume():
         accelerator.print(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
     if options.report_to:
@@ -196,10 +196,10 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
         write_demo_examples(unfinished, classifier)
     context = Context(
         classifier=classifier,
-        dataset=data.everything,
+        dataset=data.loaded.dataset,
         splits=data.splits,
         protocol="file" if options.splits else options.protocol,
-        n_skipped=data.n_skipped,
+        n_skipped=data.loaded.n_skipped,
         run={**data.config, "history": fitted.history},
     )
     metrics = evaluate_model(context, output_dir=unfinished, predictions_csv=run.dir / "predictions.csv")

@@ -42,11 +42,11 @@ from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments
 
 from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
-from modeling.data.dataset import LesionDataset
 from modeling.data.decoding import decode_images
 from modeling.data.folders import images_of_paths
 from modeling.network import normalise
 from modeling.runtime import default_num_workers, prepare_process
+from modeling.training.loaders import LesionDataset
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

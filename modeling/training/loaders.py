@@ -1,15 +1,20 @@
-"""From splits to prepared loaders: images at the network's size, train augmented."""
+"""From splits to prepared loaders: images at the network's size, train augmented, the same way each time."""
 
+import math
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from modeling.data.augmentation import TRAIN_FRACTION, Augmentation
-from modeling.data.dataset import LesionDataset, leave_signals_to_the_trainer
-from modeling.data.sources import rows_of
+from modeling.data.sources import LoadedImages, rows_of
 from modeling.network import TimmModel
 from modeling.runtime import default_num_workers
 from modeling.training.run_folder import Run
@@ -19,13 +24,10 @@ from modeling.training.run_folder import Run
 class RunData:
     """The images of a run and their splits."""
 
-    everything: Dataset  # all usable images
-    pixels: Dataset  # of all usable images, at the network's size
-    chosen: Dataset  # the images of the diagnoses to distinguish; labels count from 0 in the order of `codes`
-    codes: list[str]
+    loaded: LoadedImages  # all usable images, with their pixels at the network's size
+    chosen: Dataset  # the images of the diagnoses to distinguish; labels count from 0 in the order of `config["codes"]`
     splits: pd.DataFrame  # rows of splits.csv
     config: dict[str, Any]  # content of train_config.json
-    n_skipped: int  # images that cannot be used
 
 
 def make_loaders(run: Run, data: RunData, model: TimmModel) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def make_loaders(run: Run, data: RunData, model: TimmModel) -> dict[str, Any]:
     return loaders
 
 
-def images_of(run: Run, data: RunData, model: TimmModel, name: str) -> LesionDataset:
+def images_of(run: Run, data: RunData, model: TimmModel, name: str) -> "LesionDataset":
     """Return the images of a loader: "val" as it is, "train" augmented and smaller unless the recipe is original."""
     options = run.options
     split = "train" if name == "train" else "val"
@@ -69,5 +71,57 @@ def images_of(run: Run, data: RunData, model: TimmModel, name: str) -> LesionDat
         # Most networks halve their input five times, so they need 32 px.
         train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
         augmentation = Augmentation(train_px, fill=(red, green, blue))
-    pixels = rows_of(data.pixels, rows["image_id"])
+    pixels = rows_of(data.loaded.pixels, rows["image_id"])
     return LesionDataset(pixels, rows["label"], augmentation=augmentation, seed=options.seed)
+
+
+class LesionDataset(TorchDataset[dict[str, Any]]):
+    """Rows {"pixels" uint8 (S, S, 3), "label"} for a DataLoader; `model.normalise` makes a batch pixel_values.
+
+    Augmentation depends on (seed, epoch, index) alone, so that a resumed run, and a run on more processes, sees the same
+    pixels. Call `set_epoch` before each epoch (accelerate's loaders do).
+    """
+
+    def __init__(
+        self,
+        pixels: Dataset,
+        labels: Sequence[int],
+        *,
+        augmentation: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Take the pixels (`LoadedImages.pixels`) and labels of one split; without `augmentation` the images stay as they are."""
+        self.pixels = pixels.with_format("arrow", columns=["pixels"])  # rows stay in the file, mapped into memory
+        self.image_ids: list[str] = pixels["image_id"][:]
+        self.labels = list(labels)
+        self.augmentation = augmentation
+        self.seed = seed
+        # Shared with loader processes, which live from one epoch to the next.
+        self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def image(self, index: int) -> np.ndarray:
+        """Return one image without augmentation, uint8 (S, S, 3), read-only."""
+        data = np.frombuffer(self.pixels[index]["pixels"][0].as_buffer(), dtype=np.uint8)
+        side = math.isqrt(len(data) // 3)
+        return data.reshape(side, side, 3)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, rng = self.image(index), np.random.default_rng((self.seed, self.epoch, index))
+        pixels = np.array(image) if self.augmentation is None else self.augmentation(image, rng)
+        return {"pixels": torch.from_numpy(pixels), "label": self.labels[index]}
+
+
+def leave_signals_to_the_trainer(_worker: int) -> None:
+    """Ignore SIGTERM and SIGINT in a loader process; the main process shuts it down."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

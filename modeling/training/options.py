@@ -28,10 +28,8 @@ def option(default: Any, text: str) -> Any:
     if default is not None and "Default: " not in text:
         shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
         text = f"{text} Default: {shown.lower() if isinstance(default, bool) else shown}."
-    metadata = {"help": text}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    given: Any = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**given, metadata={"help": text})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from modeling import __version__
 from modeling.data.splits_file import splits_hash
-from modeling.files import read_json, shortened
+from modeling.files import flush, read_json, shortened
 from modeling.model_folder import RUN_NAME
 from modeling.training.init_weights import Origin
 from modeling.training.options import FREE_TO_CHANGE, TrainOptions, dataset_name
@@ -27,6 +29,7 @@ from modeling.training.options import FREE_TO_CHANGE, TrainOptions, dataset_name
 LOCK_WAIT_S = 6
 LOCK_NAME = ".lock"
 CHECKPOINTS = "checkpoints"
+KEPT = 2  # of them
 BEFORE_TRAINING = (LOCK_NAME, "skipped.csv")  # written before train_config.json
 AFTER_TRAINING = ("log.jsonl", "predictions.csv", "model")
 
@@ -127,9 +130,13 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ValueError: If something that changes the result differs, with the list of differences.
     """
-    before, now = _settings(read_json(path)), _settings(config)
-    changed = [key for key, value in now.items() if before.get(key) != value]
-    differences = [f"{key[1]}: {shortened(before.get(key))} before, {now[key]!r} now" for key in changed]
+    before, differences = read_json(path), []
+    for part in (part for part in config if part not in ("run_id", "origin", "device")):
+        old, new = before.get(part), config[part]
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            old, new = {part: old}, {part: new}
+        changed = [name for name, value in new.items() if old.get(name) != value]
+        differences += [f"{name}: {shortened(old.get(name))} before, {new[name]!r} now" for name in changed]
     if differences:
         raise ValueError(
             f"the run of {path} cannot be resumed with other settings, since the result would change:\n  "
@@ -138,8 +145,49 @@ def check_same_run(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _settings(config: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return what decides the result, by the part of the file and the name in it."""
-    parts = {part: value for part, value in config.items() if part not in ("run_id", "origin", "device")}
-    entries = {part: value if isinstance(value, dict) else {part: value} for part, value in parts.items()}
-    return {(part, name): value for part, values in entries.items() for name, value in values.items()}
+@dataclass
+class Checkpoints:
+    """The checkpoints of one run, one folder `step-NNNNNNNN` each: the last two.
+
+    A checkpoint is written under a temporary name, flushed to the disk, and then renamed. Each has the best weights up to its
+    own step, so a run that continues from either of them has the best weights of its own past.
+    """
+
+    folder: Path
+    accelerator: Accelerator
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Write the checkpoint of an optimiser step and delete all but the last two. All processes call this.
+
+        If it cannot be written, earlier ones are untouched. `write` fills a folder, the same on every process.
+        """
+        folder = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".{folder.name}.partial"
+        try:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            write(temporary)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                for path in [*temporary.rglob("*"), temporary]:
+                    flush(path)
+                if folder.exists():  # this step was taken twice; after a kill here, the checkpoint before it is used
+                    shutil.rmtree(folder)
+                temporary.rename(folder)
+                flush(self.folder)
+                for path in [*self._all()[:-KEPT], *self.folder.glob(".step-*.partial")]:
+                    # On a shared disk another process may have one of its files open; the next save tries again.
+                    shutil.rmtree(path, ignore_errors=True)
+        finally:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+    def latest(self) -> Path | None:
+        """Return the newest checkpoint, or None."""
+        return max(self._all(), default=None)
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))

@@ -1,14 +1,13 @@
 """The training loop: it can be resumed at any optimiser step and then gives the same weights, bit for bit.
 
 Everything random depends on (seed, epoch, image) or (seed, step, rank) alone: the order of the data (accelerate's seedable
-sampler), the augmentation (`dataset.LesionDataset`) and dropout. So a checkpoint needs no state of random generators.
+sampler), the augmentation (`loaders.LesionDataset`) and dropout. So a checkpoint needs no state of random generators.
 """
 
 import json
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -28,10 +27,9 @@ from transformers import get_constant_schedule, get_cosine_schedule_with_warmup
 from modeling.files import write_json
 from modeling.inference import Outputs, run_model
 from modeling.network import TimmModel, normalise
-from modeling.training.checkpoints import Checkpoints
 from modeling.training.errors import Interrupted, TrainingError, loader_died
 from modeling.training.options import checkpoint_interval
-from modeling.training.run_folder import CHECKPOINTS, Run
+from modeling.training.run_folder import CHECKPOINTS, Checkpoints, Run
 
 logger = get_logger(__name__)
 
@@ -96,20 +94,13 @@ class StopRequest:
 class Trainer:
     """The training of one run: make it, `resume` or not, `train`, then load `best_weights` into `evaluated_model`."""
 
-    def __init__(
-        self,
-        run: Run,
-        model: TimmModel,
-        loaders: dict[str, Any],
-        score: Callable[[np.ndarray, np.ndarray], dict[str, float]],
-    ) -> None:
+    def __init__(self, run: Run, model: TimmModel, loaders: dict[str, Any], metric: Any) -> None:
         """Set up optimiser, schedule and weight average as the options of the run say; the model is trained in place.
 
-        `loaders` are "train" and "val" of `make_loaders`; `score` computes the metrics of val from probabilities (N, C) and
-        labels (N,).
+        `loaders` are "train" and "val" of `make_loaders`; `metric` is the `evaluate.Metric` of val.
         """
         self.run, self.options, self.accelerator = run, run.options, run.accelerator
-        self.train_loader, self.val_loader, self.score = loaders["train"], loaders["val"], score
+        self.train_loader, self.val_loader, self.metric = loaders["train"], loaders["val"], metric
         options, accelerator = self.options, self.accelerator
         original = options.recipe == "original"
         self.selection = "accuracy" if original else "balanced_accuracy"
@@ -275,34 +266,24 @@ class Trainer:
         seconds, steps = time.monotonic() - self.saved_at[0], self.progress.step - self.saved_at[1]
         due = seconds >= self.save_seconds or steps >= self.save_steps or self.stop_request.signal is not None
         # Clocks and signals differ between processes: all do what one of them has to.
-        if self._on_any_process(due):
+        if any(gather_object([due])):
             self.save()
             self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if self._on_any_process(self.stop_request.signal is not None):
+        if any(gather_object([self.stop_request.signal is not None])):
             raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; a checkpoint was written.")
-
-    def _on_any_process(self, here: bool) -> bool:
-        """Return on all processes whether it is true on one of them; all of them must call this."""
-        if self.accelerator.num_processes == 1:
-            return here
-        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).any())
 
     def finish_epoch(self, started: float, seen_before: int) -> None:
         """Score val, keep the weights if they are the best so far, log, and write a checkpoint."""
         progress, accelerator = self.progress, self.accelerator
-        if accelerator.num_processes > 1:
-            # Each process has batch statistics of other images, but one model is scored: that of the first.
-            for buffer in self.evaluated_model.buffers():
-                buffer.copy_(broadcast(buffer))
+        # Each process has batch statistics of other images, but one model is scored: that of the first.
+        for buffer in self.evaluated_model.buffers():
+            buffer.copy_(broadcast(buffer))
         outputs = run_model(self.evaluated_model, self.val_loader, accelerator)
         logits = torch.from_numpy(outputs.logits).double()
-        metrics = self.score(logits.softmax(dim=1).numpy(), outputs.labels)
-        loss_sum, images_seen = progress.loss_sum, float(progress.images_seen)
-        if accelerator.num_processes > 1:
-            sums = torch.tensor([[loss_sum, images_seen]], dtype=torch.float64, device=accelerator.device)
-            loss_sum, images_seen = accelerator.gather(sums).sum(dim=0).tolist()
+        metrics = self.metric.compute(predictions=logits.softmax(dim=1).numpy(), references=outputs.labels)
+        loss_sum, images_seen = map(sum, zip(*gather_object([(progress.loss_sum, progress.images_seen)]), strict=True))
         seconds = time.monotonic() - started
         images_per_second = (progress.images_seen - seen_before) * accelerator.num_processes / seconds
         record = {

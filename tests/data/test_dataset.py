@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling.data.augmentation import Augmentation
-from modeling.data.dataset import LesionDataset
 from modeling.data.decoding import decode_images
 from modeling.images import decode_image
+from modeling.training.loaders import LesionDataset
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def _train(arguments: list[str], log: str, environment: dict[str, str], failing_
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     import train
-    from modeling.data.dataset import LesionDataset
+    from modeling.training.loaders import LesionDataset
 
     read = LesionDataset.__getitem__
 

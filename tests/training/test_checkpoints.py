@@ -1,4 +1,4 @@
-"""modeling/training/checkpoints.py: checkpoints are atomic."""
+"""modeling/training/run_folder.py: checkpoints are atomic."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import resource
 import pytest
 from accelerate import Accelerator
 
-from modeling.training.checkpoints import Checkpoints
+from modeling.training.run_folder import Checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def data_of(isic_folder, size_px):
     loaded = load_images("isic2019", data_dir=isic_folder, size_px=size_px)
     chosen = loaded.dataset.select(range(12))
     splits = pd.DataFrame({"image_id": chosen["image_id"][:], "split": ["train"] * 9 + ["val"] * 3})
-    return RunData(chosen, loaded.pixels, chosen, ["MEL", "NV"], splits, {}, 0)
+    return RunData(loaded, chosen, splits, {})
 
 
 def run_with(tmp_path, *arguments):

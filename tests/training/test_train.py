@@ -26,7 +26,7 @@ from modeling.calibration import log_softmax
 from modeling.classifier import LesionClassifier
 from modeling.inference import run_images
 from modeling.labels import CODES
-from modeling.training.checkpoints import Checkpoints
+from modeling.training.run_folder import Checkpoints
 from support.corpus import make_corpus
 from support.runs import ROOT, TINY, start
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,8 +47,8 @@ class Squares(Dataset):
         return {"pixels": pixels, "label": self.labels[index]}
 
 
-def score(probs, labels):
-    accuracy = float((probs.argmax(axis=1) == labels).mean())
+def score(predictions, references):
+    accuracy = float((predictions.argmax(axis=1) == references).mean())
     return {"balanced_accuracy": accuracy, "accuracy": accuracy}
 
 
@@ -61,7 +62,12 @@ def trainer(folder, *more, n_train=32, bad=(), score=score):
     model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False, drop_rate=0.2)
     train = DataLoader(Squares(n_train, bad=bad), options.batch_size, shuffle=True)
     val = DataLoader(Squares(12), options.batch_size)
-    return Trainer(run, model, {"train": run.accelerator.prepare(train), "val": run.accelerator.prepare(val)}, score)
+    return Trainer(
+        run,
+        model,
+        {"train": run.accelerator.prepare(train), "val": run.accelerator.prepare(val)},
+        SimpleNamespace(compute=score),
+    )
 
 
 def log(folder):
@@ -102,7 +108,7 @@ def test_training_learns_and_logs_each_epoch(tmp_path, capsys):
 def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
     scores = iter([0.5, 0.9, 0.9])
 
-    def given(probs, labels):
+    def given(predictions, references):
         return {"balanced_accuracy": next(scores), "accuracy": 0.0}
 
     trained = trainer(tmp_path, score=given)
@@ -125,7 +131,7 @@ def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
 def test_patience_ends_training_and_the_original_recipe_has_none(tmp_path):
     def falling():
         values = iter(np.linspace(0.9, 0.1, 9))
-        return lambda probs, labels: dict.fromkeys(("balanced_accuracy", "accuracy"), float(next(values)))
+        return lambda predictions, references: dict.fromkeys(("balanced_accuracy", "accuracy"), float(next(values)))
 
     patient = trainer(tmp_path / "a", "--epochs", "8", "--patience", "2", score=falling())
     patient.train()
