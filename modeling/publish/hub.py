@@ -31,7 +31,7 @@ T = TypeVar("T")
 Files = Mapping[str, Path | bytes]  # path in the repository → content
 
 
-class PublishError(RuntimeError):
+class PublishError(Exception):
     """A push that cannot be made or did not go through, with the reason and what to do."""
 
 
@@ -120,9 +120,6 @@ def ensure_repo(api: HfApi, repo_id: str, repo_type: str, *, private: bool, **at
         raise PublishError(f"{repo_id} exists and is public: make it private in its settings, or leave --private out.")
 
 
-# ---- Names and tokens ------------------------------------------------------------------------------------------------
-
-
 def check_repo_id(repo_id: str, option: str) -> None:
     """Refuse what cannot be the name of a repository, and name the option that gave it."""
     try:
@@ -152,9 +149,6 @@ def check_no_token(files: Files, token: str) -> None:
         content = source if isinstance(source, bytes) else source.read_bytes()
         if HUB_TOKEN.search(content) or token.encode() in content:
             raise PublishError(f"{name} has a Hub token in it; take it out, and revoke the token if it was shared.")
-
-
-# ---- Retries, time-outs and errors -----------------------------------------------------------------------------------
 
 
 class _Busy(OSError):
@@ -195,8 +189,6 @@ def connected(repo_id: str, token: str, retry: str = "") -> Iterator[HfApi]:
     try:
         yield HfApi(token=token)
         return
-    except PublishError:
-        raise
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = HUB_TOKEN.sub(b"hf_***", _sentence(error, repo_id).replace(token, "hf_***").encode()).decode()
     finally:

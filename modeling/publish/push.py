@@ -20,14 +20,7 @@ from modeling.model_folder import (
     read_config,
 )
 from modeling.publish import hub
-from modeling.publish.card import (
-    CARD_NAME,
-    EVALUATION_NAME,
-    NOTEBOOK_NAME,
-    SEEDS_NAME,
-    THIS_FOLDER,
-    read_examples,
-)
+from modeling.publish.card import CARD_NAME, EVALUATION_NAME, NOTEBOOK_NAME, SEEDS_NAME, THIS_FOLDER, read_examples
 from modeling.publish.hub import Published, PublishError, command, persist
 
 NEEDED = (WEIGHTS_NAME, CONFIG_NAME, ONNX_NAME, METRICS_NAME, CARD_NAME, EVALUATION_NAME)

@@ -85,9 +85,7 @@ def space_files(model_id: str, revision: str) -> dict[str, Path | bytes]:
 
 def static_space_files(model_id: str, revision: str) -> dict[str, Path | bytes]:
     """Return the files of the static Space, by path."""
-    folder = str(_clone("static_space.py"))
-    if folder not in sys.path:
-        sys.path.append(folder)
+    sys.path.append(str(_clone("static_space.py")))
     return _with_model(importlib.import_module("static_space").static_files(model_id, revision), model_id, revision)
 
 
