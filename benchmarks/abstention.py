@@ -21,7 +21,7 @@ from modeling.data.splits_file import load_splits
 from modeling.evaluation.context import Context
 from modeling.evaluation.ood import FAR_KINDS, far_images
 from modeling.images import decode_image
-from modeling.inference import Outputs
+from modeling.inference import Outputs, run_images
 
 N_EACH = 100
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # logits (N, C), features (N, D) → (N,), higher is further away
@@ -109,8 +109,8 @@ def compare(model: str, data_dir: str | None, photographs: list[str]) -> dict[st
     }
     outside = {code: split.outputs for code, split in context.other_diagnoses.items()}
     for kind, images in kinds.items():
-        ids = np.array([f"{number}" for number in range(len(images))])
-        outside[kind] = context.split_of(images, ids.tolist(), [-1] * len(ids), ids).outputs
+        ids = [f"{number}" for number in range(len(images))]
+        outside[kind] = run_images(classifier, images, image_ids=ids, labels=[-1] * len(ids))
 
     def values_of(score: Score, outputs: Outputs) -> np.ndarray:
         return score(outputs.logits.astype(np.float64), outputs.features.astype(np.float64))

@@ -150,9 +150,7 @@ class LesionClassifier:
         return self.map_batches(images, lambda pixel_values: self._answers(pixel_values, tta=tta, single_thread=True))
 
     def map_batches(
-        self,
-        images: Iterable[ImageInput | Callable[[], ImageInput]],
-        run: Callable[[np.ndarray], Sequence[_Out]],
+        self, images: Iterable[ImageInput | Callable[[], ImageInput]], run: Callable[[np.ndarray], Sequence[_Out]]
     ) -> Iterator[_Out | ImageError]:
         """Preprocess images as for `predict_each`, and yield in order the result of `run` for each of them.
 

@@ -25,20 +25,17 @@ class Outputs:
     logits: np.ndarray  # float32 (N, C); calibrated if they come from a model folder
     features: np.ndarray  # float32 (N, D), the input of the classifier layer
 
+    def __post_init__(self) -> None:
+        broken = int((~np.isfinite(self.logits).all(axis=1)).sum())
+        if broken:
+            raise ValueError(
+                f"{broken} of {len(self.labels)} images have logits that are not finite: the weights are broken; train again "
+                "with a lower learning rate, or in full precision"
+            )
+
     def calibrated(self, calibration: "Calibration") -> "Outputs":
         """Return the outputs that the network gives once the calibration is folded into it."""
         return replace(self, logits=calibration.apply(self.logits))
-
-    def take(self, chosen: np.ndarray) -> "Outputs":
-        """Return some of the images: boolean (N,) or positions."""
-        places = np.arange(len(self.labels))[chosen]
-        return replace(
-            self,
-            image_ids=[self.image_ids[place] for place in places],
-            labels=self.labels[places],
-            logits=self.logits[places],
-            features=self.features[places],
-        )
 
 
 def run_images(
@@ -65,9 +62,7 @@ def run_images(
             raise ImageError(f"{image_id}: {result}")
         logits.append(result[0])
         features.append(result[1])
-    outputs = Outputs(list(image_ids), np.asarray(labels, dtype=np.int64), np.stack(logits), np.stack(features))
-    _check_finite(outputs)
-    return outputs
+    return Outputs(list(image_ids), np.asarray(labels, dtype=np.int64), np.stack(logits), np.stack(features))
 
 
 def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator") -> Outputs:
@@ -99,15 +94,4 @@ def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator") -> Ou
                 parts[name].append(value.cpu())
     bare.train(was_training)
     gathered = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
-    outputs = Outputs(image_ids=list(loader.dataset.image_ids), **gathered)
-    _check_finite(outputs)
-    return outputs
-
-
-def _check_finite(outputs: Outputs) -> None:
-    broken = int((~np.isfinite(outputs.logits).all(axis=1)).sum())
-    if broken:
-        raise ValueError(
-            f"{broken} of {len(outputs.labels)} images have logits that are not finite: the weights are broken; train again "
-            "with a lower learning rate, or in full precision"
-        )
+    return Outputs(image_ids=list(loader.dataset.image_ids), **gathered)

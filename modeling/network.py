@@ -73,12 +73,7 @@ def check_backbone(backbone: str) -> None:
 
 
 def build_model(
-    backbone: str,
-    *,
-    num_classes: int,
-    size_px: int,
-    pretrained: bool,
-    drop_rate: float = 0.0,
+    backbone: str, *, num_classes: int, size_px: int, pretrained: bool, drop_rate: float = 0.0
 ) -> TimmModel:
     """Create a timm network with a new classifier, and set the preprocessing that it will be saved with.
 

@@ -14,13 +14,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling.classifier import LesionClassifier, map_ahead
-from modeling.data.dataset import LesionDataset
 from modeling.data.decoding import decode_images
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.model_folder import read_config
 from modeling.network import normalise
 from modeling.operating_points import OperatingPoint
+from modeling.training.loaders import LesionDataset
 from support.untrained import random_rule, untrained_folder
 
 

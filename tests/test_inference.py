@@ -73,12 +73,3 @@ def test_broken_weights_are_an_error_and_not_a_score(network) -> None:
         network.get_classifier().bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="5 of 5 images have logits that are not finite"):
         run(network)
-
-
-def test_outputs_are_taken_by_mask_or_by_position() -> None:
-    outputs = Outputs(list("abc"), np.array([0, 1, 2]), np.eye(3), np.eye(3))
-    for chosen in (np.array([True, False, True]), np.array([0, 2])):
-        taken = outputs.take(chosen)
-        assert taken.image_ids == ["a", "c"]
-        assert taken.labels.tolist() == [0, 2]
-        assert taken.logits.tolist() == [[1, 0, 0], [0, 0, 1]]

@@ -14,6 +14,13 @@ import numpy as np
 N_REPLICATES = 1000
 LEVEL = 0.95
 SEED = 0
+INTERVALS = {  # as metrics.json describes them
+    "method": "percentile bootstrap; Clopper-Pearson for a rate of 0 or 1, where all lesions agree",
+    "level": LEVEL,
+    "n_replicates": N_REPLICATES,
+    "seed": SEED,
+    "unit": "lesion",
+}
 # A replicate may lack a diagnosis altogether; an interval from the few replicates that have it would be too narrow.
 MIN_ESTIMABLE = 0.95
 ALL_AGREE = "no replicate differs: no interval"

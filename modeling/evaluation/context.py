@@ -1,6 +1,6 @@
 """Inputs shared by all sections of an evaluation: the model, its outputs for val and test, and the images."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -85,38 +85,23 @@ class Context:
     @cached_property
     def far_images(self) -> dict[str, Split]:
         """Outputs for generated images that show no lesion, by kind."""
-        ids = [f"{number}" for number in range(N_FAR)]
-        return {
-            kind: self.split_of(far_images(kind, N_FAR), ids, [-1] * N_FAR, np.array(ids))
-            for kind in tqdm(FAR_KINDS, desc="out-of-distribution images")
-        }
+        rows = pd.DataFrame({"image_id": map(str, range(N_FAR)), "lesion_id": None, "label": None}, dtype=object)
+        return {kind: self.score_rows(rows, f"images of kind {kind}", far_images(kind, N_FAR)) for kind in FAR_KINDS}
 
     def load(self, image_id: str) -> Image.Image:
         """Decode an image of the dataset as prediction does."""
         image = self._stored[int(self.table["position"][image_id])]["image"]
         return decode_image(image["bytes"] or image["path"])
 
-    def score_rows(self, rows: pd.DataFrame, stage: str) -> Split:
-        """Run the model over the images of some rows of `table`."""
-        label_of = {code: label for label, code in enumerate(self.classifier.codes)}
-        labels = [label_of.get(code, -1) for code in rows["label"]]
+    def score_rows(self, rows: pd.DataFrame, stage: str, images: Iterable[Image.Image] | None = None) -> Split:
+        """Run the model over the images of some rows of `table`, or over `images`, and put outputs and rows together."""
+        codes, priors, ids = self.classifier.codes, self.classifier.class_priors, rows["image_id"].tolist()
+        read: Iterable[Any] = images or (partial(self.load, image_id) for image_id in ids)
+        labels = [codes.index(code) if code in codes else -1 for code in rows["label"]]
+        outputs = run_images(self.classifier, tqdm(read, desc=stage, total=len(ids)), image_ids=ids, labels=labels)
         lesions = rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy(dtype=object)
-        images = (partial(self.load, image_id) for image_id in tqdm(rows["image_id"].tolist(), desc=stage))
-        return self.split_of(images, rows["image_id"].tolist(), labels, lesions, rows)
-
-    def split_of(
-        self,
-        images: Iterable[Image.Image | Callable[[], Image.Image]],
-        image_ids: Sequence[str],
-        labels: Sequence[int],
-        lesion_ids: np.ndarray,
-        table: pd.DataFrame | None = None,
-    ) -> Split:
-        """Run the model over images and put outputs, lesions and metadata together."""
-        outputs = run_images(self.classifier, images, image_ids=image_ids, labels=labels)
-        priors = self.classifier.class_priors
-        mix = np.array([priors[code] for code in self.classifier.codes]) if priors else None
-        return Split(self.classifier.codes, softmax(outputs.logits), outputs.labels, lesion_ids, mix, outputs, table)
+        mix = np.array([priors[code] for code in codes]) if priors else None
+        return Split(codes, softmax(outputs.logits), outputs.labels, lesions, mix, outputs, rows)
 
     @cached_property
     def _stored(self) -> datasets.Dataset:
@@ -126,9 +111,7 @@ class Context:
         part = self.splits[self.splits["split"] == name]
         image_ids = part["image_id"].tolist()
         # Near-duplicates share a lesion id in the splits, and a label may be corrected there.
-        rows = self.table.loc[image_ids].assign(
-            lesion_id=lesions_of(part, image_ids), label=part.set_index("image_id")["label"].loc[image_ids].to_numpy()
-        )
+        rows = self.table.loc[image_ids].assign(lesion_id=lesions_of(part, image_ids), label=part["label"].to_numpy())
         return self.score_rows(rows, name)
 
 

@@ -1,5 +1,6 @@
 """A model and a dataset → metrics.json (described in docs/metrics.md), figures/ and predictions.csv."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from modeling.evaluation import external, sections
-from modeling.evaluation.baselines import baselines_section
+from modeling.evaluation.bootstrap import INTERVALS
 from modeling.evaluation.context import Context
 from modeling.evaluation.figures import draw_figures
 from modeling.evaluation.metrics import score_split
 from modeling.evaluation.robustness import robustness_section
 from modeling.evaluation.saliency import heat_maps_section
-from modeling.evaluation.subgroups import score_groups
 from modeling.files import write_json
 from modeling.formatting import format_estimate
 from modeling.metrics_file import METRICS_SCHEMA
@@ -32,14 +32,14 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
         "schema_version": METRICS_SCHEMA,
         "model": sections.model_section(context),
         "data": sections.data_section(context),
-        "intervals": sections.INTERVALS,
+        "intervals": INTERVALS,
         "val": score_split(context.val) if context.val else {"reason": "the splits have no val images"},
         "test": {**score_split(context.test), "by_lesion": score_split(context.test.by_lesion())},
         "calibration": sections.calibration_section(context),
         "operating_points": sections.operating_points_section(context),
         "abstention": sections.abstention_section(context),
-        "baselines": baselines_section(context),
-        "groups": score_groups(context.test, context.classifier.operating_points),
+        "baselines": sections.baselines_section(context),
+        "groups": sections.score_groups(context.test, context.classifier.operating_points),
         "robustness": of_the_model if context.external else robustness_section(context),
         "heat_maps": of_the_model if context.external else heat_maps_section(context),
         "training": sections.training_section(context),
@@ -55,15 +55,8 @@ def evaluate_model(context: Context, *, output_dir: Path, predictions_csv: Path)
 
 def rounded(value: Any) -> Any:
     """Return plain JSON values with floats of 6 decimals; further digits depend on the machine."""
-    if isinstance(value, Mapping):
-        return {str(key): rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    if isinstance(value, np.generic):
-        return rounded(value.item())
-    if isinstance(value, float):
-        return round(value, 6) + 0.0  # no minus zero
-    return value
+    text = json.dumps(value, default=lambda number: number.item())  # a number of numpy
+    return json.loads(text, parse_float=lambda digits: round(float(digits), 6) + 0.0)  # no minus zero
 
 
 def write_predictions(path: Path, context: Context) -> None:

@@ -4,7 +4,7 @@ They are 390 px wide on a phone and have a transparent background, so that they 
 are used and not pyplot, which keeps a global state.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,13 @@ STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
 }
 
-Draw = Callable[[Axes, Mapping[str, Any], Context], dict[str, str]]
-
 
 def draw_figures(folder: Path, metrics: Mapping[str, Any], context: Context) -> list[dict[str, str]]:
     """Draw the figures of one evaluation into a folder; return file, title, caption and alt text of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Draw] = {"roc": _roc, "reliability": _reliability, "confusion": _confusion}
     described = []
     with mpl.rc_context(STYLE):
-        for name, draw in figures.items():
+        for name, draw in {"roc": _roc, "reliability": _reliability, "confusion": _confusion}.items():
             figure = Figure(figsize=SIZE_INCHES, layout="constrained")
             words = draw(figure.add_subplot(), metrics, context)
             figure.savefig(folder / f"{name}.png", dpi=DPI)

@@ -5,7 +5,6 @@ accuracy, recall and the confusion matrix are measured with them. Accuracy and c
 diagnoses are, so they are measured with the probabilities re-weighted to the dataset's mix (`Split.probs_at_mix`).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -13,15 +12,7 @@ import evaluate
 import numpy as np
 from sklearn import metrics as sklearn_metrics
 
-from modeling.evaluation.bootstrap import (
-    LEVEL,
-    SEED,
-    Bootstrap,
-    Estimate,
-    estimate,
-    ratio,
-    replicated_auroc,
-)
+from modeling.evaluation.bootstrap import LEVEL, SEED, Bootstrap, Estimate, estimate, ratio, replicated_auroc
 from modeling.evaluation.split import Split, estimate_mean, estimate_rate
 from modeling.operating_points import OperatingPoint
 
@@ -54,12 +45,6 @@ class LesionMetrics(evaluate.Metric):  # type: ignore[misc]  # the library has n
             "accuracy": float(sklearn_metrics.accuracy_score(labels, predicted)),
             "macro_f1": float(f1),
         }
-
-
-def epoch_scorer() -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
-    """Return the function that scores an epoch: val probabilities (N, C) and labels (N,) → metrics by name."""
-    metric = LesionMetrics(keep_in_memory=True)
-    return lambda probs, labels: metric.compute(predictions=probs, references=labels)
 
 
 def score_split(split: Split) -> dict[str, Any]:
@@ -137,9 +122,6 @@ def score_balanced(predicted: np.ndarray, split: Split, *, minus: np.ndarray | N
     return estimate(numbers, split.n_lesions, reason=f"all images show {split.codes[split.present[0]]}")
 
 
-# ---- Calibration ---------------------------------------------------------------------------------------------------
-
-
 def score_calibration(probs: np.ndarray, split: Split) -> dict[str, Any]:
     """Return negative log-likelihood (nats) and Brier score (0 to 2) with intervals, and the expected calibration error.
 
@@ -169,6 +151,7 @@ def if_calibrated(confidence: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
 def ece_with_range(confidence: np.ndarray, correct: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     """Return the ECE, and the middle 95 % of the ECEs that a perfectly calibrated model would have on the same images.
 
+    The ECE is the mean gap between confidence and the fraction correct, over bins of equal numbers of images, in [0, 1].
     Source: consistency resampling, Broecker & Smith (2007), doi:10.1175/WAF993.1.
     """
     simulated, bins = if_calibrated(confidence, bootstrap), equal_mass_bins(confidence)
@@ -176,14 +159,8 @@ def ece_with_range(confidence: np.ndarray, correct: np.ndarray, bootstrap: Boots
     gaps = confidence @ membership - simulated.astype(np.float32) @ membership.astype(np.float32)  # (R, bins)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(np.abs(gaps).sum(axis=1) / len(confidence), [tail, 100 - tail])
-    value = expected_calibration_error(confidence, correct)
+    value = float(np.abs(np.bincount(bins, weights=confidence - correct)).sum() / len(confidence))
     return {"value": value, "if_calibrated": {"low": float(low), "high": float(high)}}
-
-
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the mean gap between confidence and the fraction correct, over bins of equal numbers of images, in [0, 1]."""
-    gaps = np.bincount(equal_mass_bins(confidence), weights=confidence - correct)
-    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
@@ -192,9 +169,6 @@ def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
     edges = np.quantile(confidence, np.linspace(0, 1, n_bins + 1)[1:-1])
     bins = np.searchsorted(edges, confidence, side="right")
     return np.unique(bins, return_inverse=True)[1]
-
-
-# ---- Operating points ----------------------------------------------------------------------------------------------
 
 
 def score_operating_point(point: OperatingPoint, split: Split) -> dict[str, Any]:

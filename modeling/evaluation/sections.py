@@ -1,35 +1,30 @@
 """The sections of metrics.json that need no file of their own, one function of the context each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from modeling.abstention import AbstentionRule
 from modeling.calibration import softmax
 from modeling.data.splits import lesions_of
 from modeling.data.splits_file import describe_split, splits_hash
-from modeling.evaluation.bootstrap import (
-    LEVEL,
-    N_REPLICATES,
-    SEED,
-    bootstrap_lesions,
-    estimate,
-    not_estimable,
-    replicated_auroc,
-)
-from modeling.evaluation.context import Context
+from modeling.evaluation.bootstrap import Estimate, bootstrap_lesions, estimate, not_estimable, replicated_auroc
+from modeling.evaluation.context import METADATA, Context
 from modeling.evaluation.metrics import score_balanced, score_calibration, score_operating_point
 from modeling.evaluation.split import Split, estimate_rate
 from modeling.labels import diagnosis_of
+from modeling.operating_points import OperatingPoint
 from modeling.schema import plain
 
-INTERVALS = {
-    "method": "percentile bootstrap; Clopper-Pearson for a rate of 0 or 1, where all lesions agree",
-    "level": LEVEL,
-    "n_replicates": N_REPLICATES,
-    "seed": SEED,
-    "unit": "lesion",
-}
+UNKNOWN = "unknown"
+MIN_LESIONS = 30  # a number on fewer is suppressed
+AGE_EDGES_YEARS = (0, 30, 45, 60, 75, 200)
+AGE_BANDS = ("0-29", "30-44", "45-59", "60-74", "75+")
 
 
 def model_section(context: Context) -> dict[str, Any]:
@@ -166,6 +161,102 @@ def _score_detection(rule: AbstentionRule, test: Split, outside: Split) -> dict[
         "n_lesions": outside.n_lesions,
         "auroc": estimate(aurocs, outside.n_lesions),
         "abstained": estimate_rate(outside_scores > rule.threshold, outside),
+    }
+
+
+def baselines_section(context: Context) -> dict[str, Any]:
+    """Fit both baselines on train and score them on test, beside the model."""
+    train = context.table.loc[context.splits["image_id"][context.splits["split"] == "train"]]
+    if train["label"].nunique() < 2:
+        return {"reason": "the splits have no train images of two diagnoses to fit a baseline on"}
+    return score_baselines(train, context.test)
+
+
+def score_baselines(train: pd.DataFrame, test: Split) -> dict[str, Any]:
+    """Return balanced accuracy and accuracy of the baselines, and the gain of the model over them.
+
+    The metadata-only baseline is a logistic regression with class weights on the columns that vary in train, each value a
+    category (age is given in steps of 5 years); there is none if no column varies. Boosted trees and forests were no better.
+    """
+    assert test.table is not None
+    majority = str(train["label"].value_counts().idxmax())
+    predictions = {"majority": ([majority] * len(test), f"nothing: always {majority}, the most frequent in train")}
+    if columns := [name for name in METADATA if train[name].fillna(UNKNOWN).nunique() > 1]:
+        predicted = metadata_only_predictions(train, test.table, columns)
+        predictions["metadata_only"] = predicted.tolist(), f"only {', '.join(columns)}"
+    return {name: _score(codes, test, sees) for name, (codes, sees) in predictions.items()}
+
+
+def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """Predict the diagnosis of test images from some of METADATA alone; codes (N,)."""
+    baseline = make_pipeline(
+        OneHotEncoder(handle_unknown="ignore"), LogisticRegression(class_weight="balanced", max_iter=3000)
+    )
+    # A missing value is a category, too.
+    known, asked = (table[columns].fillna(UNKNOWN).astype(str).to_numpy(dtype=object) for table in (train, test))
+    return baseline.fit(known, train["label"].to_numpy(dtype=object)).predict(asked)
+
+
+def _score(codes: list[str], test: Split, sees: str) -> dict[str, Any]:
+    predicted = np.array([test.label_of[code] for code in codes])
+    return {
+        "sees": sees,
+        "balanced_accuracy": score_balanced(predicted, test),
+        "accuracy": estimate_rate(predicted == test.labels, test),
+        "model_minus_baseline": score_balanced(test.predicted, test, minus=predicted),
+    }
+
+
+def score_groups(test: Split, points: Sequence[OperatingPoint]) -> dict[str, Any]:
+    """Return scores by source, sex, age band and site; a number on fewer than MIN_LESIONS lesions is suppressed."""
+    assert test.table is not None
+    return {
+        name: {group: _score_group(test, groups.to_numpy() == group, points) for group in sorted(groups.unique())}
+        for name, groups in group_columns(test.table).items()
+    }
+
+
+def group_columns(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the group of each image by source, sex, age band and body site."""
+    age = pd.to_numeric(table["age_approx"])
+    bands = pd.cut(age, AGE_EDGES_YEARS, right=False, labels=AGE_BANDS).astype(object)
+    columns = {"source": table["source"], "sex": table["sex"], "age_years": bands, "site": table["anatom_site_general"]}
+    return {name: column.where(column.notna(), UNKNOWN).astype(str) for name, column in columns.items()}
+
+
+def _score_group(test: Split, chosen: np.ndarray, points: Sequence[OperatingPoint]) -> dict[str, Any]:
+    n_lesions = test.bootstrap.count(chosen)
+    scores: dict[str, Any] = {"n_images": int(chosen.sum()), "n_lesions": n_lesions}
+    if n_lesions < MIN_LESIONS:
+        return {**scores, "suppressed": f"fewer than {MIN_LESIONS} lesions"}
+    group = test.subset(chosen)
+
+    def rate(hits: np.ndarray, among: np.ndarray, what: str) -> Estimate:
+        if group.bootstrap.count(among) < MIN_LESIONS:
+            return not_estimable(f"suppressed: fewer than {MIN_LESIONS} lesions {what}")
+        return estimate_rate(hits, group, among=among)
+
+    # Otherwise a diagnosis with one lesion would weigh as much as one with 300.
+    enough = [label for label in group.present if group.bootstrap.count(group.labels == label) >= MIN_LESIONS]
+    balanced = not_estimable(f"suppressed: fewer than two diagnoses with {MIN_LESIONS} lesions")
+    if len(enough) >= 2:
+        part = group.subset(np.isin(group.labels, enough))
+        balanced = score_balanced(part.predicted, part)
+    return {
+        **scores,
+        "balanced_accuracy": balanced,
+        "diagnoses": [group.codes[label] for label in enough],
+        "recall": {
+            code: rate(group.predicted == label, group.labels == label, f"of {code}")
+            for code, label in group.label_of.items()
+        },
+        "operating_points": {
+            point.name: {
+                "sensitivity": rate(group.reached(point), group.shows(point.codes), "with one of its diagnoses"),
+                "specificity": rate(~group.reached(point), ~group.shows(point.codes), "without its diagnoses"),
+            }
+            for point in points
+        },
     }
 
 

@@ -22,7 +22,7 @@ class Split:
     labels: np.ndarray  # true labels, (N,); -1 for a diagnosis that the model does not have
     lesion_ids: np.ndarray  # lesion of each image, (N,)
     mix: np.ndarray | None = None  # fraction of each diagnosis in train and val, (C,), if the model states it
-    outputs: Outputs | None = None  # the outputs that `probs` came from; None for means over the photos of a lesion
+    outputs: Outputs | None = None  # that `probs` came from; None for a subset and for means over photos
     table: pd.DataFrame | None = None  # metadata of each image, in the same order
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Split:
 
     @property
     def image_ids(self) -> list[str]:
-        return [] if self.outputs is None else self.outputs.image_ids
+        return [] if self.table is None else self.table["image_id"].tolist()
 
     @property
     def present(self) -> np.ndarray:
@@ -79,7 +79,7 @@ class Split:
             probs=self.probs[chosen],
             labels=self.labels[chosen],
             lesion_ids=self.lesion_ids[chosen],
-            outputs=None if self.outputs is None else self.outputs.take(chosen),
+            outputs=None,
             table=None if self.table is None else self.table.iloc[np.arange(len(self))[chosen]],
         )
 

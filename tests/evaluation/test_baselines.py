@@ -4,10 +4,15 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from modeling.data.splits import make_splits
-from modeling.evaluation.baselines import metadata_only_predictions, score_baselines
 from modeling.evaluation.context import METADATA
+from modeling.evaluation.sections import (
+    MIN_LESIONS,
+    group_columns,
+    metadata_only_predictions,
+    score_baselines,
+    score_groups,
+)
 from modeling.evaluation.split import Split
-from modeling.evaluation.subgroups import MIN_LESIONS, group_columns, score_groups
 from modeling.operating_points import OperatingPoint
 
 CODES = ("BCC", "BKL", "MEL", "NV")

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
@@ -8,8 +9,8 @@ from modeling.evaluation.bootstrap import ALL_AGREE, bootstrap_lesions
 from modeling.evaluation.metrics import (
     LesionMetrics,
     _from_confusion,
+    ece_with_range,
     equal_mass_bins,
-    expected_calibration_error,
     if_calibrated,
     replicated_confusion,
     score_balanced,
@@ -18,7 +19,6 @@ from modeling.evaluation.metrics import (
     score_split,
 )
 from modeling.evaluation.split import Split
-from modeling.inference import Outputs
 from modeling.operating_points import OperatingPoint
 
 CODES = ("BCC", "BKL", "MEL", "NV")
@@ -210,7 +210,8 @@ def test_the_range_beside_an_ece_is_that_of_the_scikit_learn_errors_of_simulated
 def test_ece_of_a_case_worked_by_hand() -> None:
     confidence = np.repeat([0.6, 0.9], 20)
     correct = np.concatenate([np.arange(20) < 10, np.arange(20) < 19])
-    assert expected_calibration_error(confidence, correct) == pytest.approx((abs(0.6 - 0.5) + abs(0.9 - 0.95)) / 2)
+    got = ece_with_range(confidence, correct, bootstrap_lesions(np.arange(40)))
+    assert got["value"] == pytest.approx((abs(0.6 - 0.5) + abs(0.9 - 0.95)) / 2)
 
 
 def test_equal_confidences_share_a_bin() -> None:
@@ -224,8 +225,7 @@ def melanoma_split(melanoma: list[float], labels: list[int]) -> Split:
     probs = np.zeros((len(labels), 4))
     probs[:, 2], probs[:, 3] = melanoma, 1 - np.array(melanoma)
     ids = [f"image_{number}" for number in range(len(labels))]
-    outputs = Outputs(ids, np.array(labels), probs, probs)
-    return Split(CODES, probs, np.array(labels), np.arange(len(labels)), outputs=outputs)
+    return Split(CODES, probs, np.array(labels), np.arange(len(labels)), table=pd.DataFrame({"image_id": ids}))
 
 
 def test_operating_point_scores_are_worked_out_by_hand() -> None:

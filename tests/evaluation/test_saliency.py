@@ -1,12 +1,12 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from modeling.evaluation.saliency import centred_blob, heat_maps_section, read_mask, score_map
 from modeling.evaluation.split import Split
-from modeling.inference import Outputs
 
 
 def inside(height: int = 8, width: int = 10) -> np.ndarray:
@@ -84,10 +84,10 @@ def test_a_classifier_that_reads_the_lesion_beats_the_blob_and_images_without_a_
         Image.fromarray(mask).save(tmp_path / f"{image_id}_segmentation.png")
     heat = (mask > 0).astype(np.float32)
     explanation = SimpleNamespace(heat_map=lambda code: heat, prediction=SimpleNamespace(diagnosis="A"))
-    outputs = Outputs(["a", "b", "c"], np.zeros(3, int), np.zeros((3, 2)), np.zeros((3, 2)))
+    table = pd.DataFrame({"image_id": ["a", "b", "c"]})
     context = SimpleNamespace(
         masks_dir=tmp_path,
-        sample=Split(("A", "B"), np.full((3, 2), 0.5), np.zeros(3, int), np.arange(3), outputs=outputs),
+        sample=Split(("A", "B"), np.full((3, 2), 0.5), np.zeros(3, int), np.arange(3), table=table),
         load=lambda image_id: Image.new("RGB", (40, 40)),
         classifier=SimpleNamespace(explain=lambda image: explanation),
     )
