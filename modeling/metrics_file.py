@@ -7,52 +7,39 @@ and numbers are bounded: the card escapes its texts, and its templates fail with
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from modeling.files import ModelFolderError, read_json, shortened
+from modeling.schema import Count, Fraction, Name, bounds, checked
 
 METRICS_SCHEMA = 3
-MAX_TEXT, MAX_NUMBER, MAX_DEPTH = 500, 2**53, 20
+MAX_TEXT, MAX_NUMBER, MAX_DEPTH = 500, 2**53, 20  # of every text and number in the file
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Name = Annotated[Text, Field(min_length=1)]
-Count = Annotated[int, Field(ge=0, lt=MAX_NUMBER)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
-
-class Section(BaseModel):
-    """A part of the file; entries that it does not declare are dropped."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class Rate(Section):
+class Rate(TypedDict):
     value: Fraction | None
-    low: Fraction | None = None
-    high: Fraction | None = None
-    if_calibrated: dict[Literal["low", "high"], Fraction] | None = None
-    reason: Text = ""
+    low: NotRequired[Fraction | None]
+    high: NotRequired[Fraction | None]
+    if_calibrated: NotRequired[dict[Literal["low", "high"], Fraction] | None]
+    reason: NotRequired[str]
 
 
-class Loss(Section):
-    value: Number | None
-    low: Number | None = None
-    high: Number | None = None
-    reason: Text = ""
+class Loss(TypedDict):
+    value: float | None
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    reason: NotRequired[str]
 
 
-class Model(Section):
-    codes: Annotated[list[Name], Field(min_length=2, max_length=1000)]
+class Model(TypedDict):
+    codes: Annotated[list[Name], bounds(min_length=2, max_length=1000)]
     names: dict[Name, Name]
     architecture: Name
     weights_sha256: Name
 
 
-class Data(Section):
+class Data(TypedDict):
     dataset: Name | None
     synthetic: bool
     protocol: Name
@@ -60,14 +47,14 @@ class Data(Section):
     leakage: dict[Name, Fraction | None]
 
 
-class Diagnosis(Section):
+class Diagnosis(TypedDict):
     n_images: Count
     precision: Rate
     recall: Rate
     auroc: Rate
 
 
-class Test(Section):
+class Test(TypedDict):
     n_images: Count
     n_lesions: Count
     diagnoses: list[Name]
@@ -78,26 +65,26 @@ class Test(Section):
     per_class: dict[Name, Diagnosis]
 
 
-class Calibrated(Section):
+class Calibrated(TypedDict):
     ece: Rate
     brier: Loss
     nll: Loss
 
 
-class CalibrationOnTest(Section):
+class CalibrationOnTest(TypedDict):
     after: Calibrated
 
 
-class Calibration(Section):
+class Calibration(TypedDict):
     test: CalibrationOnTest
 
 
-class PointOnTest(Section):
+class PointOnTest(TypedDict):
     sensitivity: Rate
     specificity: Rate
 
 
-class OperatingPoint(Section):
+class OperatingPoint(TypedDict):
     name: Name
     codes: list[Name]
     target_sensitivity: Fraction
@@ -105,55 +92,56 @@ class OperatingPoint(Section):
     test: PointOnTest
 
 
-class Refused(Section):
-    n_images: Count | None = None
+class Refused(TypedDict):
+    n_images: NotRequired[Count | None]
     abstained: Rate
 
 
-class Abstention(Section):
-    reason: Text = ""
-    test: Refused | None = None
-    near: dict[Name, Refused] = {}
-    far: dict[Name, Refused] = {}
+class Abstention(TypedDict):
+    reason: NotRequired[str]
+    test: NotRequired[Refused | None]
+    near: NotRequired[dict[Name, Refused]]
+    far: NotRequired[dict[Name, Refused]]
 
 
-class Baseline(Section):
-    sees: Text
+class Baseline(TypedDict):
+    sees: str
     balanced_accuracy: Rate
 
 
-class NotMeasured(Section):
-    reason: Text
+class NotMeasured(TypedDict):
+    reason: str
 
 
-class Figure(Section):
-    file: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}\.png$")]
-    title: Text
-    caption: Text
-    alt: Text
+class Figure(TypedDict):
+    file: Annotated[str, bounds(pattern=r"^[a-z0-9_]{1,100}\.png$")]
+    title: str
+    caption: str
+    alt: str
 
 
-class Metrics(Section):
+class Metrics(TypedDict):
     schema_version: Literal[3]
     model: Model
     data: Data
-    intervals: dict[Name, Text | Count | Number]
+    intervals: dict[Name, str | Count | float]
     test: Test
     calibration: Calibration
     operating_points: list[OperatingPoint]
     abstention: Abstention
-    baselines: dict[Name, Baseline | NotMeasured | Text]
-    figures: Annotated[list[Figure], Field(max_length=20)]
-    training: Annotated[dict[Name, Any], Field(exclude=True)]
+    baselines: dict[Name, Baseline | NotMeasured | str]
+    figures: Annotated[list[Figure], bounds(max_length=20)]
+    training: dict[Name, Any]  # read by `read_metrics_of` alone
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Read the declared entries of a metrics.json of this version's schema.
+    """Read the declared entries of a metrics.json of this version's schema, but those about the training.
 
     Raises:
         ModelFolderError: If it is not one; names the entry.
     """
-    return _checked(read_json(path), path).model_dump(exclude_unset=True)
+    metrics = _checked(read_json(path), path)
+    return {name: section for name, section in metrics.items() if name != "training"}
 
 
 def read_metrics_of(path: Path, codes: Sequence[str], weights_sha256: str) -> dict[str, Any]:
@@ -163,30 +151,26 @@ def read_metrics_of(path: Path, codes: Sequence[str], weights_sha256: str) -> di
         ModelFolderError: If it is not, or cannot be read.
     """
     content = read_json(path)
-    model = _checked(content, path).model
-    if model.codes != list(codes) or model.weights_sha256 != weights_sha256:
+    model = _checked(content, path)["model"]
+    if model["codes"] != list(codes) or model["weights_sha256"] != weights_sha256:
         raise ModelFolderError(f"{path} is of another model: its weights_sha256 or diagnoses differ; remove it.")
     return content
 
 
 def _checked(content: dict[str, Any], path: Path) -> Metrics:
-    advice = f"remove it and make it again with `python -m modeling.evaluation MODEL --output {path.parent}`."
+    again = f"make it again with `python -m modeling.evaluation MODEL --output {path.parent}`"
     if (version := content.get("schema_version")) != METRICS_SCHEMA:
         raise ModelFolderError(
-            f"{path} has schema {shortened(version)} and this version reads {METRICS_SCHEMA}; {advice}"
+            f"{path} has schema {shortened(version)} and this version reads {METRICS_SCHEMA}; remove it and {again}."
         )
+    damaged = f"{path} is damaged, so remove it and {again}: "
     for place, value, depth in _values(content):
         long = isinstance(value, str) and (len(value) > MAX_TEXT or CONTROL.search(value))
         if long or (isinstance(value, int | float) and abs(value) > MAX_NUMBER) or depth > MAX_DEPTH:
-            raise ModelFolderError(f"{path} is damaged: {shortened(place)}: {shortened(value)}; {advice}")
-    try:
-        metrics = Metrics.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ModelFolderError(f"{path} is damaged: {shortened(where)}: {first['msg'][:200]}; {advice}") from error
-    if set(metrics.test.per_class) != set(metrics.model.codes):
-        raise ModelFolderError(f"{path} is damaged: test is not about the diagnoses of model.codes; {advice}")
+            raise ModelFolderError(f"{damaged}{shortened(place)}: {shortened(value)}.")
+    metrics = checked(Metrics, content, damaged, extra="ignore")
+    if set(metrics["test"]["per_class"]) != set(metrics["model"]["codes"]):
+        raise ModelFolderError(f"{damaged}test is not about the diagnoses of model.codes.")
     return metrics
 
 

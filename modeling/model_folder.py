@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling.config import CONFIG_SCHEMA, Config, checked_config
+from modeling.config import CONFIG_SCHEMA, Config
 from modeling.files import ROOT, ModelFolderError, file_sha256, read_json, shortened
+from modeling.schema import checked
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -95,24 +96,40 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
 
 
 def read_config(folder: Path) -> Config:
-    """Read and check `config.json` of a model folder.
+    """Read and check `config.json` of a model folder, its fitted objects built.
 
     Raises:
-        ModelFolderError: If the folder was not written by this package, or the file is damaged.
+        ModelFolderError: If the folder was not written by this package, or the file is damaged; with the first such entry.
     """
     path = file_in(folder, CONFIG_NAME)
     if path is None:
         raise ModelFolderError(f"{folder} has no {CONFIG_NAME}; give the folder `model` of a run or a Hub repository.")
     content = read_json(path)
-    lesion = content.get("lesion")
-    schema = lesion.get("schema") if isinstance(lesion, dict) else None
+    entry = content.get("lesion")
+    schema = entry.get("schema") if isinstance(entry, dict) else None
     if schema != CONFIG_SCHEMA:
         raise ModelFolderError(
             f"{path}: the schema of its entry 'lesion' is {shortened(schema)} and this version reads {CONFIG_SCHEMA}; update "
             "skin-lesion-classifier, or take another revision; a model of others opens with timm or transformers."
         )
-    config = checked_config(content, str(path))
-    if config["lesion"].get("config_sha256") not in (None, config_sha256(content)):
+    config = checked(Config, content, f"{path}: ")
+    names, lesion = config["label_names"], config["lesion"]
+    n, points, calibration = len(names), lesion.get("operating_points") or [], lesion.get("calibration")
+    priors = lesion.get("class_priors") or dict.fromkeys(names, 1 / n)
+    unknown = min({code for point in points for code in point.codes} - set(names), default=None)
+    problems = {
+        "label_names must be different names": len(set(names)) < n,
+        f"num_classes is {config['num_classes']}, but there are {n} label_names": config["num_classes"] != n,
+        f"an operating point is of {shortened(unknown)}, which is no label_name": unknown is not None,
+        "operating points must have different names": len({point.name for point in points}) < len(points),
+        f"calibration must have a number for each of the {n} label_names": calibration is not None
+        and not len(calibration.scale) == len(calibration.bias) == n,
+        "class_priors must have a fraction for each label_name, and sum to 1": set(priors) != set(names)
+        or abs(sum(priors.values()) - 1) > 1e-6,
+    }
+    if found := [problem for problem, is_there in problems.items() if is_there]:
+        raise ModelFolderError(f"{path}: {found[0]}.")
+    if lesion.get("config_sha256") not in (None, config_sha256(content)):
         raise ModelFolderError(
             f"{path} is not as it was saved (config_sha256 differs): a label, the preprocessing, a threshold or another entry "
             "was changed; download the folder again."

@@ -1,15 +1,12 @@
-"""Check untrusted JSON against annotated classes: one declaration gives the type, the bounds, the reader and the writer.
+"""Check untrusted values against annotated classes: one declaration gives the type, the bounds, the reader and the writer.
 
 A field's type is written as `Annotated[float, bounds(ge=0)]`, with the bounds of pydantic's core, or with a function that
 checks the value. Importing pydantic itself would add half to the time that serving takes to import.
 """
 
 import base64
-import dataclasses
-from collections.abc import Hashable
-from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from pydantic_core import CoreSchema, SchemaValidator, ValidationError, to_jsonable_python
@@ -36,20 +33,21 @@ Sha256 = Annotated[str, bounds(pattern="^[0-9a-f]{64}$")]
 Fraction = Annotated[float, bounds(ge=0, le=1)]
 Positive = Annotated[float, bounds(gt=0, lt=1e6)]
 Count = Annotated[int, bounds(ge=0, lt=2**53)]
+Extra = Literal["forbid", "ignore"]
 
 
-def checked(kind: type[_Checked], content: Any, where: str) -> _Checked:
+def checked(kind: type[_Checked], content: Any, where: str, *, extra: Extra = "forbid") -> _Checked:
     """Return JSON content (of `read_json`, from the file `where`) as an instance of a dataclass or a TypedDict.
 
-    In a TypedDict a key that may be null may also be missing.
+    Entries that are not declared are refused, or dropped.
 
     Raises:
         ModelFolderError: With the first entry that does not fit.
     """
     try:
-        return cast(_Checked, _validator(cast(Hashable, kind)).validate_python(content))
+        return SchemaValidator(_core(kind, extra)).validate_python(content)
     except ValidationError as error:
-        raise ModelFolderError(f"{where}: {_in_words(error)}.") from None
+        raise ModelFolderError(f"{where}{_in_words(error)}.") from None
 
 
 def plain(value: Any) -> Any:
@@ -59,61 +57,52 @@ def plain(value: Any) -> Any:
     )
 
 
-@cache
-def _validator(kind: Hashable) -> SchemaValidator:
-    return SchemaValidator(_core(kind))
-
-
-def _core(kind: Any) -> CoreSchema:
+def _core(kind: Any, extra: Extra) -> CoreSchema:
     """Return the schema of a type for pydantic's core."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        schema = _core(args[0])
+        schema: Any = _core(args[0], extra)
         for rule in args[1:]:
-            if callable(rule):
-                schema = cs.no_info_after_validator_function(rule, schema)
-            else:
-                schema = cast(CoreSchema, {**schema, **dict(rule)})
+            schema = cs.no_info_after_validator_function(rule, schema) if callable(rule) else schema | dict(rule)
         return schema
+    if origin is NotRequired:
+        return _core(args[0], extra)
     if origin in (Union, UnionType):
-        choices: list[CoreSchema | tuple[CoreSchema, str]] = [
-            _core(choice) for choice in args if choice is not NoneType
-        ]
-        schema = cs.union_schema(choices)
-        return cs.nullable_schema(schema) if NoneType in args else schema
+        choices: list[Any] = [_core(choice, extra) for choice in args if choice is not NoneType]
+        return cs.nullable_schema(cs.union_schema(choices)) if NoneType in args else cs.union_schema(choices)
     if origin is Literal:
         return cs.literal_schema(list(args))
     if origin is tuple:
-        return cs.tuple_schema([_core(args[0])], variadic_item_index=0)
+        return cs.tuple_schema([_core(args[0], extra)], variadic_item_index=0)
     if origin is list:
-        return cs.list_schema(_core(args[0]))
+        return cs.list_schema(_core(args[0], extra))
     if origin is dict:
-        return cs.dict_schema(_core(args[0]), _core(args[1]))
+        return cs.dict_schema(_core(args[0], extra), _core(args[1], extra))
     if kind is np.ndarray:
         return cs.no_info_after_validator_function(_from_base64, _SCALARS[str])
-    if dataclasses.is_dataclass(kind) or is_typeddict(kind):
-        return _object(kind)
-    return _SCALARS[kind]
+    return _SCALARS[kind] if kind in _SCALARS else _object(kind, extra)
 
 
 # Strict: types are not coerced.
-_SCALARS: dict[type, CoreSchema] = {
+_SCALARS: dict[Any, CoreSchema] = {
     str: cs.str_schema(strict=True),
     int: cs.int_schema(strict=True),
     bool: cs.bool_schema(strict=True),
     float: cs.float_schema(strict=True, allow_inf_nan=False),
+    Any: cs.any_schema(),
 }
 
 
-def _object(kind: Any) -> CoreSchema:
-    entries = {name: _core(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
-    if is_typeddict(kind):
+def _object(kind: Any, extra: Extra) -> CoreSchema:
+    entries = {name: _core(hint, extra) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    if hasattr(kind, "__required_keys__"):  # a TypedDict
         fields = {
-            name: cs.typed_dict_field(schema, required=schema["type"] != "nullable") for name, schema in entries.items()
+            name: cs.typed_dict_field(schema, required=name in kind.__required_keys__)
+            for name, schema in entries.items()
         }
-        return cs.typed_dict_schema(fields, extra_behavior="forbid")
+        return cs.typed_dict_schema(fields, extra_behavior=extra)
     arguments = cs.dataclass_args_schema(
-        kind.__name__, [cs.dataclass_field(name, schema) for name, schema in entries.items()], extra_behavior="forbid"
+        kind.__name__, [cs.dataclass_field(name, schema) for name, schema in entries.items()], extra_behavior=extra
     )
     return cs.dataclass_schema(kind, arguments, list(entries), post_init=hasattr(kind, "__post_init__"), frozen=True)
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import numpy as np
 import pytest
@@ -23,8 +23,8 @@ class Fitted:
 class File(TypedDict):
     count: Count
     fitted: list[Fitted]
-    note: str | None
-    weights: dict[str, float] | None
+    note: NotRequired[str | None]
+    weights: NotRequired[dict[str, float] | None]
 
 
 CONTENT = {
@@ -35,14 +35,14 @@ CONTENT = {
 
 
 def test_checked_content_is_built_and_written_as_it_was() -> None:
-    found = checked(File, json.loads(json.dumps(CONTENT)), "file.json")
+    found = checked(File, json.loads(json.dumps(CONTENT)), "file.json: ")
     assert found["fitted"][0].codes == ("MEL", "NV")
     assert found["fitted"][0].values.tolist() == [1.0, 2.0]  # float32, little-endian
     assert plain(found) == CONTENT
-    assert checked(File, {"count": 0, "fitted": []}, "file.json") == {
+    assert checked(File, {"count": 0, "fitted": []}, "file.json: ") == {
         "count": 0,
         "fitted": [],
-    }  # may be null: may be missing
+    }
 
 
 def changed(**entries: object) -> dict[str, object]:
@@ -77,10 +77,10 @@ def changed(**entries: object) -> dict[str, object]:
 )
 def test_what_does_not_fit_is_refused_with_its_place(content: object, words: str) -> None:
     with pytest.raises(ModelFolderError, match=words):
-        checked(File, content, "file.json")
+        checked(File, content, "file.json: ")
 
 
 def test_a_message_about_a_long_value_stays_short_and_counts_the_others() -> None:
     with pytest.raises(ModelFolderError, match="2 more entries do not fit") as caught:
-        checked(File, {"count": "x" * 10**6, "fitted": 1, "note": 2}, "file.json")
+        checked(File, {"count": "x" * 10**6, "fitted": 1, "note": 2}, "file.json: ")
     assert len(str(caught.value)) < 300
