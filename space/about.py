@@ -29,6 +29,7 @@ def about(classifier: LesionClassifier) -> dict[str, Any]:
     except ModelFolderError as error:
         problem = f"The numbers of this model cannot be shown: {error}"
     examples, source = examples_of(classifier)
+    figures = (metrics or {}).get("figures", [])
     return {
         "model": {
             "id": classifier.model_id,
@@ -45,9 +46,7 @@ def about(classifier: LesionClassifier) -> dict[str, Any]:
         "examples_source": source,
         "metrics": metrics,
         "metrics_problem": problem,
-        "figures": [
-            {**figure, "src": f"page/figures/{figure['file']}"} for figure in (metrics or {}).get("figures", [])
-        ],
+        "figures": [{**figure, "src": f"page/figures/{figure['file']}"} for figure in figures],
     }
 
 

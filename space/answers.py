@@ -19,7 +19,7 @@ from modeling.explain import Explanation
 from modeling.files import shortened
 from modeling.images import ImageError, decode_image
 from modeling.labels import DIAGNOSES, diagnosis_of
-from modeling.operating_points import OperatingPoint, target_probability
+from modeling.operating_points import target_probability
 from modeling.prediction import Prediction, rounded, target_name
 from modeling.priors import reweight
 from modeling.rows import malignant_probability
@@ -72,20 +72,13 @@ class Photo:
 
 def with_priors(classifier: LesionClassifier, choice: object) -> LesionClassifier:
     """Return the classifier at the priors that a visitor chose: "equal", "dataset", or weights (also as JSON text)."""
-    why = "priors must be 'equal', 'dataset' or a weight for each diagnosis code."
-    with contextlib.suppress(TypeError, RecursionError, json.JSONDecodeError):
+    try:
         if isinstance(choice, str) and choice.startswith("{"):
             choice = json.loads(choice)
-        try:
-            return classifier.with_priors(choice or "equal")  # type: ignore[arg-type]  # which checks it
-        except ValueError as error:
-            why = str(error)
-    raise QuestionError(why)
-
-
-def classify_photo(classifier: LesionClassifier, photo: Photo) -> dict[str, Any]:
-    """Return the answer for one photo."""
-    return answer_fields(classifier, classifier.predict(photo.decode()))
+        return classifier.with_priors(choice or "equal")  # type: ignore[arg-type]  # which checks it
+    except (ValueError, TypeError, RecursionError) as error:
+        why = f"priors must be 'equal', 'dataset' or a weight for each diagnosis code: {error}"
+        raise QuestionError(why[:300]) from None
 
 
 def explain_photo(classifier: LesionClassifier, photo: Photo, diagnosis: object) -> tuple[dict[str, Any], Image.Image]:
@@ -200,41 +193,33 @@ def probs_of(prediction: Prediction) -> np.ndarray:
 
 def answer_fields(classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
     """Return `Prediction.to_dict` with names, what each threshold is for, and the diagnoses that the model lacks."""
+    probabilities = prediction.probabilities
+    at_equal = reweight(probs_of(prediction), 1 / classifier.priors)[None]
     known = {name.casefold() for code in classifier.codes for name in (code, diagnosis_of(code).name)}
     return {
         **prediction.to_dict(),
-        "differential": differential(prediction.probabilities),
-        **malignant_probability(prediction.probabilities),
+        "differential": [
+            {**asdict(one), "malignant": one.malignant, "probability": rounded(probabilities[one.code])}
+            for one in sorted(map(diagnosis_of, probabilities), key=lambda one: -probabilities[one.code])
+        ],
+        **malignant_probability(probabilities),
         "thresholds": {
-            point.name: threshold_fields(point, classifier, prediction) for point in classifier.operating_points
+            point.name: {
+                "catches": target_name(point.codes),
+                "target_sensitivity": point.target_sensitivity,
+                "cutoff": point.threshold,
+                "value": rounded(float(target_probability(at_equal, classifier.codes, point.codes)[0])),
+                "above": prediction.operating_points[point.name],
+                "caught": round(point.sensitivity * point.n_positive),
+                "n_positive": point.n_positive,
+                "false_alarms": round((1 - point.specificity) * point.n_negative),
+                "n_negative": point.n_negative,
+            }
+            for point in classifier.operating_points
         },
         "not_known": [
             {"name": diagnosis.name, "malignant": diagnosis.malignant}
             for diagnosis in DIAGNOSES
             if known.isdisjoint((diagnosis.code.casefold(), diagnosis.name.casefold()))
         ],
-    }
-
-
-def differential(probabilities: dict[str, float]) -> list[dict[str, Any]]:
-    """Return all diagnoses with full names, most probable first."""
-    ranking = sorted(map(diagnosis_of, probabilities), key=lambda diagnosis: -probabilities[diagnosis.code])
-    return [
-        {**asdict(one), "malignant": one.malignant, "probability": rounded(probabilities[one.code])} for one in ranking
-    ]
-
-
-def threshold_fields(point: OperatingPoint, classifier: LesionClassifier, prediction: Prediction) -> dict[str, Any]:
-    """Return what one threshold catches, its cut-off, this answer's value at equal priors, and the counts on val."""
-    at_equal = reweight(probs_of(prediction), 1 / np.array(list(prediction.priors.values())))
-    return {
-        "catches": target_name(point.codes),
-        "target_sensitivity": point.target_sensitivity,
-        "cutoff": point.threshold,
-        "value": rounded(float(target_probability(at_equal[None], classifier.codes, point.codes)[0])),
-        "above": prediction.operating_points[point.name],
-        "caught": round(point.sensitivity * point.n_positive),
-        "n_positive": point.n_positive,
-        "false_alarms": round((1 - point.specificity) * point.n_negative),
-        "n_negative": point.n_negative,
     }

@@ -6,19 +6,23 @@ python space/app.py --static                       # the page without a server: 
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
-import tempfolder  # noqa: F401  # before gradio is loaded
-import zero_gpu
-
 from modeling.runtime import prepare_server
 
 prepare_server()  # before an engine is loaded
-zero_gpu.register()  # before gradio is loaded
+with contextlib.suppress(ImportError):  # only the platform has it
+    import spaces
+
+    @spaces.GPU  # type: ignore[untyped-decorator]
+    def unused() -> None:
+        """Exist: ZeroGPU, a free kind of Space, accepts no app without such a function. No answer needs a GPU."""
+
 
 # isort: split
 import static_space
@@ -62,8 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
             static_space.serve(model or released_model(), options.port, revision=revision)
             return 0
         demo = launch(opened(model, revision, hosted=bool(hosted)), port=options.port)
-    except (ModelFolderError, static_space.BuildError, OSError, OverflowError) as error:  # the last two: of a port
+    except (ModelFolderError, static_space.BuildError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, OverflowError) as error:
+        print(f"error: port {options.port} cannot be used ({error}); give another with --port.", file=sys.stderr)
         return 2
     print(f"The page is at {str(demo.local_url).rstrip('/')}", flush=True)
     while True:

@@ -60,8 +60,8 @@ def endpoints(classifier: LesionClassifier, visitors: Visitors) -> dict[str, Cal
 
     def classify(request: gr.Request, photo: Any, priors: Any = "equal") -> dict[str, Any]:
         with visitors.answering(request.client.host) as turn, turn():
-            sent = uploads.received(photo.value)
-            return answers.classify_photo(answers.with_priors(classifier, priors.value), sent)
+            sent, chosen = uploads.received(photo.value), answers.with_priors(classifier, priors.value)
+            return answers.answer_fields(chosen, chosen.predict(sent.decode()))
 
     def explain(
         request: gr.Request, photo: Any, diagnosis: Any = "", priors: Any = "equal"
@@ -99,10 +99,8 @@ def blocks(functions: dict[str, Callable[..., Any]]) -> gr.Blocks:
             description = DESCRIPTIONS.get(name)
             api(
                 function,
-                api_name=name,
                 api_description=f"{description}\n\npriors: {PRIORS}" if description else False,
                 api_visibility="public" if description else "undocumented",
-                concurrency_id="all",
                 concurrency_limit=None,  # `Visitors` decides who is next
             )
     return demo

@@ -33,13 +33,17 @@ def guard(demo: gr.Blocks) -> None:
     demo.process_api = guarded  # type: ignore[method-assign]
 
 
-def forget_idle(demo: gr.Blocks, idle_before: set[str], unclaimed: set[str]) -> set[str]:
+def has_answer(demo: gr.Blocks, ticket: str) -> bool:
+    """Say whether gradio has an answer that nobody has fetched, or computes it; for any other one waits without end."""
+    return any(ticket in tickets for tickets in demo._queue.pending_event_ids_session.values())
+
+
+def forget_idle(demo: gr.Blocks, idle_before: set[str]) -> set[str]:
     """Drop what gradio keeps of idle clients: their inputs, and answers that nobody fetches.
 
     Args:
         demo: A page that is being served. Call this in its event loop, which alone changes these tables.
         idle_before: Value of the last call; at first an empty set.
-        unclaimed: Tickets of `Guard`; those of forgotten answers are removed.
 
     Returns:
         The sessions that are idle; those that were so before, too, are forgotten.
@@ -52,7 +56,6 @@ def forget_idle(demo: gr.Blocks, idle_before: set[str], unclaimed: set[str]) -> 
     for session in idle & idle_before:
         for table in tables:
             table.pop(session, None)
-    unclaimed &= {ticket for tickets in queue.pending_event_ids_session.values() for ticket in tickets}
     for block in demo.blocks.values():
         block.temp_files.clear()  # paths of overlays; `uploads.Janitor` deletes the files
     return idle - idle_before

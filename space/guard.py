@@ -5,7 +5,8 @@ import contextlib
 import json
 import re
 import time
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
 
 from batches import MAX_IMAGES
 from errors import FAULT, note_fault
@@ -24,7 +25,6 @@ ROUTES = re.compile(
     r"file=/.+|call/(classify|explain|batch|page_about|page_answer)(/\w*)?)"
 )
 ANSWER_ROUTE = re.compile(rf"{API}/call/\w+/(\w+)")
-TICKET = re.compile(rb'\{"event_id":"(\w+)"\}')  # of a reply to a call
 MAX_UPLOAD_BYTES = 3 * MAX_FILE_BYTES  # all files of one request together
 MAX_MCP_BYTES = 40_000_000
 MAX_MESSAGE_BYTES = 200_000  # of any other request, and of an MCP request beside its photos
@@ -33,11 +33,6 @@ PHOTO_TEXT, FILE = re.compile(rb'"[\w+/=:;,.\\-]{300,}"'), re.compile(rb'"path"\
 REQUESTS_PER_MINUTE = 600
 PAUSE_S, REQUEST_S = 30, 600  # between two parts of a request, and for all of it
 HEADERS = {"X-Content-Type-Options": "nosniff"}
-PAGE_HEADERS = {
-    **HEADERS,
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
-    "object-src 'none'; base-uri 'none'",
-}
 
 
 class RefusedError(Exception):
@@ -45,29 +40,16 @@ class RefusedError(Exception):
 
 
 class Guard:
-    """Passes on the requests that the server can answer, and refuses others with a sentence.
+    """Passes on the requests that the server can answer, and refuses others with a sentence."""
 
-    `unclaimed` holds the tickets of calls whose answer nobody has asked for yet: gradio would let a second one wait without
-    end.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        janitor: Janitor,
-        unclaimed: set[str],
-        requests_per_minute: int = REQUESTS_PER_MINUTE,
-    ) -> None:
-        self.app, self.janitor, self.unclaimed = app, janitor, unclaimed
-        self.per_second, self.burst = requests_per_minute / 60, float(requests_per_minute)
-        self.budgets: dict[str, tuple[float, float]] = {}  # address → (requests left, when)
+    def __init__(self, app: ASGIApp, *, janitor: Janitor, has_answer: Callable[[str], bool]) -> None:
+        self.app, self.janitor, self.has_answer = app, janitor, has_answer
+        self.minute, self.requests = 0.0, Counter[str]()  # of this minute, by address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
-        path, begun, status, sentence = scope["path"], False, 500, FAULT
-        is_call = scope["method"] == "POST" and path.startswith(f"{API}/call/")
+        begun, status, sentence = False, 500, FAULT
 
         async def send_guarded(message: Message) -> None:
             nonlocal begun
@@ -75,11 +57,7 @@ class Guard:
                 if message["status"] == 422:  # the library's own answer would repeat what was sent
                     raise RefusedError(400, "The request is not of the form that docs/api.md shows.")
                 begun = True
-                MutableHeaders(scope=message).update(
-                    PAGE_HEADERS if path == "/" or path.startswith("/page/") else HEADERS
-                )
-            elif is_call and (ticket := TICKET.fullmatch(message.get("body", b""))):
-                self.unclaimed.add(ticket[1].decode())
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         try:
@@ -99,10 +77,8 @@ class Guard:
         path = scope["path"]
         if not ROUTES.fullmatch(path):
             raise RefusedError(404, "There is no such page or endpoint here; docs/api.md lists the endpoints.")
-        if found := ANSWER_ROUTE.fullmatch(path):
-            if found[1] not in self.unclaimed:
-                raise RefusedError(404, "There is no such request, or its answer has been fetched.")
-            self.unclaimed.remove(found[1])
+        if (found := ANSWER_ROUTE.fullmatch(path)) and not self.has_answer(found[1]):
+            raise RefusedError(404, "There is no such request, or its answer has been fetched.")
         if scope["method"] != "POST":
             return receive
         if not self.within_rate(scope["client"][0]):
@@ -141,22 +117,18 @@ class Guard:
         return again
 
     def within_rate(self, address: str) -> bool:
-        """Take one request from the budget of an address, which refills evenly."""
-        now = time.monotonic()
-        if len(self.budgets) > 10_000:  # forget those whose budget has long been full again
-            self.budgets = {name: entry for name, entry in self.budgets.items() if now - entry[1] < 60}
-        left, when = self.budgets.get(address, (self.burst, now))
-        left = min(self.burst, left + (now - when) * self.per_second)
-        self.budgets[address] = (max(left - 1, 0.0), now)
-        return left >= 1
+        """Count a request; False if the address has sent too many in this minute."""
+        if (minute := time.monotonic() // 60) != self.minute:
+            self.minute, self.requests = minute, Counter()
+        self.requests[address] += 1
+        return self.requests[address] <= REQUESTS_PER_MINUTE
 
 
 def check_json(body: bytes) -> None:
     """Raise a RefusedError unless a body, without its photos, is a JSON object that costs little to take apart."""
     if len(body) > MAX_MESSAGE_BYTES or len(FILE.findall(body)) > MAX_IMAGES:
         raise RefusedError(413, f"Too large: at most {MAX_IMAGES} files in one request, each in a string of its own.")
-    content: Any = None
     with contextlib.suppress(ValueError, RecursionError):
-        content = json.loads(body)
-    if not isinstance(content, dict):
-        raise RefusedError(400, "The request is not a JSON object; docs/api.md shows its form.")
+        if isinstance(json.loads(body), dict):
+            return
+    raise RefusedError(400, "The request is not a JSON object; docs/api.md shows its form.")

@@ -16,18 +16,13 @@ from endpoints import DESCRIPTIONS, DIAGNOSIS, FORMATS, PRIORS, Sent
 from errors import QuestionError, in_sentences
 from mcp.server.lowlevel import Server
 from mcp.types import CallToolResult, ImageContent, TextContent, Tool, ToolAnnotations
+from pydantic import TypeAdapter
 from visitors import MAX_ALL
 
 from modeling import __version__
 from modeling.labels import NOTICE
+from modeling.prediction import Prediction
 
-
-def schema(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
-    """Return the JSON schema of an object; by default all properties are required."""
-    return {"type": "object", "properties": properties, "required": required or list(properties)}
-
-
-NAMED = schema({"name": {"type": "string"}, "photo": {"type": "string"}}, ["photo"])
 INPUTS = {
     "photo": {
         "type": "string",
@@ -36,7 +31,7 @@ INPUTS = {
     },
     "photos": {
         "type": "array",
-        "items": {"anyOf": [{"type": "string"}, NAMED]},
+        "items": {"type": ["string", "object"]},
         "description": "Photos as for classify, or zip archives as 'data:application/zip;base64,…'; each may be given as "
         "{'name': …, 'photo': …}, so that its row has that name. At most 40 MB in one request.",
     },
@@ -44,29 +39,29 @@ INPUTS = {
     "priors": {"anyOf": [{"type": "string"}, {"type": "object"}], "description": PRIORS},
 }
 
-TEXT, TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
-ANSWER: dict[str, Any] = {
-    **{"verdict": TEXT, "diagnosis": TEXT, "probability": {"type": "number"}, "reason": TEXT_OR_NULL},
-    "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
-    "flagged": {"type": "array", "items": TEXT},
-    "abstained": {"type": "boolean"},
-    "operating_points": {"type": "object", "additionalProperties": {"type": "boolean"}},
+PREDICTION = TypeAdapter(Prediction).json_schema()
+ROW = {
+    "type": "object",
+    "properties": {**PREDICTION["properties"], "name": {"type": "string"}, "error": {"type": ["string", "null"]}},
+    "required": ["name", "error"],
 }
-ROWS = {"type": "array", "items": schema({**ANSWER, "name": TEXT, "error": TEXT_OR_NULL}, ["name", "error"])}
-ONE, MANY = schema({**ANSWER, "notice": TEXT}), schema({"rows": ROWS, "csv": TEXT, "notice": TEXT})
-
+TABLE = {
+    "type": "object",
+    "properties": {"rows": {"type": "array", "items": ROW}, "csv": {"type": "string"}, "notice": {"type": "string"}},
+    "required": ["rows", "csv", "notice"],
+}
 TOOLS = {
     name: Tool(
         name=name,
         description=DESCRIPTIONS[name],
-        inputSchema=schema({key: INPUTS[key] for key in inputs}, inputs[:1]),
+        inputSchema={"type": "object", "properties": {key: INPUTS[key] for key in inputs}, "required": inputs[:1]},
         outputSchema=output,
         annotations=ToolAnnotations(readOnlyHint=True, openWorldHint=False),
     )
     for name, inputs, output in (
-        ("classify", ["photo", "priors"], ONE),
-        ("explain", ["photo", "diagnosis", "priors"], ONE),
-        ("batch", ["photos", "priors"], MANY),
+        ("classify", ["photo", "priors"], PREDICTION),
+        ("explain", ["photo", "diagnosis", "priors"], PREDICTION),
+        ("batch", ["photos", "priors"], TABLE),
     )
 }
 

@@ -2,21 +2,19 @@
 
 import asyncio
 import contextlib
-import mimetypes
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import gradio_internals
-import tempfolder
 import uploads
 from about import about, picture
 from endpoints import blocks, endpoints
 from errors import note_fault
-from guard import API, MAX_MCP_BYTES, REQUESTS_PER_MINUTE, Guard
+from guard import API, MAX_MCP_BYTES, Guard
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecuritySettings
 from mcp_tools import mcp_server
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -31,24 +29,17 @@ from modeling.files import ModelFolderError
 PAGE = Path(__file__).with_name("page")
 MAX_SESSIONS = 16  # the server keeps no state, so a client that is forgotten misses nothing
 SWEEP_EVERY_S = 60
-mimetypes.add_type("text/javascript", ".js")  # whatever the host's own list says
 
 
-def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int = REQUESTS_PER_MINUTE) -> gr.Blocks:
+def launch(classifier: LesionClassifier, *, port: int) -> gr.Blocks:
     """Serve the page of a model and all that is beside it in a thread, and return what has the address, as `local_url`."""
-    unclaimed: set[str] = set()
-    janitor, told = uploads.Janitor(tempfolder.FOLDER), about(classifier)
+    janitor, told = uploads.Janitor(), about(classifier)
     pictures = {entry["src"] for entry in (*told["figures"], *told["examples"])}  # the Hub is asked for no other
     functions = endpoints(classifier, Visitors())
     demo = blocks(functions)
     gradio_internals.guard(demo)
     manager = StreamableHTTPSessionManager(
-        mcp_server(functions),
-        json_response=True,
-        stateless=True,
-        # It protects servers of one user's machine from other web pages; this page is public and has no secret.
-        security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-        max_request_body_size=MAX_MCP_BYTES,
+        mcp_server(functions), json_response=True, stateless=True, max_request_body_size=MAX_MCP_BYTES
     )
 
     def of_model(request: Request) -> Response:
@@ -64,7 +55,7 @@ def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int 
             await asyncio.sleep(SWEEP_EVERY_S)
             try:
                 await asyncio.to_thread(janitor.sweep)
-                idle = gradio_internals.forget_idle(demo, idle, unclaimed)
+                idle = gradio_internals.forget_idle(demo, idle)
             except Exception as error:  # the next upload is deleted too
                 note_fault(error)
 
@@ -82,7 +73,7 @@ def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int 
         Mount("/page", StaticFiles(directory=PAGE)),
         Mount(f"{API}/mcp", manager.handle_request),
     ]
-    limits = Middleware(Guard, janitor=janitor, unclaimed=unclaimed, requests_per_minute=requests_per_minute)
+    limits = Middleware(Guard, janitor=janitor, has_answer=functools.partial(gradio_internals.has_answer, demo))
     demo.queue(max_size=MAX_ALL).launch(
         app_kwargs={"middleware": [limits], "lifespan": lifespan, "routes": routes},
         server_port=port,
@@ -93,9 +84,7 @@ def launch(classifier: LesionClassifier, *, port: int, requests_per_minute: int 
         quiet=True,
         share=False,
         ssr_mode=False,
-        mcp_server=False,
         run_history=False,
-        enable_monitoring=False,
         # Its check of the page ends the process if a busy machine takes longer than 3 s.
         _frontend=False,
     )

@@ -1,15 +1,16 @@
 """Uploads: stored in one private folder for minutes, each in a folder of its own that nobody can guess."""
 
+import atexit
 import base64
 import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tempfolder
 from answers import Photo
 from anyio.to_thread import run_sync
 from errors import QuestionError
@@ -27,6 +28,12 @@ NO_PHOTO = (
     "There is no photo: POST its file to /gradio_api/upload and send the path of the reply, or send "
     "'data:image/jpeg;base64,' and its bytes in base64."
 )
+PREFIX = "lesion-uploads-"
+PARENT = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
+PARENT.mkdir(parents=True, exist_ok=True)
+FOLDER = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PARENT))
+os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)  # gradio reads it when it makes its blocks
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 async def upload(request: Request) -> JSONResponse:
@@ -64,7 +71,7 @@ def received(sent: object, name: object = None) -> Photo:
             head, _, body = sent.partition(",")
             if head.endswith(";base64") and (data := base64.b64decode(body, validate=True)):
                 return Photo(data, shown_name(str(name or "photo")))
-        elif isinstance(sent, str) and Path(sent).resolve().is_relative_to(tempfolder.FOLDER.resolve()):
+        elif isinstance(sent, str) and Path(sent).resolve().is_relative_to(FOLDER.resolve()):
             return Photo(sent, shown_name(str(name or sent)))
     raise QuestionError(NO_PHOTO)
 
@@ -77,28 +84,32 @@ def shown_name(name: str) -> str:
 
 def private_file(name: str) -> Path:
     """Return a place for a file of a visitor, in a folder that nobody can guess."""
-    folder = tempfolder.FOLDER / secrets.token_hex(16)
-    folder.mkdir()
+    folder = FOLDER / secrets.token_hex(16)
+    folder.mkdir(mode=0o700, parents=True)  # a janitor removes what has long been empty
     name = name.encode()[-240:].decode(errors="ignore")  # a file system's own limit is 255 bytes
     return folder / (name if name not in (".", "..") else "photo")
 
 
 @dataclass
 class Janitor:
-    """Deletes uploads after minutes, and knows how much the folder holds."""
+    """Deletes uploads after minutes, also those that a killed server left, and knows how much there is."""
 
-    folder: Path
+    parent: Path = PARENT
     used_bytes: int = 0
 
     def sweep(self) -> None:
         """Delete what is older than `KEEP_UPLOADS_S`, and count the rest."""
         oldest, used = time.time() - KEEP_UPLOADS_S, 0
-        for directory, _, names in os.walk(self.folder, topdown=False):
-            for path in (*(Path(directory, name) for name in names), Path(directory)):
-                with contextlib.suppress(OSError):  # it is gone, or a folder that is not empty
-                    about = path.lstat()
-                    if path != self.folder and about.st_mtime < oldest:
-                        path.rmdir() if path.is_dir() else path.unlink()
-                    elif not path.is_dir():
-                        used += about.st_size
+        for root in self.parent.glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):  # it is another user's, or gone
+                for _, folders, files, here in os.fwalk(root, topdown=False):  # which follows no link
+                    for name in (*files, *folders):
+                        with contextlib.suppress(OSError):  # it is gone, or a folder that is not empty
+                            about = os.stat(name, dir_fd=here, follow_symlinks=False)
+                            if about.st_mtime < oldest:
+                                (os.unlink if name in files else os.rmdir)(name, dir_fd=here)
+                            elif name in files:
+                                used += about.st_size
+                if root.stat().st_mtime < oldest:
+                    root.rmdir()
         self.used_bytes = used

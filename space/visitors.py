@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 
 from answers import Turn
@@ -20,9 +20,9 @@ class Visitors:
 
     def __init__(self, at_once: int = AT_ONCE) -> None:
         self._changed = threading.Condition()
-        self._free, self._limit = at_once, max(1, at_once - 1)  # one visitor leaves a place for another
+        self._at_once, self._limit = at_once, max(1, at_once - 1)  # one visitor leaves a place for another
         self._reading: Counter[str] = Counter()
-        self._waiting: dict[str, deque[object]] = {}  # by visitor; first the one whose last turn is longest ago
+        self._waiting: list[str] = []  # the visitor of each photo, the next one first
         self._answering: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -45,25 +45,20 @@ class Visitors:
     @contextlib.contextmanager
     def turn(self, visitor: str) -> Iterator[None]:
         """Wait for this visitor's turn to have one photo read and classified."""
-        ticket = object()
         with self._changed:
-            self._waiting.setdefault(visitor, deque()).append(ticket)
-            self._changed.wait_for(lambda: self._free > 0 and self._next() is ticket)
-            tickets = self._waiting.pop(visitor)
-            tickets.popleft()
-            if tickets:
-                self._waiting[visitor] = tickets  # behind all other visitors
-            self._free -= 1
+            self._waiting.append(visitor)
+            self._changed.wait_for(lambda: self._next() == visitor)
+            self._waiting.remove(visitor)
+            self._waiting.sort(key=visitor.__eq__)  # the visitor's other photos are behind those of all others
             self._reading[visitor] += 1
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
-                self._free += 1
                 self._reading -= Counter({visitor: 1})
                 self._changed.notify_all()
 
-    def _next(self) -> object:
-        waiting = self._waiting.items()
-        return next((tickets[0] for visitor, tickets in waiting if self._reading[visitor] < self._limit), None)
+    def _next(self) -> str | None:
+        may = (visitor for visitor in self._waiting if self._reading[visitor] < self._limit)
+        return next(may, None) if self._reading.total() < self._at_once else None

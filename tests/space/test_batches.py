@@ -43,7 +43,7 @@ def test_a_batch_reads_files_and_archives_and_gives_each_the_answer_it_gets_alon
     rows = rows_of(classifier, photo, archive)
     assert [(row["number"], row["name"]) for row in rows] == [(0, "lesion.jpg"), (1, "one.jpg")]
     for row, source in zip(rows, (photo.source, pictures[0]), strict=True):
-        alone = answers.classify_photo(classifier, Photo(source, "x"))
+        alone = answers.answer_fields(classifier, classifier.predict(Photo(source, "x").decode()))
         assert {key: row[key] for key in COMPARED} == {key: alone[key] for key in COMPARED}
         assert max(pixels_of(row["thumbnail"]).shape) == 96
         malignant = sum(value for code, value in alone["probabilities"].items() if diagnosis_of(code).malignant)

@@ -337,13 +337,8 @@ def test_the_files_of_a_static_space_are_small_and_name_the_model_and_no_registr
 
 
 def test_the_build_allows_the_model_s_host_alone(tmp_path):
-    origin = {
-        "model_id": "me/m",
-        "revision": None,
-        "model_url": "https://models.example/",
-        "model_hosts": ["https://models.example"],
-    }
-    index = (static_space.build(origin) / "index.html").read_text(encoding="utf-8")
+    files = static_space.page_files("me/m", None, "https://models.example/", ["https://models.example"])
+    index = (static_space.build(files) / "index.html").read_text(encoding="utf-8")
     assert "connect-src 'self' https://models.example;" in index
     assert "MODEL_HOST" not in index
 
@@ -352,7 +347,7 @@ def test_without_npm_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(static_space.BuildError, match=r"install Node\.js"):
-        static_space.build({"model_id": "m", "revision": None, "model_url": "model/", "model_hosts": []})
+        static_space.build(static_space.page_files("m", None, "model/"))
 
 
 def test_the_local_server_hands_out_no_other_file_of_the_model(model):

@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio_client
 import httpx
 import pytest
-import tempfolder
+import uploads
 from PIL import Image
 
 from modeling.classifier import LesionClassifier
@@ -69,6 +69,7 @@ def test_the_page_and_its_files_are_served_and_nothing_of_gradios(url):
     page = httpx.get(f"{url}/")
     assert 'src="page/server.js"' in page.text
     assert "gradio" not in page.text
+    assert "default-src 'self'" in page.text
     assert httpx.get(f"{url}/page/server.html").text == page.text
     for path in (
         "/page/../app.py",
@@ -171,7 +172,7 @@ def test_uploads_and_overlays_are_in_folders_that_nobody_can_guess(url):
     folders = {Path(one["path"]).parent.name for one in (*sent, *overlays)}
     assert len(folders) == 5
     assert hashlib.sha256(photos(1)[0]).hexdigest() not in folders
-    assert all(Path(one["path"]).is_relative_to(tempfolder.FOLDER) for one in sent)
+    assert all(Path(one["path"]).is_relative_to(uploads.FOLDER) for one in sent)
 
 
 def test_an_answer_that_was_fetched_or_never_asked_for_is_not_waited_for(url):

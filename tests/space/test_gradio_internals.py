@@ -63,14 +63,13 @@ def test_what_idle_clients_left_is_forgotten_at_the_second_look(classifier):
         time.sleep(0.05)
     queue, holder = found._queue, found.state_holder
     kept = (queue.pending_messages_per_session, queue.pending_event_ids_session, holder.session_data)
-    unclaimed = {left, "other"}
-    idle = gradio_internals.forget_idle(found, set(), unclaimed)
+    assert [gradio_internals.has_answer(found, ticket) for ticket in (left, fetched, "other")] == [True, False, False]
+    idle = gradio_internals.forget_idle(found, set())
     assert {fetched, left} <= idle
     assert all(left in table for table in kept)
-    assert unclaimed == {left}
-    gradio_internals.forget_idle(found, idle, unclaimed)
+    gradio_internals.forget_idle(found, idle)
     assert not any(kept)
-    assert not unclaimed
+    assert not gradio_internals.has_answer(found, left)
     found.close(verbose=False)
 
 

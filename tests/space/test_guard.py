@@ -25,7 +25,7 @@ def guarded(answer: Callable | None = None, **options) -> tuple[Guard, httpx.Asy
         return PlainTextResponse(f"{len(await request.body())} {request.client.host}")
 
     inside = Router([Route("/{path:path}", answer or take, methods=["GET", "POST"])])
-    made = Guard(inside, janitor=Janitor(Path()), unclaimed=set(), **options)
+    made = Guard(inside, janitor=Janitor(Path("/nonexistent")), has_answer=lambda ticket: ticket == "abc", **options)
     return made, httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://space")
 
 
@@ -36,8 +36,9 @@ def statuses(*requests: Awaitable[httpx.Response]) -> list[int]:
     return asyncio.run(all_of_them())
 
 
-def test_a_visitor_is_slowed_down_and_another_is_not():
-    made, _ = guarded(requests_per_minute=5)
+def test_a_visitor_is_slowed_down_and_another_is_not(monkeypatch):
+    monkeypatch.setattr(guard, "REQUESTS_PER_MINUTE", 5)
+    made, _ = guarded()
     assert [made.within_rate("a") for _ in range(7)] == [True] * 5 + [False] * 2
     assert made.within_rate("b")
 
@@ -115,12 +116,11 @@ def test_refusals_and_faults_are_sentences_that_repeat_nothing(capsys):
     assert "SECRET" not in log
 
 
-def test_every_answer_forbids_sniffing_and_the_page_other_sources():
+def test_every_answer_forbids_sniffing():
     _, client = guarded()
-    for path, is_page in (("/", True), ("/page/server.js", True), ("/gradio_api/file=/tmp/x.jpg", False)):
+    for path in ("/", "/page/server.js", "/gradio_api/file=/tmp/x.jpg"):
         headers = asyncio.run(client.get(path)).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
-        assert ("default-src 'self'" in headers.get("Content-Security-Policy", "")) == is_page
 
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch):
@@ -145,12 +145,6 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch):
     assert time.monotonic() - started < 5
 
 
-def test_an_answer_is_given_once_and_what_is_not_there_is_said_at_once():
-    async def call(request: Request) -> JSONResponse:
-        return JSONResponse({"event_id": "abc"})
-
-    _, client = guarded(call)
-    answers = [client.get(f"{CALL}/abc"), client.post(CALL, content=b"{}")]
-    answers += [client.get(f"{CALL}/{name}") for name in ("other", "abc", "abc")]
-    answers.append(client.get(f"{CALL}/abc?session_hash=x"))
-    assert statuses(*answers) == [404, 200, 404, 200, 404, 404]
+def test_what_is_not_there_is_said_at_once():
+    _, client = guarded()
+    assert statuses(*(client.get(f"{CALL}/{name}") for name in ("abc", "other", "abcd"))) == [200, 404, 404]

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tempfolder
 import uploads
 from errors import QuestionError
 
@@ -15,12 +14,13 @@ from support.space import ROOT
 
 
 def test_the_janitor_deletes_old_uploads_and_their_folders_and_counts_the_rest(tmp_path):
-    old, new = tmp_path / "a" / "old.jpg", tmp_path / "b" / "new.jpg"
+    root = tmp_path / "lesion-uploads-x"
+    old, new = root / "a" / "old.jpg", root / "b" / "new.jpg"
     for file in (old, new):
-        file.parent.mkdir()
+        file.parent.mkdir(parents=True)
         file.write_bytes(b"12345")
     long_ago = time.time() - uploads.KEEP_UPLOADS_S - 1
-    for path in (old, old.parent, tmp_path):
+    for path in (old, old.parent, root):
         os.utime(path, (long_ago,) * 2)
     janitor = uploads.Janitor(tmp_path)
     janitor.sweep()
@@ -52,7 +52,7 @@ def test_any_name_becomes_a_file_in_a_folder_of_its_own(name):
     first, second = uploads.private_file(name), uploads.private_file(name)
     for path in (first, second):
         path.write_bytes(b"x")
-        assert path.parent.parent == tempfolder.FOLDER
+        assert path.parent.parent == uploads.FOLDER
         assert len(path.parent.name) == 32
     assert first.parent != second.parent
 
@@ -77,7 +77,7 @@ def test_a_link_out_of_the_folder_is_refused():
 
 def start(parent: Path, code: str) -> subprocess.Popen:
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(parent), "PYTHONPATH": str(ROOT / "space")}
-    begin = "import tempfolder, time; path = tempfolder.FOLDER; print(oct(path.stat().st_mode), path, flush=True);"
+    begin = "import time, uploads; path = uploads.FOLDER; print(oct(path.stat().st_mode), path, flush=True);"
     command = [sys.executable, "-c", begin + code]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -96,8 +96,10 @@ def test_what_a_killed_server_left_is_removed_at_the_next_start_and_a_running_on
     killed.kill()
     killed.wait()
     assert left.exists()
-    start(tmp_path, "pass").communicate()
-    assert not left.exists()
-    assert kept.exists()
+    long_ago = time.time() - uploads.KEEP_UPLOADS_S - 1
+    os.utime(left / "photo.jpg", (long_ago,) * 2)
+    uploads.Janitor(tmp_path).sweep()
+    assert not (left / "photo.jpg").exists()
+    assert (kept / "photo.jpg").exists()
     running.kill()
     running.wait()

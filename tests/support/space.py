@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import guard
 import numpy as np
 import serving
 import static_space
@@ -130,7 +131,8 @@ def served_static(model: Path, asked: list[str] | None = None) -> Iterator[str]:
 @contextlib.contextmanager
 def served(classifier: LesionClassifier) -> Iterator[str]:
     """Serve a model's page in this process, and give its address."""
-    demo = serving.launch(classifier, port=free_port(), requests_per_minute=100_000)
+    guard.REQUESTS_PER_MINUTE = 100_000
+    demo = serving.launch(classifier, port=free_port())
     try:
         yield demo.local_url.rstrip("/")
     finally:
