@@ -30,6 +30,9 @@ CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
 N_SLOPE_REPLICATES = 100  # each is a fit
 
 
+# ---- Opening an external dataset -----------------------------------------------------------------------------------
+
+
 def open_external(
     classifier: LesionClassifier,
     loaded: LoadedImages,
@@ -74,6 +77,9 @@ def open_external(
             name, loaded.fingerprint, internal, dict(Counter(left_out["reason"])), compared_by, challenge
         ),
     )
+
+
+# ---- The section ---------------------------------------------------------------------------------------------------
 
 
 def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,6 +168,9 @@ def calibration_slope(probs: np.ndarray, shown: np.ndarray, split: Split) -> Est
 
     draws = split.bootstrap.draws[: 1 + N_SLOPE_REPLICATES, split.bootstrap.lesion_index]
     return estimate(np.array([fit(weights) for weights in draws]), split.n_lesions)
+
+
+# ---- The official test of ISIC 2019 ----------------------------------------------------------------------------------
 
 
 def score_challenge(context: Context) -> dict[str, Any]:

@@ -173,6 +173,9 @@ def _cell(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
 
 
+# ---- Front matter ----------------------------------------------------------------------------------------------------
+
+
 def _hub_dataset(data: Mapping[str, Any]) -> bool:
     return bool(HUB_ID.fullmatch(str(data["dataset"]))) and not data["synthetic"]
 

@@ -120,6 +120,9 @@ def ensure_repo(api: HfApi, repo_id: str, repo_type: str, *, private: bool, **at
         raise PublishError(f"{repo_id} exists and is public: make it private in its settings, or leave --private out.")
 
 
+# ---- Names and tokens ------------------------------------------------------------------------------------------------
+
+
 def check_repo_id(repo_id: str, option: str) -> None:
     """Refuse what cannot be the name of a repository, and name the option that gave it."""
     try:
@@ -149,6 +152,9 @@ def check_no_token(files: Files, token: str) -> None:
         content = source if isinstance(source, bytes) else source.read_bytes()
         if HUB_TOKEN.search(content) or token.encode() in content:
             raise PublishError(f"{name} has a Hub token in it; take it out, and revoke the token if it was shared.")
+
+
+# ---- Retries, time-outs and errors -----------------------------------------------------------------------------------
 
 
 class _Busy(OSError):
