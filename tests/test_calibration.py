@@ -300,4 +300,4 @@ def test_a_damaged_abstention_rule_is_refused() -> None:
     values = plain(AbstentionRule.fit(logits, known, np.arange(len(known))))
     for broken in ("", "AAAA", "not base64!"):
         with pytest.raises(ModelFolderError, match="here: "):
-            checked(AbstentionRule, {**values, "directions": broken}, "here")
+            checked(AbstentionRule, {**values, "directions": broken}, "here: ")

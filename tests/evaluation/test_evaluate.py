@@ -349,7 +349,7 @@ def test_the_protocol_is_the_one_that_was_recorded(scored_folder, dataset, tmp_p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(training=3), "is damaged: 'training'"),
+        (lambda m: m.update(training=3), "training: Input should be a valid dictionary"),
         (lambda m: m.update(schema_version=1), "has schema 1 and this version reads 3; remove it and make it again"),
         (lambda m: m["model"].update(weights_sha256="0" * 64), "is of another model: its weights_sha256"),
     ],
