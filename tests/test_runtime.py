@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import os
+import statistics
 import subprocess
 import sys
 
@@ -76,7 +77,9 @@ def test_a_server_uses_the_memory_of_one_photo_again_and_gives_back_the_rest() -
         held[case] = int(run.stdout)
     assert held["process"] > 250
     assert held["server"] < 150  # its reserve of 128 MiB
-    assert page_faults("server", 1) < page_faults("nothing", 1) / 5
+    # For one image it depends on the addresses that a process gets, so the median of three counts.
+    server, nothing = (statistics.median(page_faults(case, 1) for _ in range(3)) for case in ("server", "nothing"))
+    assert server < nothing / 5
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:
