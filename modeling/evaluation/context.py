@@ -99,9 +99,8 @@ class Context:
         read: Iterable[Any] = images or (partial(self.load, image_id) for image_id in ids)
         labels = [codes.index(code) if code in codes else -1 for code in rows["label"]]
         outputs = run_images(self.classifier, tqdm(read, desc=stage, total=len(ids)), image_ids=ids, labels=labels)
-        lesions = rows["lesion_id"].where(rows["lesion_id"].notna(), rows["image_id"]).to_numpy(dtype=object)
         mix = np.array([priors[code] for code in codes]) if priors else None
-        return Split(codes, softmax(outputs.logits), outputs.labels, lesions, mix, outputs, rows)
+        return Split(codes, softmax(outputs.logits), outputs.labels, lesions_of(rows, ids), mix, outputs, rows)
 
     @cached_property
     def _stored(self) -> datasets.Dataset:

@@ -184,7 +184,7 @@ def score_baselines(train: pd.DataFrame, test: Split) -> dict[str, Any]:
     if columns := [name for name in METADATA if train[name].fillna(UNKNOWN).nunique() > 1]:
         predicted = metadata_only_predictions(train, test.table, columns)
         predictions["metadata_only"] = predicted.tolist(), f"only {', '.join(columns)}"
-    return {name: _score(codes, test, sees) for name, (codes, sees) in predictions.items()}
+    return {name: _score_baseline(codes, test, sees) for name, (codes, sees) in predictions.items()}
 
 
 def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
@@ -197,7 +197,7 @@ def metadata_only_predictions(train: pd.DataFrame, test: pd.DataFrame, columns: 
     return baseline.fit(known, train["label"].to_numpy(dtype=object)).predict(asked)
 
 
-def _score(codes: list[str], test: Split, sees: str) -> dict[str, Any]:
+def _score_baseline(codes: list[str], test: Split, sees: str) -> dict[str, Any]:
     predicted = np.array([test.label_of[code] for code in codes])
     return {
         "sees": sees,
