@@ -88,7 +88,7 @@ def test_the_upload_folder_is_private_and_gone_when_the_server_ends(tmp_path):
     assert not Path(path).exists()
 
 
-def test_what_a_killed_server_left_is_removed_at_the_next_start_and_a_running_ones_is_not(tmp_path):
+def test_what_a_killed_server_left_long_ago_is_removed_and_what_a_running_one_has_is_not(tmp_path):
     killed, running = (start(tmp_path, "time.sleep(600)") for _ in range(2))
     left, kept = (Path(process.stdout.readline().split()[1]) for process in (killed, running))
     for path in (left, kept):
