@@ -1,5 +1,6 @@
 """Prior probabilities of the diagnoses: how common each is where the photos come from."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -24,7 +25,7 @@ def resolve_priors(
     """Return the priors (C,) that a choice names, in the order of `codes`; they sum to 1.
 
     The choice is "equal", "dataset" (`class_priors`, the fraction of each diagnosis in the model's train and val images, if
-    known), or a positive weight for each of `codes`.
+    known), or a positive weight for each of `codes`; the largest at most a billion times the smallest.
 
     Raises:
         ValueError: If the choice cannot be resolved; the message says why.
@@ -40,6 +41,8 @@ def resolve_priors(
         what = f"none for {', '.join(sorted(missing))}" if missing else f"one for {', '.join(sorted(unknown))}"
         raise ValueError(f"priors need a weight for each of {', '.join(codes)}; there is {what:.200}.")
     weights = np.array([float(choice[code]) for code in codes])
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise ValueError(f"priors must be finite and above 0, got {dict(zip(codes, weights.tolist(), strict=True))}.")
+    if not (math.isfinite(sum(weights.tolist())) and weights.min() >= 1e-9 * weights.max() > 0):
+        raise ValueError(
+            f"priors must be above 0 and within a factor of a billion, got {dict(zip(codes, weights.tolist(), strict=True))}."
+        )
     return weights / weights.sum()
