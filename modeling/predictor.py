@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "most likely diagnosis, not what is flagged",
     )
     parser.add_argument(
-        "--tta", action="store_true", help="average over the eight flips and quarter turns: eight times the cost"
+        "--tta",
+        action="store_true",
+        help="average over the eight flips and quarter turns: nine network passes, not one",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub. Default: its newest commit")
     return parser
@@ -83,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nModel: {classifier.model_id}{revision}. {classifier.notice}", file=sys.stderr)
     except (ModelFolderError, ArchiveError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # of `| head`; what Python still wants to write at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print(f"Stopped{'; the same command resumes' if options.output else ''}.", file=sys.stderr)
