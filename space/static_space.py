@@ -7,48 +7,39 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from modeling import __version__
-from modeling.files import ROOT, ModelFolderError
+from modeling.files import ROOT, files_of
 from modeling.labels import DIAGNOSES
-from modeling.model_folder import file_beside, resolve_model_folder
+from modeling.model_folder import resolve_model_folder
 
 PAGE = Path(__file__).parent / "page"
 HUB = "https://huggingface.co"
 # Model files come from the Hub's own storage hosts, to which it redirects.
 HUB_HOSTS = (HUB, "https://*.huggingface.co", "https://*.hf.co")
 BUILD_TIMEOUT_S = 600
-MODEL_FILES = re.compile(r"config\.json|metrics\.json|onnx/model\.onnx|(figures|examples)/[\w-]+\.(png|jpg|json)")
 
 
 class BuildError(RuntimeError):
     """The page could not be built; the message says what to do."""
 
 
-def static_files(model_id: str, revision: str) -> dict[str, bytes]:
-    """Return the files of a static Space for a model on the Hub, by path in the Space's repository.
+def static_files(model_id: str, revision: str | None) -> dict[str, bytes]:
+    """Return the files of a static Space, by path: the page, and sentences, diagnoses and version from the package.
 
-    The revision is a full commit hash, so that page and model belong together.
+    The page reads the model from the Hub, at a full commit hash; without a revision from the folder `model` beside it.
     """
-    return page_files(model_id, revision, f"{HUB}/{model_id}/resolve/{revision}/", HUB_HOSTS)
-
-
-def page_files(
-    model_id: str, revision: str | None, model_url: str, model_hosts: Sequence[str] = ()
-) -> dict[str, bytes]:
-    """Return the sources of the page, with what the build takes from the package: sentences, diagnoses and the version."""
-    origin = {"model_id": model_id, "revision": revision, "model_url": model_url, "model_hosts": model_hosts}
+    url, hosts = (f"{HUB}/{model_id}/resolve/{revision}/", HUB_HOSTS) if revision else ("model/", ())
+    origin = {"model_id": model_id, "revision": revision, "model_url": url, "model_hosts": hosts}
     labels = [{**asdict(diagnosis), "malignant": diagnosis.malignant} for diagnosis in DIAGNOSES]
     return {
-        **{file.name: file.read_bytes() for file in PAGE.iterdir() if file.is_file()},
+        **{file.name: file.read_bytes() for file in files_of(PAGE)},
         "texts.json": (ROOT / "modeling" / "texts.json").read_bytes(),
         "labels.json": json.dumps(labels, indent=1).encode(),
         "page.json": json.dumps({**origin, "package_version": __version__}, indent=1).encode(),
@@ -93,40 +84,29 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def serve(model: str | Path, port: int, *, revision: str | None = None) -> None:
-    """Build the page of a model folder and serve it on this machine until interrupted.
-
-    Raises:
-        BuildError: If npm is missing or fails.
-        ModelFolderError: If there is no such model.
-        OSError: If the port cannot be used.
-    """
+    """Build the page of a model and serve it on this machine until interrupted; an OSError is about the port."""
     import uvicorn  # not installed where a static Space is only published
 
     with socket.create_server(("127.0.0.1", port)) as listener, contextlib.suppress(KeyboardInterrupt):
-        app = page_app(model, revision=revision)
+        try:
+            app = page_app(model, revision=revision)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BuildError(f"the page cannot be built: {error}") from error
         print(f"The page, computing in the browser: http://127.0.0.1:{port}/ (Ctrl+C ends it)", flush=True)
         headers = [("Cache-Control", "no-cache"), ("X-Content-Type-Options", "nosniff")]
         uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, headers=headers)).run([listener])
 
 
 def page_app(model: str | Path, *, revision: str | None = None) -> Any:
-    """Return a Starlette app of the page and of a model's files."""
+    """Return a Starlette app of the page, and of the model folder if it is on this machine."""
     from starlette.applications import Starlette
-    from starlette.responses import FileResponse, Response
-    from starlette.routing import Mount, Route
+    from starlette.routing import Mount
     from starlette.staticfiles import StaticFiles
 
     source = resolve_model_folder(model, revision)
-
-    def of_model(request: Any) -> Response:
-        name = request.path_params["name"]
-        with contextlib.suppress(ModelFolderError):
-            if MODEL_FILES.fullmatch(name) and (path := file_beside(source, name)):
-                return FileResponse(path)
-        return Response(status_code=404)
-
-    page = StaticFiles(directory=build(page_files(source.model_id, source.revision, "model/")), html=True)
-    return Starlette(routes=[Route("/model/{name:path}", of_model), Mount("/", page)])
+    folder = StaticFiles(directory=source.path)
+    page = StaticFiles(directory=build(static_files(source.model_id, source.revision)), html=True)
+    return Starlette(routes=[Mount("/model", folder), Mount("/", page)])
 
 
 def _digest(files: dict[str, bytes]) -> str:

@@ -31,8 +31,9 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
     try {
       photos = await listPhotos(files);
     } catch (error) {
-      return fail(error.message);
+      return signal.aborted || fail(error.message);
     }
+    if (signal.aborted) return;
     const rows = [];
     const status = el("h2", { id: "batch-status", tabindex: -1 }, `0 of ${photos.length} photos`);
     const bar = el("progress", { max: photos.length, value: 0, "aria-label": "Photos done" });
@@ -257,7 +258,7 @@ export function toCsv(rows, about) {
     if (value === null || value === undefined) return "";
     if (typeof value === "boolean") return value ? "True" : "False";
     if (typeof value === "number") return String(value);
-    const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    const text = /^[=+\-@\t\r\n＝＋－＠]/.test(value) ? `'${value}` : value;
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = rows.map((row) => {

@@ -19,15 +19,13 @@ export function compareCard(lesions, chosen, onchange, onclose) {
       next[side] = Number(value);
       onchange(next);
     });
-  const row = (label, cell, attributes = {}) =>
+  const row = (label, cell) =>
     el(
       "tr",
-      attributes,
+      {},
       el("th", { scope: "row" }, label),
       pair.map((lesion) => el("td", {}, cell(lesion))),
     );
-  const codes = pair[0].answer.differential.map((one) => one.code);
-  const nameOf = (code) => pair[0].answer.differential.find((one) => one.code === code).name;
   return el(
     "section",
     { class: "card", id: "comparison", "aria-labelledby": "h-compare" },
@@ -55,10 +53,12 @@ export function compareCard(lesions, chosen, onchange, onclose) {
       el(
         "tbody",
         {},
-        row("Photo", (lesion) => picture(lesion, false), { class: "wide" }),
-        row("Heat map", (lesion) => picture(lesion, true), { class: "wide" }),
-        row("Result", (lesion) => result(lesion.answer), { class: "wide" }),
-        codes.map((code) => row(capital(nameOf(code)), ({ answer }) => number(answer, code))),
+        row("Photo", (lesion) => picture(lesion, false)),
+        row("Heat map", (lesion) => picture(lesion, true)),
+        row("Result", (lesion) => result(lesion.answer)),
+        pair[0].answer.differential.map(({ code, name }) =>
+          row(capital(name), ({ answer }) => number(answer, code)),
+        ),
       ),
     ),
   );

@@ -19,7 +19,7 @@ export function button(text, onclick, attributes = {}) {
   return el("button", { type: "button", onclick, ...attributes }, text);
 }
 
-/** Write a fraction as modeling/prediction.py does: 95 %, 4.2 %, 99.6 %, and never as certain when it is not. */
+/** Write a fraction as modeling/formatting.py does: 95 %, 4.2 %, 99.6 %, and never as certain when it is not. */
 export function percent(fraction) {
   const value = 100 * fraction;
   if (value > 0 && value < 0.1) return "<\u00a00.1\u00a0%";

@@ -131,14 +131,15 @@ async function aboutModel(model, config, folder) {
     optional(`${folder}metrics.json`),
     optional(`${folder}examples/examples.json`),
   ]);
-  const examples = (listed.content?.examples ?? [])
+  const examples = entries(listed.content?.examples)
     .filter(({ file }) => /^[\w-]{1,80}\.(jpg|png)$/.test(file))
+    .slice(0, 12)
     .map(({ file, diagnosis }) => ({
       name: file,
       about: diagnosis === null ? "not a lesion" : model.label(diagnosis).name,
       src: `${folder}examples/${file}`,
     }));
-  const figures = (metrics.content?.figures ?? [])
+  const figures = entries(metrics.content?.figures)
     .filter(({ file }) => /^[a-z0-9_]{1,100}\.png$/.test(file))
     .map((figure) => ({ ...figure, src: `${folder}figures/${figure.file}` }));
   return {
@@ -164,6 +165,11 @@ async function aboutModel(model, config, folder) {
     metrics_problem: metrics.problem,
     figures,
   };
+}
+
+/** The objects of a list in an untrusted file. */
+function entries(list) {
+  return Array.isArray(list) ? list.filter((entry) => entry instanceof Object) : [];
 }
 
 /** A file that a model may lack: the rest of the page works without it. */

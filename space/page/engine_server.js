@@ -14,13 +14,15 @@ export function serverEngine(base) {
 
   async function upload(photos, signal) {
     const due = photos.filter(({ blob }) => !(Date.now() - sent.get(blob)?.at < RESEND_AFTER_MS));
-    if (due.length) {
+    // One request a photo, since all files of one together may be too large.
+    const send = async ({ name, blob }) => {
       const form = new FormData();
-      for (const { name, blob } of due) form.append("files", blob, name);
+      form.append("files", blob, name);
       const response = await request(`${api}/upload`, { method: "POST", body: form, signal });
-      const paths = await response.json();
-      due.forEach(({ blob }, index) => sent.set(blob, { path: paths[index], at: Date.now() }));
-    }
+      const [path] = await response.json();
+      sent.set(blob, { path, at: Date.now() });
+    };
+    await Promise.all(due.map(send));
     return photos.map(({ name, blob }) => ({
       path: sent.get(blob).path,
       orig_name: name,

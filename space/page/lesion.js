@@ -15,15 +15,16 @@ const ARCHIVE = "https://www.isic-archive.com";
  * @property {Array<{name: string, blob: Blob, url?: string}>} photos
  * @property {object | null} answer
  * @property {string | null} error
+ * @property {object[] | null} answered the photos of that answer
  * @property {string | null} known what an example shows
  * @property {{at: number, of: number, go: (at: number) => void, back: () => void} | null} row in a batch
  */
 
 /**
- * @param {{engine: object, about: object, root: HTMLElement, toBatch: (files: File[]) => void}} page
+ * @param {{engine: object, about: object, root: HTMLElement}} page
  * @returns {{node: HTMLElement, start: (files: File[]) => void, openRow: (photo: object, row: object) => void}}
  */
-export function lesionPanel({ engine, about, root, toBatch }) {
+export function lesionPanel({ engine, about, root }) {
   const node = el("div", { class: "panel-content" });
   /** @type {Lesion[]} */
   const lesions = [];
@@ -43,7 +44,7 @@ export function lesionPanel({ engine, about, root, toBatch }) {
 
   function begin(photos, { known = null, row = null }) {
     const title = `${lesions.length + 1}: ${photos[0].name}`;
-    current = { title, photos, answer: null, error: null, known, row };
+    current = { title, photos, answer: null, answered: null, error: null, known, row };
     lesions.push(current);
     compared = null;
     return ask();
@@ -56,7 +57,7 @@ export function lesionPanel({ engine, about, root, toBatch }) {
   }
 
   function remove(index) {
-    URL.revokeObjectURL(current.photos[index].url);
+    release(current.photos[index]);
     current.photos.splice(index, 1);
     ask();
   }
@@ -68,9 +69,9 @@ export function lesionPanel({ engine, about, root, toBatch }) {
     node.replaceChildren(working(n === 1 ? "Reading the photo …" : `Reading ${n} photos …`));
     try {
       lesion.answer = await engine.answer(lesion.photos, { priors });
+      lesion.answered = [...lesion.photos];
       lesion.error = null;
     } catch (error) {
-      lesion.answer = null;
       lesion.error = error.message;
     }
     if (number === question && lesion === current) draw();
@@ -85,7 +86,7 @@ export function lesionPanel({ engine, about, root, toBatch }) {
   }
 
   function forget(lesion) {
-    for (const photo of lesion.photos) URL.revokeObjectURL(photo.url);
+    lesion.photos.forEach(release);
     lesions.splice(lesions.indexOf(lesion), 1);
   }
 
@@ -107,14 +108,21 @@ export function lesionPanel({ engine, about, root, toBatch }) {
   function draw() {
     if (compared) return drawComparison();
     if (!current) return node.replaceChildren(startView());
-    if (current.error) {
-      const box = alertBox("No answer", current.error);
+    if (!current.error) return drawAnswer();
+    const box = alertBox("No answer", current.error);
+    if (current.answer) {
+      // Back to the photos and the priors that were answered.
+      current.photos = current.answered;
+      current.error = null;
+      priors = current.answer.priors_choice;
+      drawAnswer();
+      node.prepend(box);
+    } else {
       forget(current);
       current = null;
       node.replaceChildren(box, startView());
-      return goTo(box);
     }
-    drawAnswer();
+    goTo(box);
   }
 
   function drawAnswer() {
@@ -300,7 +308,7 @@ export function lesionPanel({ engine, about, root, toBatch }) {
       el(
         "button",
         { type: "button", class: "sample", onclick: () => openExample(example) },
-        el("img", { src: example.thumbnail ?? example.src, alt: "", loading: "lazy" }),
+        el("img", { src: example.src, alt: "", loading: "lazy" }),
         el("span", {}, example.about),
       ),
     );
@@ -334,7 +342,12 @@ export function lesionPanel({ engine, about, root, toBatch }) {
   }
 
   draw();
-  return { node, start: (files) => start(files), openRow, toBatch };
+  return { node, start, openRow };
+}
+
+function release(photo) {
+  URL.revokeObjectURL(photo.url);
+  photo.url = undefined;
 }
 
 /** Addresses of a lesion's photos that this browser can show; the server sends a preview of the others. */

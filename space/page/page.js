@@ -21,9 +21,8 @@ const TABS = [
  */
 export async function mount(host, engine) {
   document.documentElement.lang = "en";
-  const root = host;
   const page = el("div", { id: "page" }, working("Asking for the model …"));
-  root.append(page);
+  host.append(page);
   let about;
   try {
     about = await engine.about();
@@ -31,8 +30,8 @@ export async function mount(host, engine) {
     page.replaceChildren(header(null), alertBox("There is no model to answer with", error.message));
     return;
   }
-  const lesion = lesionPanel({ engine, about, root });
-  const batch = batchPanel({ engine, about, root, openRow: lesion.openRow, showTab });
+  const lesion = lesionPanel({ engine, about, root: host });
+  const batch = batchPanel({ engine, about, root: host, openRow: lesion.openRow, showTab });
   const nodes = {
     lesion: lesion.node,
     batch: batch.node,
@@ -89,7 +88,9 @@ export async function mount(host, engine) {
   }
 
   async function take(files) {
-    const toBatch = shown() === "batch" || (await Promise.all(files.map(isZip))).some(Boolean);
+    // The batch says what is wrong with a file that cannot be read.
+    const packed = await Promise.all(files.map((file) => isZip(file).catch(() => true)));
+    const toBatch = shown() === "batch" || packed.some(Boolean);
     showTab(toBatch ? "batch" : "lesion");
     (toBatch ? batch.add : lesion.start)(files);
   }

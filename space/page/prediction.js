@@ -130,6 +130,7 @@ function readEvidence({ codes }, evidence, [height, width]) {
 }
 
 function resolvePriors({ codes, classPriors }, choice) {
+  if (!["equal", "dataset"].includes(choice)) throw new Error('priors must be "equal" or "dataset".');
   if (choice === "dataset" && !classPriors)
     throw new Error("This model does not record the mix of its dataset.");
   const weights = codes.map((code) => (choice === "dataset" ? classPriors[code] : 1));

@@ -18,13 +18,8 @@ function serverParts({ model }) {
     el(
       "p",
       {},
-      "Three endpoints reply in JSON: ",
-      ...[
-        "/classify (one photo), ",
-        "/explain (one photo, with the heat map of a diagnosis) and ",
-        "/batch (files and zip archives).",
-      ],
-      " Send files; addresses are not fetched.",
+      "Three endpoints reply in JSON: /classify (one photo), /explain (one photo, with the heat map of a diagnosis) " +
+        "and /batch (up to 200 photos). Send files; addresses are not fetched.",
     ),
     el("h3", {}, "Python"),
     codeBlock(`from gradio_client import Client, handle_file
@@ -34,7 +29,7 @@ answer = client.predict(handle_file("lesion.jpg"), api_name="/classify")
 print(answer["verdict"])
 
 answer, overlay = client.predict(handle_file("lesion.jpg"), "${model.codes[0]}", api_name="/explain")
-table = client.predict([handle_file("a.jpg"), handle_file("more.zip")], api_name="/batch")`),
+table = client.predict([handle_file("a.jpg"), handle_file("b.jpg")], api_name="/batch")`),
     el("h3", {}, "curl and jq"),
     codeBlock(`SENT=$(curl -s -F "files=@lesion.jpg" ${address}/gradio_api/upload | jq -r '.[0]')
 EVENT=$(curl -s ${address}/gradio_api/call/classify -H 'Content-Type: application/json' \\

@@ -2,8 +2,8 @@
 
 const NAME = "lesion-model";
 
-// Only on https and on localhost; elsewhere files are fetched at every visit.
-const openCache = async () => ("caches" in globalThis ? caches.open(NAME) : null);
+// Only on https and on localhost, and where the visitor allows it; elsewhere files are fetched at every visit.
+const openCache = async () => ("caches" in globalThis ? caches.open(NAME).catch(() => null) : null);
 
 /**
  * @param {string} url

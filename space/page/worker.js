@@ -51,7 +51,6 @@ async function open({ config, modelUrl, runtimeUrl, runtime }, tell) {
       return Math.fround(centred / Math.fround(cfg.std[channel]));
     }),
   );
-  return { outputs: session.outputNames };
 }
 
 async function infer({ blob, name }) {

@@ -3,9 +3,18 @@
 const MAX_ENTRIES = 1000;
 const MAX_UNPACKED_BYTES = 500e6;
 
-/** @returns {Promise<boolean>} whether a file is a zip archive */
+/**
+ * @returns {Promise<boolean>} whether a file is a zip archive
+ * @throws {Error} with a sentence, where it cannot be read
+ */
 export async function isZip(file) {
-  const head = new Uint8Array(await file.slice(0, 4).arrayBuffer());
+  const start = await file
+    .slice(0, 4)
+    .arrayBuffer()
+    .catch(() => {
+      throw new Error(`${file.name} cannot be read. If it is a folder, choose the photos in it.`);
+    });
+  const head = new Uint8Array(start);
   return head[0] === 0x50 && head[1] === 0x4b && head[2] === 3 && head[3] === 4;
 }
 
@@ -33,6 +42,7 @@ export async function unzip(file) {
   for (let i = 0; i < count; i++) {
     if (at + 46 > list.byteLength || list.getUint32(at, true) !== 0x02014b50) throw damaged;
     const nameLength = list.getUint16(at + 28, true);
+    if (at + 46 + nameLength > list.byteLength) throw damaged;
     const path = new TextDecoder().decode(new Uint8Array(list.buffer, at + 46, nameLength));
     entries.push({
       path,

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def engine(browser, model) -> Iterator[Any]:
         page.close()
 
 
-def browser_answers(page, files: list[Path], priors: str = "equal") -> list[dict[str, Any]]:
+def browser_answers(page, files: list[Path], priors: Any = "equal") -> list[dict[str, Any]]:
     page.locator("#probe").set_input_files([str(file) for file in files])
     return page.evaluate(ANSWERS, priors)
 
@@ -160,6 +161,32 @@ def test_drawings_get_the_same_answer_in_every_field_at_both_priors(engine, pyth
     check_equal(engine, python, files)
     if python.class_priors:
         check_equal(engine, python, files, "dataset")
+
+
+def test_priors_that_the_browser_does_not_know_are_refused(engine, tmp_path):
+    (result,) = browser_answers(engine, drawings(tmp_path)[:1], {"MEL": 9, "NV": 1})
+    assert result["error"] == 'priors must be "equal" or "dataset".'
+
+
+def test_an_archive_that_lies_about_its_entries_and_a_folder_get_a_sentence(engine, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jpg", b"x")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 28 : data.rindex(b"PK\x01\x02") + 30] = b"\xff\xff"  # the length of its name
+    (tmp_path / "a.zip").write_bytes(data)
+    engine.locator("#probe").set_input_files(tmp_path / "a.zip")
+    said = engine.evaluate(
+        """async () => {
+          const { isZip, unzip } = await import("/zip.js");
+          const folder = { name: "photos", slice: () => ({ arrayBuffer: async () => { throw new Error("x"); } }) };
+          const told = (error) => error.message;
+          return [await unzip(document.querySelector("#probe").files[0]).catch(told), await isZip(folder).catch(told)];
+        }"""
+    )
+    assert said == [
+        "a.zip is a damaged zip archive; pack it again.",
+        "photos cannot be read. If it is a folder, choose the photos in it.",
+    ]
 
 
 def check_equal(engine, python: LesionClassifier, files: list[Path], priors: str = "equal") -> None:
@@ -285,6 +312,16 @@ def test_after_the_first_visit_the_page_works_without_a_server(browser, model, l
     context.close()
 
 
+def test_odd_examples_and_figures_of_a_model_do_not_stop_the_page(browser, tmp_path, lesions):
+    folder = make_model(tmp_path / "model", onnx=True)
+    (folder / "examples").mkdir()
+    (folder / "examples" / "examples.json").write_text('{"examples": [null, 3, {"file": "../a.jpg"}]}')
+    (folder / "metrics.json").write_text('{"figures": {"a": 1}}')
+    with served_static(folder) as url, visit(browser, url) as page:
+        assert answered(page, lesions[0])
+        assert page.locator(".sample").count() == 0
+
+
 # ---- Models that cannot be used ----------------------------------------------------------------------------------------
 
 
@@ -337,9 +374,9 @@ def test_the_files_of_a_static_space_are_small_and_name_the_model_and_no_registr
 
 
 def test_the_build_allows_the_model_s_host_alone(tmp_path):
-    files = static_space.page_files("me/m", None, "https://models.example/", ["https://models.example"])
+    files = static_space.static_files("me/m", "0" * 40)
     index = (static_space.build(files) / "index.html").read_text(encoding="utf-8")
-    assert "connect-src 'self' https://models.example;" in index
+    assert "connect-src 'self' https://huggingface.co https://*.huggingface.co https://*.hf.co;" in index
     assert "MODEL_HOST" not in index
 
 
@@ -347,15 +384,15 @@ def test_without_npm_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(static_space.BuildError, match=r"install Node\.js"):
-        static_space.build(static_space.page_files("m", None, "model/"))
+        static_space.build(static_space.static_files("m", None))
 
 
-def test_the_local_server_hands_out_no_other_file_of_the_model(model):
+def test_the_local_server_hands_out_no_file_outside_of_the_model_folder(model):
     with served_static(model) as url, contextlib.closing(_connection(url)) as connection:
         for path in (
-            "/model/model.safetensors",
             "/model/../../etc/passwd",
-            "/model/examples/../config.json",
+            f"/model/{model}/config.json",
+            "/model/%2e%2e/%2e%2e/pyproject.toml",
             "/model/",
         ):
             connection.request("GET", path)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import guard
 import pytest
 from playwright.sync_api import expect
 
@@ -324,14 +325,28 @@ def test_bad_input_gets_a_sentence_and_the_page_goes_on(browser, page_url, picky
             (tmp_path / name).write_bytes(content)
             choose(page, tmp_path / name)
             page.locator("#failure", has_text=name).wait_for()
-        answered(page, good)
+        verdict = answered(page, good)
         (tmp_path / "nine").mkdir()
         for number in range(9):
             (tmp_path / "nine" / f"{number}.jpg").write_bytes(good.read_bytes())
+        nine = sorted((tmp_path / "nine").iterdir())
+        choose(page, *nine, button="#add-photo")
+        page.locator("#failure", has_text="at most 8").wait_for()
+        assert text_of(page, "#verdict") == verdict  # the lesion is as it was before
+        answered(page, nine[0], button="#add-photo")
+        assert text_of(page, ".facts") == "Photos: 2 of 2 usable, averaged as one lesion"
         page.click("#new-lesion")
-        choose(page, *sorted((tmp_path / "nine").iterdir()))
-        page.wait_for_selector("#failure")
-        assert "at most 8" in text_of(page, "#failure")
+        choose(page, *nine)
+        page.locator("#failure", has_text="at most 8").wait_for()
+        assert not page.locator("#verdict").count()
+
+
+def test_photos_that_are_too_large_for_one_request_are_sent_apart(browser, picky, expected, monkeypatch):
+    _, (_, *good) = picky
+    monkeypatch.setattr(guard, "MAX_UPLOAD_BYTES", max(file.stat().st_size for file in good) + 1000)
+    with served(expected) as url, visit(browser, url) as page:
+        answered(page, *good[:2])
+        assert text_of(page, ".facts") == "Photos: 2 of 2 usable, averaged as one lesion"
 
 
 # ---- Ways in ---------------------------------------------------------------------------------------------------------
