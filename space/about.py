@@ -4,13 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from answers import MAX_PHOTOS
-from batches import MAX_IMAGES
 from errors import note_fault
 
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError, read_json
-from modeling.images import MAX_FILE_BYTES
 from modeling.labels import CODES, diagnosis_of
 from modeling.metrics_file import read_metrics
 from modeling.model_folder import EXAMPLES_NAME, METRICS_NAME, file_beside
@@ -41,7 +38,6 @@ def about(classifier: LesionClassifier) -> dict[str, Any]:
             "class_priors": classifier.class_priors,
             "from_cache": classifier.source.from_cache,
         },
-        "limits": {"photos": MAX_PHOTOS, "files": MAX_IMAGES, "file_bytes": MAX_FILE_BYTES},
         "examples": examples,
         "examples_source": source,
         "metrics": metrics,

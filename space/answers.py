@@ -2,11 +2,10 @@
 
 import contextlib
 import datetime
-import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import images_out
 import numpy as np
@@ -29,7 +28,6 @@ PREVIEW_SIDE_PX = 1024
 EXPIRED = (
     "is no longer here: uploads are deleted after five minutes. Send it again, fewer files at once if there are many."
 )
-ARCHIVE = "is an archive; send it as a batch, whole and not inside another archive, with at most 200 photos."
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]  # waited for before each photo
 
@@ -41,16 +39,12 @@ class Photo:
     source: str | bytes
     name: str
 
-    def open(self) -> BinaryIO:
-        """Open the file; an ImageError says that it was deleted."""
+    def data(self) -> bytes:
+        """Return the content of the file; an ImageError says that it was deleted."""
         try:
-            return io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb")
+            return self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
         except OSError:
             raise ImageError(f"{self.name} {EXPIRED}") from None
-
-    def data(self) -> bytes:
-        with self.open() as file:
-            return file.read()
 
     def decode(self) -> Image.Image:
         """Return the upright RGB image; an ImageError has the visitor's file name."""
@@ -58,25 +52,20 @@ class Photo:
         try:
             return decode_image(data)
         except ImageError as error:
-            if data.startswith(b"PK"):
-                raise ImageError(f"{self.name} {ARCHIVE}") from error
             raise ImageError(str(error).replace("The image", self.name)) from error
 
     @property
     def browsers_show_it(self) -> bool:
         """False for TIFF and HEIC."""
-        with self.open() as file:
-            head = file.read(12)
-        return not (head.startswith((b"II*\0", b"MM\0*")) or head[4:8] == b"ftyp")
+        head = self.data()[:12]
+        return not (head.startswith((b"II", b"MM")) or head[4:8] == b"ftyp")
 
 
 def with_priors(classifier: LesionClassifier, choice: object) -> LesionClassifier:
-    """Return the classifier at the priors that a visitor chose: "equal", "dataset", or weights (also as JSON text)."""
+    """Return the classifier at the priors that a visitor chose: "equal", "dataset" or weights."""
     try:
-        if isinstance(choice, str) and choice.startswith("{"):
-            choice = json.loads(choice)
         return classifier.with_priors(choice or "equal")  # type: ignore[arg-type]  # which checks it
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         why = f"priors must be 'equal', 'dataset' or a weight for each diagnosis code: {error}"
         raise QuestionError(why[:300]) from None
 

@@ -9,7 +9,6 @@ import batches
 import gradio as gr
 import images_out
 import uploads
-from about import about
 from errors import QuestionError
 from gradio.events import api
 from visitors import Visitors
@@ -20,26 +19,17 @@ SAFE = "Research only: not a medical device, rules nothing out."
 FORMATS = "JPEG, PNG, WebP, HEIC, TIFF, BMP or GIF"
 PRIORS = (
     "How common the diagnoses are where the photo comes from: 'equal' (all equally frequent), 'dataset' (as in the images "
-    "that the model was trained on), or weights by diagnosis code as a JSON object. It changes probabilities, not thresholds."
+    "that the model was trained on), or an object of weights by diagnosis code. It changes probabilities, not thresholds."
 )
-DIAGNOSIS = (
-    "Code whose heat map is laid over the photo; empty: the most probable one of the flagged diagnoses, or of all if none is "
-    "flagged."
-)
-FIELDS = """verdict (the line to show first), diagnosis (the most probable one) with probability, probabilities of all
-diagnoses, flagged (targets whose 95 %-sensitivity threshold is reached), abstained and reason (if true, do not use the
-answer), operating_points"""
-CLASSIFY = f"""Classify one dermoscopic photo of a skin lesion. {SAFE}
-
-Returns JSON: {FIELDS}, thresholds (what each catches, its cut-off, this photo's value, counts on validation), differential
-(with full names), not_known (diagnoses that this model cannot give), provenance, notice."""
-EXPLAIN = f"""Classify one dermoscopic photo and show where the score of a diagnosis came from (not why). {SAFE}
-
-Returns the JSON of classify with the signed evidence grid of every diagnosis, and the photo under the heat map of one."""
-BATCH = f"""Classify many dermoscopic photos, sent as image files or zip archives; at most {batches.MAX_IMAGES}. {SAFE}
-
-Returns JSON: rows, flagged ones first, each with name, {FIELDS}, malignant_probability (where the model knows a
-malignant diagnosis) and error (why a file could not be read, else null); the same as csv; provenance, notice."""
+DIAGNOSIS = "Code whose heat map lies over the photo; default: the most probable one of what was flagged, else of all."
+FIELDS = """verdict (the line to show first), abstained and reason (if true, do not use the answer), flagged (targets whose
+95 %-sensitivity threshold is reached), diagnosis (the most probable one), probabilities"""
+CLASSIFY = f"""Classify one dermoscopic photo of a skin lesion. {SAFE} Returns JSON: {FIELDS}, thresholds (what each catches,
+its cut-off, this photo's value), not_known (diagnoses that this model cannot give) and more."""
+EXPLAIN = f"""Classify one dermoscopic photo and show where the score of a diagnosis came from (not why). {SAFE} Returns the
+JSON of classify with the signed evidence grid of every diagnosis, and the photo under the heat map of one."""
+BATCH = f"""Classify at most {uploads.MAX_FILES} dermoscopic photos. {SAFE} Returns JSON: rows, flagged ones first, each with
+name, error (why a file could not be read, else null), {FIELDS} and more; the same as csv."""
 DESCRIPTIONS = {"classify": CLASSIFY, "explain": EXPLAIN, "batch": BATCH}
 
 
@@ -55,7 +45,7 @@ class Sent:
         return [uploads.received(one, f"photo-{number}") for number, one in enumerate(self.value, 1)]
 
 
-def endpoints(classifier: LesionClassifier, visitors: Visitors) -> dict[str, Callable[..., Any]]:
+def endpoints(classifier: LesionClassifier, visitors: Visitors, told: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     """Return the functions that answer, by name. Their request is gradio's, or starlette's with the same attributes."""
 
     def classify(request: gr.Request, photo: Any, priors: Any = "equal") -> dict[str, Any]:
@@ -77,19 +67,19 @@ def endpoints(classifier: LesionClassifier, visitors: Visitors) -> dict[str, Cal
         with visitors.answering(request.client.host) as turn:
             sent, chosen = photos.photos(), answers.with_priors(classifier, priors.value)
             rows = []
-            for done, total, row in batches.classify_rows(chosen, sent, turn=turn):
+            for row in batches.classify_rows(chosen, sent, turn=turn):
                 rows.append(row)
-                yield {"done": done, "total": total, "row": row}
+                yield {"done": len(rows), "total": len(sent), "row": row}
             yield batches.table(chosen, rows)
-
-    def page_about() -> dict[str, Any]:
-        return about(classifier)
 
     def page_answer(request: gr.Request, photos: Any, priors: Any = "equal") -> dict[str, Any]:
         with visitors.answering(request.client.host) as turn:
             return answers.answer_lesion(classifier, photos.photos(), priors=priors.value, turn=turn)
 
-    return {one.__name__: one for one in (classify, explain, batch, page_about, page_answer)}
+    def page_about() -> dict[str, Any]:
+        return told
+
+    return {one.__name__: one for one in (classify, explain, batch, page_answer, page_about)}
 
 
 def blocks(functions: dict[str, Callable[..., Any]]) -> gr.Blocks:

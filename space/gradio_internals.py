@@ -69,7 +69,7 @@ class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         self.loop.call_later(REQUEST_WITHIN_S, self.close_if_idle, None)
 
     def close_if_idle(self, last: Any) -> None:
-        """Close the connection if it has had no other request since the last look; uvicorn ends idle ones after 5 s."""
+        """Close the connection if it has had no other request since the last look."""
         if self.cycle is last and (last is None or last.response_complete):
             self.transport.close()
         elif not self.transport.is_closing():

@@ -8,13 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from batches import MAX_IMAGES
 from errors import FAULT, note_fault
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uploads import Janitor
+from uploads import MAX_FILES, Janitor
 
 from modeling.images import MAX_FILE_BYTES
 
@@ -126,8 +125,8 @@ class Guard:
 
 def check_json(body: bytes) -> None:
     """Raise a RefusedError unless a body, without its photos, is a JSON object that costs little to take apart."""
-    if len(body) > MAX_MESSAGE_BYTES or len(FILE.findall(body)) > MAX_IMAGES:
-        raise RefusedError(413, f"Too large: at most {MAX_IMAGES} files in one request, each in a string of its own.")
+    if len(body) > MAX_MESSAGE_BYTES or len(FILE.findall(body)) > MAX_FILES:
+        raise RefusedError(413, f"Too large: at most {MAX_FILES} files in one request, each in a string of its own.")
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(json.loads(body), dict):
             return

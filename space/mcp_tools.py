@@ -16,12 +16,10 @@ from endpoints import DESCRIPTIONS, DIAGNOSIS, FORMATS, PRIORS, Sent
 from errors import QuestionError, in_sentences
 from mcp.server.lowlevel import Server
 from mcp.types import CallToolResult, ImageContent, TextContent, Tool, ToolAnnotations
-from pydantic import TypeAdapter
 from visitors import MAX_ALL
 
 from modeling import __version__
 from modeling.labels import NOTICE
-from modeling.prediction import Prediction
 
 INPUTS = {
     "photo": {
@@ -32,36 +30,23 @@ INPUTS = {
     "photos": {
         "type": "array",
         "items": {"type": ["string", "object"]},
-        "description": "Photos as for classify, or zip archives as 'data:application/zip;base64,…'; each may be given as "
-        "{'name': …, 'photo': …}, so that its row has that name. At most 40 MB in one request.",
+        "description": "Photos as for classify, each also as {'name': …, 'photo': …}, so that its row has that name. At most "
+        "40 MB in one request.",
     },
     "diagnosis": {"type": "string", "description": DIAGNOSIS},
     "priors": {"anyOf": [{"type": "string"}, {"type": "object"}], "description": PRIORS},
-}
-
-PREDICTION = TypeAdapter(Prediction).json_schema()
-ROW = {
-    "type": "object",
-    "properties": {**PREDICTION["properties"], "name": {"type": "string"}, "error": {"type": ["string", "null"]}},
-    "required": ["name", "error"],
-}
-TABLE = {
-    "type": "object",
-    "properties": {"rows": {"type": "array", "items": ROW}, "csv": {"type": "string"}, "notice": {"type": "string"}},
-    "required": ["rows", "csv", "notice"],
 }
 TOOLS = {
     name: Tool(
         name=name,
         description=DESCRIPTIONS[name],
         inputSchema={"type": "object", "properties": {key: INPUTS[key] for key in inputs}, "required": inputs[:1]},
-        outputSchema=output,
         annotations=ToolAnnotations(readOnlyHint=True, openWorldHint=False),
     )
-    for name, inputs, output in (
-        ("classify", ["photo", "priors"], PREDICTION),
-        ("explain", ["photo", "diagnosis", "priors"], PREDICTION),
-        ("batch", ["photos", "priors"], TABLE),
+    for name, *inputs in (
+        ("classify", "photo", "priors"),
+        ("explain", "photo", "diagnosis", "priors"),
+        ("batch", "photos", "priors"),
     )
 }
 

@@ -26,7 +26,7 @@ MAX_FILES = 200
 MAX_NAME_CHARS = 120
 NO_PHOTO = (
     "There is no photo: POST its file to /gradio_api/upload and send the path of the reply, or send "
-    "'data:image/jpeg;base64,' and its bytes in base64."
+    "'data:image/jpeg;base64,' and its bytes in base64. The server fetches nothing from an address."
 )
 PREFIX = "lesion-uploads-"
 PARENT = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
@@ -50,7 +50,7 @@ async def upload(request: Request) -> JSONResponse:
     except HTTPException:  # of the parser, in its own words
         paths = []
     if not paths:
-        form_of_request = f"multipart/form-data with 1 to {MAX_FILES} image files or zip archives in the field 'files'"
+        form_of_request = f"multipart/form-data with 1 to {MAX_FILES} image files in the field 'files'"
         return JSONResponse({"error": f"This is no upload: send {form_of_request}."}, 400)
     return JSONResponse([str(path) for path in paths])
 
@@ -64,8 +64,6 @@ def received(sent: object, name: object = None) -> Photo:
     if isinstance(sent, dict):
         name = sent.get("orig_name") or sent.get("name") or name
         sent = sent.get("path") or sent.get("photo")
-    if isinstance(sent, str) and sent.startswith(("http:", "https:")):
-        raise QuestionError("This server fetches nothing for visitors: send the file itself, not its address.")
     with contextlib.suppress(ValueError, OSError):  # no base64, a NUL, or a name that is too long
         if isinstance(sent, str) and sent.startswith("data:"):
             head, _, body = sent.partition(",")

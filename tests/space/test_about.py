@@ -14,13 +14,12 @@ from support.hub import HubServer
 from support.space import served
 
 
-def test_the_page_is_told_names_limits_and_notice(classifier):
+def test_the_page_is_told_names_and_notice(classifier):
     told = about.about(classifier)
     assert told["model"]["names"]["MEL"] == "melanoma"
     assert told["model"]["codes"] == list(classifier.codes)
     assert told["model"]["notice"] == classifier.notice
     assert not told["model"]["from_cache"]
-    assert told["limits"] == {"photos": 8, "files": 200, "file_bytes": 100_000_000}
     assert (told["metrics"], told["figures"], told["examples"]) == (None, [], [])
     assert "published without metrics.json" in told["metrics_problem"]
 

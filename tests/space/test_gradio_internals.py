@@ -25,7 +25,7 @@ from support.space import served
 
 @pytest.fixture(scope="module")
 def demo(classifier):
-    return endpoints.blocks(endpoints.endpoints(classifier, Visitors()))
+    return endpoints.blocks(endpoints.endpoints(classifier, Visitors(), {}))
 
 
 def test_the_method_that_is_replaced_is_there_with_the_same_parameters():
@@ -78,11 +78,16 @@ def test_connections_without_a_request_are_closed(classifier, monkeypatch):
     for name in ("connection_made", "data_received"):
         assert hasattr(AutoHTTPProtocol, name)
     monkeypatch.setattr(gradio_internals, "REQUEST_WITHIN_S", 0.5)
-    with served(classifier) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as slow:
-        slow.sendall(b"GET /config HTTP/1.1\r\nHost: ")
-        started = time.monotonic()
-        assert slow.recv(100) == b""  # closed
-        assert time.monotonic() - started < 10
+    whole = b"HEAD /page/page.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with served(classifier) as url:
+        for before in (b"", whole):
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as slow:
+                slow.sendall(before)
+                assert bool(before) == (b"200 OK" in (slow.recv(10_000) if before else b""))
+                slow.sendall(b"GET /config HTTP/1.1\r\nHost: ")
+                started = time.monotonic()
+                assert slow.recv(100) == b""  # closed
+                assert time.monotonic() - started < 10
         assert SpaceClient(url).classify(photos(1)[0])["verdict"]
 
 

@@ -24,7 +24,7 @@ from stress.space_soak import (
     Soak,
     SpaceClient,
     SpaceServer,
-    large_photos,
+    large_photo,
     photos,
     wait_beside_abandoned_batches,
     wait_beside_costly_requests,
@@ -218,7 +218,7 @@ def test_one_visitor_does_not_stop_the_others(server):
 def test_a_batch_whose_client_leaves_stops(classifier):
     demo = serving.launch(classifier, port=free_port())
     client = SpaceClient(demo.local_url.rstrip("/"))
-    ticket = client.start("batch", [client.upload(large_photos(), "many.zip")])
+    ticket = client.start("batch", [client.upload(large_photo(), "large.png")] * 40)
     with client.http.stream("GET", f"/call/batch/{ticket}") as lines:
         assert next(line for line in lines.iter_lines() if line.startswith("data: ["))
     wait_until(lambda: not demo._queue.event_ids_to_events)
