@@ -121,7 +121,7 @@ class LesionClassifier:
 
         Args:
             images: A path, bytes, a PIL image or an HWC uint8 array; or a list of those.
-            tta: Average the probabilities over the eight flips and quarter turns (eight times the cost).
+            tta: Average the probabilities over the eight flips and quarter turns (nine network passes, not one).
 
         Raises:
             ImageError: If an image cannot be read; the message says what was wrong and what to do.

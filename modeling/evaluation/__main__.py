@@ -29,7 +29,8 @@ class EvaluationOptions:
     """Score a model folder or Hub repository. The first argument is the model."""
 
     dataset: str | None = option(
-        None, "isic2019, demo, a folder or a Hub dataset. Default: isic2019 with --data_dir, else the model's own."
+        None,
+        "isic2019, demo, a folder or a Hub dataset. Default: isic2019 with --data_dir or --official_test, else the model's own.",
     )
     data_dir: str | None = option(None, "Local copy of ISIC 2019 in the official layout.")
     masks: str | None = option(None, "Folder of <image_id>_segmentation.png, to score heat maps against.")

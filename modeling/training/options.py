@@ -45,7 +45,8 @@ class TrainOptions:
         "subfolder per diagnosis, or images with a metadata.csv.",
     )
     data_dir: str | None = option(
-        None, "Local copy of ISIC 2019 in the official layout. Default: download it (9.1 GB)."
+        None,
+        "Local copy of ISIC 2019 in the official layout, or a folder in another dataset. Default: download it (9.1 GB).",
     )
     diagnoses: list[str] = option(
         list(REFERENCE_CODES),
@@ -71,8 +72,8 @@ class TrainOptions:
     # model
     backbone: str = option(
         None,
-        "A convolutional network of timm that ends in average pooling and one linear layer. Default: efficientnet_b0, which "
-        "is small enough for a free Space; test_efficientnet, timm's smallest, for the demo.",
+        "A convolutional network of timm that ends in one linear layer, such as an EfficientNet, MobileNet or ConvNeXt. Default: "
+        "efficientnet_b0, which is small enough for a free Space; test_efficientnet, timm's smallest, for the demo.",
     )
     pretrained: bool | None = option(
         None, "Start from ImageNet weights of the Hub. Default: true; false for the demo, which is offline."
@@ -142,7 +143,7 @@ class TrainOptions:
     )
     # publishing
     push_to_hub: bool = option(
-        False, "Push the model folder at the end; the token's rights are checked before training starts."
+        False, "Push the model folder at the end; the repository is created before training starts."
     )
     hub_model_id: str | None = option(
         None, "Repository to push to, such as me/skin-lesion-b0. Default: none; needed by --push_to_hub."
