@@ -133,6 +133,7 @@ async function aboutModel(model, config, folder) {
   ]);
   const examples = entries(listed.content?.examples)
     .filter(({ file }) => /^[\w-]{1,80}\.(jpg|png)$/.test(file))
+    .filter(({ diagnosis }) => diagnosis === null || typeof diagnosis === "string")
     .slice(0, 12)
     .map(({ file, diagnosis }) => ({
       name: file,

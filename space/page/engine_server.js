@@ -2,6 +2,7 @@
 
 const UNREACHED = "The server did not answer. It may be busy or restarting: try again in a minute.";
 const RESEND_AFTER_MS = 240000; // the server deletes uploads after five minutes
+const MAX_SENT_BYTES = 250e6; // in one request, of which the server takes 300 MB
 const AT_ONCE = 8; // photos of a batch that are sent and answered together
 
 /**
@@ -14,15 +15,15 @@ export function serverEngine(base) {
 
   async function upload(photos, signal) {
     const due = photos.filter(({ blob }) => !(Date.now() - sent.get(blob)?.at < RESEND_AFTER_MS));
-    // One request a photo, since all files of one together may be too large.
-    const send = async ({ name, blob }) => {
+    const size = due.reduce((sum, { blob }) => sum + blob.size, 0);
+    const parts = size > MAX_SENT_BYTES ? due.map((photo) => [photo]) : [due];
+    for (const part of parts.filter((one) => one.length)) {
       const form = new FormData();
-      form.append("files", blob, name);
+      for (const { name, blob } of part) form.append("files", blob, name);
       const response = await request(`${api}/upload`, { method: "POST", body: form, signal });
-      const [path] = await response.json();
-      sent.set(blob, { path, at: Date.now() });
-    };
-    await Promise.all(due.map(send));
+      const paths = await response.json();
+      part.forEach(({ blob }, index) => sent.set(blob, { path: paths[index], at: Date.now() }));
+    }
     return photos.map(({ name, blob }) => ({
       path: sent.get(blob).path,
       orig_name: name,

@@ -15,14 +15,15 @@ const ARCHIVE = "https://www.isic-archive.com";
  * @property {Array<{name: string, blob: Blob, url?: string}>} photos
  * @property {object | null} answer
  * @property {string | null} error
- * @property {object[] | null} answered the photos of that answer
+ * @property {{photos: object[], known: string | null} | null} kept what that answer was about
  * @property {string | null} known what an example shows
  * @property {{at: number, of: number, go: (at: number) => void, back: () => void} | null} row in a batch
  */
 
 /**
  * @param {{engine: object, about: object, root: HTMLElement}} page
- * @returns {{node: HTMLElement, start: (files: File[]) => void, openRow: (photo: object, row: object) => void}}
+ * @returns {{node: HTMLElement, start: (files: File[]) => void, openRow: (photo: object, row: object) => void,
+ *   fail: (sentence: string) => void}}
  */
 export function lesionPanel({ engine, about, root }) {
   const node = el("div", { class: "panel-content" });
@@ -44,7 +45,7 @@ export function lesionPanel({ engine, about, root }) {
 
   function begin(photos, { known = null, row = null }) {
     const title = `${lesions.length + 1}: ${photos[0].name}`;
-    current = { title, photos, answer: null, answered: null, error: null, known, row };
+    current = { title, photos, answer: null, kept: null, error: null, known, row };
     lesions.push(current);
     compared = null;
     return ask();
@@ -69,7 +70,7 @@ export function lesionPanel({ engine, about, root }) {
     node.replaceChildren(working(n === 1 ? "Reading the photo …" : `Reading ${n} photos …`));
     try {
       lesion.answer = await engine.answer(lesion.photos, { priors });
-      lesion.answered = [...lesion.photos];
+      lesion.kept = { photos: [...lesion.photos], known: lesion.known };
       lesion.error = null;
     } catch (error) {
       lesion.error = error.message;
@@ -101,7 +102,8 @@ export function lesionPanel({ engine, about, root }) {
           : `Example of known diagnosis: ${example.about}.`;
       await begin([{ name: example.name, blob: await response.blob() }], { known });
     } catch {
-      node.replaceChildren(alertBox("No answer", "The example could not be loaded; try again."), startView());
+      node.replaceChildren(startView());
+      fail("The example could not be loaded; try again.");
     }
   }
 
@@ -109,19 +111,25 @@ export function lesionPanel({ engine, about, root }) {
     if (compared) return drawComparison();
     if (!current) return node.replaceChildren(startView());
     if (!current.error) return drawAnswer();
-    const box = alertBox("No answer", current.error);
+    const sentence = current.error;
     if (current.answer) {
       // Back to the photos and the priors that were answered.
-      current.photos = current.answered;
-      current.error = null;
+      Object.assign(current, { error: null, photos: [...current.kept.photos], known: current.kept.known });
       priors = current.answer.priors_choice;
       drawAnswer();
-      node.prepend(box);
+      fail(sentence, "The answer below is as before");
     } else {
       forget(current);
       current = null;
-      node.replaceChildren(box, startView());
+      node.replaceChildren(startView());
+      fail(sentence);
     }
+  }
+
+  function fail(sentence, title = "No answer") {
+    node.querySelector("#failure")?.remove();
+    const box = alertBox(title, sentence);
+    node.prepend(box);
     goTo(box);
   }
 
@@ -342,7 +350,7 @@ export function lesionPanel({ engine, about, root }) {
   }
 
   draw();
-  return { node, start, openRow };
+  return { node, start, openRow, fail };
 }
 
 function release(photo) {

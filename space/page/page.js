@@ -88,9 +88,13 @@ export async function mount(host, engine) {
   }
 
   async function take(files) {
-    // The batch says what is wrong with a file that cannot be read.
-    const packed = await Promise.all(files.map((file) => isZip(file).catch(() => true)));
-    const toBatch = shown() === "batch" || packed.some(Boolean);
+    let toBatch = shown() === "batch";
+    try {
+      toBatch ||= (await Promise.all(files.map(isZip))).some(Boolean);
+    } catch (error) {
+      showTab("lesion");
+      return lesion.fail(error.message);
+    }
     showTab(toBatch ? "batch" : "lesion");
     (toBatch ? batch.add : lesion.start)(files);
   }

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 from modeling.classifier import LesionClassifier
+from modeling.files import ROOT
 from modeling.formatting import percent
 from modeling.prediction import rounded
 from support.space import POINTS, answered, choose, make_model, served, served_static, text_of, visit, zipped
@@ -330,9 +331,11 @@ def test_bad_input_gets_a_sentence_and_the_page_goes_on(browser, page_url, picky
         for number in range(9):
             (tmp_path / "nine" / f"{number}.jpg").write_bytes(good.read_bytes())
         nine = sorted((tmp_path / "nine").iterdir())
-        choose(page, *nine, button="#add-photo")
-        page.locator("#failure", has_text="at most 8").wait_for()
-        assert text_of(page, "#verdict") == verdict  # the lesion is as it was before
+        for _ in range(2):
+            page.evaluate("document.querySelector('#failure')?.remove()")
+            choose(page, *nine, button="#add-photo")
+            page.locator("#failure", has_text="at most 8").wait_for()
+            assert text_of(page, "#verdict") == verdict  # the lesion is as it was before
         answered(page, nine[0], button="#add-photo")
         assert text_of(page, ".facts") == "Photos: 2 of 2 usable, averaged as one lesion"
         page.click("#new-lesion")
@@ -344,7 +347,12 @@ def test_bad_input_gets_a_sentence_and_the_page_goes_on(browser, page_url, picky
 def test_photos_that_are_too_large_for_one_request_are_sent_apart(browser, picky, expected, monkeypatch):
     _, (_, *good) = picky
     monkeypatch.setattr(guard, "MAX_UPLOAD_BYTES", max(file.stat().st_size for file in good) + 1000)
+    script = (ROOT / "space" / "page" / "engine_server.js").read_text(encoding="utf-8")
+    assert "MAX_SENT_BYTES = 250e6" in script
+    small = {"body": script.replace("250e6", "1000"), "content_type": "text/javascript"}
     with served(expected) as url, visit(browser, url) as page:
+        page.route("**/engine_server.js", lambda route: route.fulfill(**small))
+        page.reload()
         answered(page, *good[:2])
         assert text_of(page, ".facts") == "Photos: 2 of 2 usable, averaged as one lesion"
 
