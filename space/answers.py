@@ -65,7 +65,7 @@ def with_priors(classifier: LesionClassifier, choice: object) -> LesionClassifie
     """Return the classifier at the priors that a visitor chose: "equal", "dataset" or weights."""
     try:
         return classifier.with_priors(choice or "equal")  # type: ignore[arg-type]  # which checks it
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         why = f"priors must be 'equal', 'dataset' or a weight for each diagnosis code: {error}"
         raise QuestionError(why[:300]) from None
 

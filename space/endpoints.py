@@ -9,6 +9,7 @@ import batches
 import gradio as gr
 import images_out
 import uploads
+from about import about
 from errors import QuestionError
 from gradio.events import api
 from visitors import Visitors
@@ -17,11 +18,8 @@ from modeling.classifier import LesionClassifier
 
 SAFE = "Research only: not a medical device, rules nothing out."
 FORMATS = "JPEG, PNG, WebP, HEIC, TIFF, BMP or GIF"
-PRIORS = (
-    "How common the diagnoses are where the photo comes from: 'equal' (all equally frequent), 'dataset' (as in the images "
-    "that the model was trained on), or an object of weights by diagnosis code. It changes probabilities, not thresholds."
-)
-DIAGNOSIS = "Code whose heat map lies over the photo; default: the most probable one of what was flagged, else of all."
+PRIORS = "How common the diagnoses are: 'equal', 'dataset' (as in training) or {code: weight, …}. No threshold changes."
+DIAGNOSIS = "Diagnosis code whose heat map is laid over the photo; default: the most probable one flagged, else of all."
 FIELDS = """verdict (the line to show first), abstained and reason (if true, do not use the answer), flagged (targets whose
 95 %-sensitivity threshold is reached), diagnosis (the most probable one), probabilities"""
 CLASSIFY = f"""Classify one dermoscopic photo of a skin lesion. {SAFE} Returns JSON: {FIELDS}, thresholds (what each catches,
@@ -45,7 +43,7 @@ class Sent:
         return [uploads.received(one, f"photo-{number}") for number, one in enumerate(self.value, 1)]
 
 
-def endpoints(classifier: LesionClassifier, visitors: Visitors, told: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+def endpoints(classifier: LesionClassifier, visitors: Visitors) -> dict[str, Callable[..., Any]]:
     """Return the functions that answer, by name. Their request is gradio's, or starlette's with the same attributes."""
 
     def classify(request: gr.Request, photo: Any, priors: Any = "equal") -> dict[str, Any]:
@@ -77,7 +75,7 @@ def endpoints(classifier: LesionClassifier, visitors: Visitors, told: dict[str, 
             return answers.answer_lesion(classifier, photos.photos(), priors=priors.value, turn=turn)
 
     def page_about() -> dict[str, Any]:
-        return told
+        return about(classifier)
 
     return {one.__name__: one for one in (classify, explain, batch, page_answer, page_about)}
 

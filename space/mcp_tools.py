@@ -1,7 +1,6 @@
 """The model for assistants: the tools classify, explain and batch of an MCP server.
 
-The server is the `mcp` package's own: gradio's returns Python's notation instead of JSON, drops images, and has no schema
-for a list of files.
+The server is the `mcp` package's own: gradio's returns Python's notation, drops images, and knows no list of files.
 """
 
 import base64
@@ -30,8 +29,7 @@ INPUTS = {
     "photos": {
         "type": "array",
         "items": {"type": ["string", "object"]},
-        "description": "Photos as for classify, each also as {'name': …, 'photo': …}, so that its row has that name. At most "
-        "40 MB in one request.",
+        "description": "Each photo as for classify, or {'name': …, 'photo': …} to name its row. At most 40 MB in one request.",
     },
     "diagnosis": {"type": "string", "description": DIAGNOSIS},
     "priors": {"anyOf": [{"type": "string"}, {"type": "object"}], "description": PRIORS},

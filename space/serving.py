@@ -35,7 +35,7 @@ def launch(classifier: LesionClassifier, *, port: int) -> gr.Blocks:
     """Serve the page of a model and all that is beside it in a thread, and return what has the address, as `local_url`."""
     janitor, told = uploads.Janitor(), about(classifier)
     pictures = {entry["src"] for entry in (*told["figures"], *told["examples"])}  # the Hub is asked for no other
-    functions = endpoints(classifier, Visitors(), told)
+    functions = endpoints(classifier, Visitors())
     demo = blocks(functions)
     gradio_internals.guard(demo)
     manager = StreamableHTTPSessionManager(

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,31 +16,32 @@ from pathlib import Path
 from typing import Any
 
 from modeling import __version__
-from modeling.files import ROOT, files_of
+from modeling.files import ROOT, ModelFolderError
 from modeling.labels import DIAGNOSES
-from modeling.model_folder import resolve_model_folder
+from modeling.model_folder import file_beside, resolve_model_folder
 
 PAGE = Path(__file__).parent / "page"
 HUB = "https://huggingface.co"
 # Model files come from the Hub's own storage hosts, to which it redirects.
 HUB_HOSTS = (HUB, "https://*.huggingface.co", "https://*.hf.co")
 BUILD_TIMEOUT_S = 600
+MODEL_FILES = re.compile(r"config\.json|metrics\.json|onnx/model\.onnx|(figures|examples)/[\w-]+\.(png|jpg|json)")
 
 
 class BuildError(RuntimeError):
-    """The page could not be built; the message says what to do."""
+    """The page could not be built; the message says why."""
 
 
-def static_files(model_id: str, revision: str | None) -> dict[str, bytes]:
+def static_files(model_id: str, revision: str | None, *, local: bool = False) -> dict[str, bytes]:
     """Return the files of a static Space, by path: the page, and sentences, diagnoses and version from the package.
 
-    The page reads the model from the Hub, at a full commit hash; without a revision from the folder `model` beside it.
+    The page reads the model from the Hub, at a full commit hash, so that they belong together; a local one, from `model/`.
     """
-    url, hosts = (f"{HUB}/{model_id}/resolve/{revision}/", HUB_HOSTS) if revision else ("model/", ())
+    url, hosts = ("model/", ()) if local else (f"{HUB}/{model_id}/resolve/{revision}/", HUB_HOSTS)
     origin = {"model_id": model_id, "revision": revision, "model_url": url, "model_hosts": hosts}
     labels = [{**asdict(diagnosis), "malignant": diagnosis.malignant} for diagnosis in DIAGNOSES]
     return {
-        **{file.name: file.read_bytes() for file in files_of(PAGE)},
+        **{file.name: file.read_bytes() for file in PAGE.glob("[!.]*") if file.is_file()},
         "texts.json": (ROOT / "modeling" / "texts.json").read_bytes(),
         "labels.json": json.dumps(labels, indent=1).encode(),
         "page.json": json.dumps({**origin, "package_version": __version__}, indent=1).encode(),
@@ -47,11 +49,7 @@ def static_files(model_id: str, revision: str | None) -> dict[str, bytes]:
 
 
 def build(files: dict[str, bytes]) -> Path:
-    """Build the page once, and return the folder that a server hands out.
-
-    Raises:
-        BuildError: If npm is missing or fails.
-    """
+    """Build the page once, and return the folder that a server hands out; needs npm."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
     locked = {name: files[name] for name in ("package.json", "package-lock.json")}
     work, packages = cache / f"page-{_digest(files)}", cache / f"npm-{_digest(locked)}"
@@ -75,9 +73,7 @@ def _write(files: dict[str, bytes], folder: Path) -> None:
 def _run(command: list[str], folder: Path) -> None:
     program = shutil.which(command[0])
     if program is None:
-        raise BuildError(
-            "the page in the browser is built with npm, which is not installed; install Node.js 20 or newer."
-        )
+        raise BuildError("the page is built with npm, which is not installed; install Node.js 20 or newer.")
     done = subprocess.run([program, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     if done.returncode:
         raise BuildError(f"`{' '.join(command)}` failed in {folder}: {(done.stderr or done.stdout)[-500:]}")
@@ -98,15 +94,23 @@ def serve(model: str | Path, port: int, *, revision: str | None = None) -> None:
 
 
 def page_app(model: str | Path, *, revision: str | None = None) -> Any:
-    """Return a Starlette app of the page, and of the model folder if it is on this machine."""
+    """Return a Starlette app of the page and of a model's files."""
     from starlette.applications import Starlette
-    from starlette.routing import Mount
+    from starlette.responses import FileResponse, Response
+    from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
     source = resolve_model_folder(model, revision)
-    folder = StaticFiles(directory=source.path)
-    page = StaticFiles(directory=build(static_files(source.model_id, source.revision)), html=True)
-    return Starlette(routes=[Mount("/model", folder), Mount("/", page)])
+
+    def of_model(request: Any) -> Response:
+        name = request.path_params["name"]
+        with contextlib.suppress(ModelFolderError):
+            if MODEL_FILES.fullmatch(name) and (path := file_beside(source, name)):
+                return FileResponse(path)
+        return Response(status_code=404)
+
+    page = StaticFiles(directory=build(static_files(source.model_id, source.revision, local=True)), html=True)
+    return Starlette(routes=[Route("/model/{name:path}", of_model), Mount("/", page)])
 
 
 def _digest(files: dict[str, bytes]) -> str:

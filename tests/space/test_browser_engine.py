@@ -315,7 +315,9 @@ def test_after_the_first_visit_the_page_works_without_a_server(browser, model, l
 def test_odd_examples_and_figures_of_a_model_do_not_stop_the_page(browser, tmp_path, lesions):
     folder = make_model(tmp_path / "model", onnx=True)
     (folder / "examples").mkdir()
-    (folder / "examples" / "examples.json").write_text('{"examples": [null, 3, {"file": "../a.jpg"}]}')
+    (folder / "examples" / "examples.json").write_text(
+        '{"examples": [null, 3, {"file": "../a.jpg"}, {"file": "a.jpg"}]}'
+    )
     (folder / "metrics.json").write_text('{"figures": {"a": 1}}')
     with served_static(folder) as url, visit(browser, url) as page:
         assert answered(page, lesions[0])
@@ -384,15 +386,23 @@ def test_without_npm_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(static_space.BuildError, match=r"install Node\.js"):
-        static_space.build(static_space.static_files("m", None))
+        static_space.build(static_space.static_files("m", None, local=True))
 
 
-def test_the_local_server_hands_out_no_file_outside_of_the_model_folder(model):
-    with served_static(model) as url, contextlib.closing(_connection(url)) as connection:
+def test_the_local_server_hands_out_no_other_file_of_the_model_and_no_link_out_of_it(tmp_path):
+    folder = make_model(tmp_path / "model", onnx=True)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "roc.png").write_bytes(b"picture")
+    (folder / "figures" / "link.png").symlink_to(tmp_path / "secret.png")
+    with served_static(folder) as url, contextlib.closing(_connection(url)) as connection:
+        connection.request("GET", "/model/figures/roc.png")
+        assert connection.getresponse().read() == b"picture"
         for path in (
-            "/model/../../etc/passwd",
-            f"/model/{model}/config.json",
-            "/model/%2e%2e/%2e%2e/pyproject.toml",
+            "/model/model.safetensors",
+            "/model/figures/link.png",
+            "/model/figures/../../secret.png",
+            "/model/figures/%2e%2e/config.json",
             "/model/",
         ):
             connection.request("GET", path)

@@ -25,7 +25,7 @@ from support.space import served
 
 @pytest.fixture(scope="module")
 def demo(classifier):
-    return endpoints.blocks(endpoints.endpoints(classifier, Visitors(), {}))
+    return endpoints.blocks(endpoints.endpoints(classifier, Visitors()))
 
 
 def test_the_method_that_is_replaced_is_there_with_the_same_parameters():
