@@ -81,12 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files = list_files(inputs)
             for name, answer in zip(files, classifier.predict_each(files, tta=options.tta), strict=True):
                 print(line_of(name, answer))
+            sys.stdout.flush()
         revision = f", revision {classifier.revision}" if classifier.revision else ""
         print(f"\nModel: {classifier.model_id}{revision}. {classifier.notice}", file=sys.stderr)
     except (ModelFolderError, ArchiveError) as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # of `| head`; what Python still wants to write at its end goes nowhere
+    except BrokenPipeError:  # the reader, such as `head`, has gone: discard what is buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

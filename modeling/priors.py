@@ -42,7 +42,6 @@ def resolve_priors(
         raise ValueError(f"priors need a weight for each of {', '.join(codes)}; there is {what:.200}.")
     weights = np.array([float(choice[code]) for code in codes])
     if not (math.isfinite(sum(weights.tolist())) and weights.min() >= 1e-9 * weights.max() > 0):
-        raise ValueError(
-            f"priors must be above 0 and within a factor of a billion, got {dict(zip(codes, weights.tolist(), strict=True))}."
-        )
+        given = dict(zip(codes, weights.tolist(), strict=True))
+        raise ValueError(f"priors must be finite, above 0 and within a factor of a billion, got {given}.")
     return weights / weights.sum()

@@ -37,9 +37,9 @@ def test_the_choices_resolve_in_the_order_of_the_codes():
         ("dataset", "does not record the mix"),
         ({"NV": 1.0}, "none for BCC, MEL"),
         ({"NV": 1.0, "MEL": 1.0, "BCC": 1.0, "DF": 1.0}, "one for DF"),
-        ({"NV": 1.0, "MEL": 0.0, "BCC": 1.0}, "must be above 0"),
-        ({"NV": 1.0, "MEL": -1.0, "BCC": 1.0}, "must be above 0"),
-        ({"NV": -1.0, "MEL": -1.0, "BCC": -1.0}, "must be above 0"),
+        ({"NV": 1.0, "MEL": 0.0, "BCC": 1.0}, "above 0 and within"),
+        ({"NV": 1.0, "MEL": -1.0, "BCC": 1.0}, "above 0 and within"),
+        ({"NV": -1.0, "MEL": -1.0, "BCC": -1.0}, "above 0 and within"),
         ({"NV": float("inf"), "MEL": 1.0, "BCC": 1.0}, "within a factor of a billion"),
         ({"NV": float("nan"), "MEL": 1.0, "BCC": 1.0}, "within a factor of a billion"),
         ({"NV": 1e308, "MEL": 1e308, "BCC": 1e308}, "within a factor of a billion"),  # their sum is infinite

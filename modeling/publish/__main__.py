@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--repo_id", required=True, help="where to, me/name")
     model.add_argument("--private", action="store_true", help="make a new repository private")
     model.add_argument("--tag", help="name of this revision, such as v1.0; users load it with revision='v1.0'")
-    model.add_argument("--commit_message", help="default: names the run of the model")
+    model.add_argument("--commit_message", help="default: Add model of run RUN_ID")
 
     space = commands.add_parser("space", help="create or update the Space that serves a model of the Hub")
     space.add_argument("--model_id", required=True, help="the model it serves, me/name")

@@ -46,7 +46,7 @@ def push_model(
         repo_id: "me/name", or "name" for the user of the token. Created if it is not there.
         private: Make a new repository private; an existing public one is refused.
         tag: Name of this revision, such as "v1.0"; a tag is never moved.
-        commit_message: By default the run id of the model.
+        commit_message: By default it names the run of the model.
         token: By default the one of `hf auth login` or HF_TOKEN.
 
     Raises:

@@ -46,7 +46,7 @@ class TrainOptions:
     )
     data_dir: str | None = option(
         None,
-        "Local copy of ISIC 2019 in the official layout, or a folder in another dataset. Default: download it (9.1 GB).",
+        "Local copy of ISIC 2019 in the official layout (default: download it, 9.1 GB); of another dataset, a folder in it.",
     )
     diagnoses: list[str] = option(
         list(REFERENCE_CODES),
