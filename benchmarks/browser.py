@@ -149,7 +149,7 @@ def longest_task(events: list[dict[str, Any]]) -> tuple[float, float]:
     names = [event for event in events if event["name"] == "thread_name"]
     main = {(each["pid"], each["tid"]) for each in names if each["args"]["name"] == "CrRendererMain"}
     tasks = [each for each in events if each["name"].endswith("RunTask") and (each["pid"], each["tid"]) in main]
-    return max(each["dur"] for each in tasks) / 1000, max(each.get("tdur", 0) for each in tasks) / 1000
+    return max(each.get("dur", 0) for each in tasks) / 1000, max(each.get("tdur", 0) for each in tasks) / 1000
 
 
 if __name__ == "__main__":
