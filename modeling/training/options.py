@@ -46,7 +46,7 @@ class TrainOptions:
     )
     data_dir: str | None = option(
         None,
-        "Local copy of ISIC 2019 in the official layout (default: download it, 9.1 GB); of another dataset, a folder in it.",
+        "Local copy of ISIC 2019 in the official layout; of another dataset, a folder in it. Default: download it (9.1 GB).",
     )
     diagnoses: list[str] = option(
         list(REFERENCE_CODES),
