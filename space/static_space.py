@@ -35,7 +35,7 @@ class BuildError(RuntimeError):
 def static_files(model_id: str, revision: str | None, *, local: bool = False) -> dict[str, bytes]:
     """Return the files of a static Space, by path: the page, and sentences, diagnoses and version from the package.
 
-    The page reads the model from the Hub, at a full commit hash, so that they belong together; a local one, from `model/`.
+    The page reads the model from the Hub, at a full commit hash, so that they belong together; a local page from `model/`.
     """
     url, hosts = ("model/", ()) if local else (f"{HUB}/{model_id}/resolve/{revision}/", HUB_HOSTS)
     origin = {"model_id": model_id, "revision": revision, "model_url": url, "model_hosts": hosts}

@@ -26,7 +26,7 @@ MAX_FILES = 200
 MAX_NAME_CHARS = 120
 NO_PHOTO = (
     "There is no photo: POST its file to /gradio_api/upload and send the path of the reply, or send "
-    "'data:image/jpeg;base64,' and its bytes in base64. The server fetches nothing, no web address either."
+    "'data:image/jpeg;base64,' and its bytes in base64. The server fetches nothing from the web."
 )
 PREFIX = "lesion-uploads-"
 PARENT = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())

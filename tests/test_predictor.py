@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -147,6 +150,16 @@ def test_only_a_run_with_an_output_is_said_to_resume(monkeypatch, capsys):
     for more, says in (([], "Stopped.\n"), (["--output", "o.csv"], "Stopped; the same command resumes.\n")):
         assert main(["m", "a.jpg", *more]) == 130
         assert capsys.readouterr().err == says
+
+
+def test_a_reader_that_has_gone_gets_no_traceback(model, photo):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "modeling.predictor", model, photo]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_line_shows_no_control_characters(model, photo):
