@@ -42,7 +42,7 @@ from modeling.publish.push import check_can_push, push_model
 from modeling.training.accelerator import end_with_launcher, make_accelerator
 from modeling.training.calibrate_and_save import write_model_folder
 from modeling.training.errors import Interrupted, TrainingError, explained
-from modeling.training.init_weights import Start, check_not_seen, find_start, load_start
+from modeling.training.init_weights import Start, check_not_seen, find_starts, load_starts, origin_of
 from modeling.training.loaders import RunData, make_loaders
 from modeling.training.onnx_export import export_onnx
 from modeling.training.options import TrainOptions, parse_options
@@ -74,15 +74,15 @@ def train(options: TrainOptions) -> None:
     if options.push_to_hub and run.accelerator.is_main_process:
         check_can_push(options.hub_model_id or "", private=options.hub_private)
     check_backbone(options.backbone)
-    start = find_start(options)
-    model = prepare_model(run, start, n_diagnoses=2)  # its weights can be had, and they fit
+    starts = find_starts(options)
+    model = prepare_model(run, starts, n_diagnoses=2)  # its weights can be had, and they fit
     if run.accelerator.is_main_process and not resuming:
         check_export(model, options)
     if options.splits:
         load_splits(options.splits)
     with sole_user(run.dir, run.accelerator):
-        data = prepare_data(run, start)
-        model = prepare_model(run, start, len(data.config["codes"]))
+        data = prepare_data(run, starts)
+        model = prepare_model(run, starts, len(data.config["codes"]))
         fitted = fit(run, data, model)
         run.accelerator.end_training()
         run.accelerator.free_memory()  # ends the loader processes, which ignore signals and would block Python's exit
@@ -90,7 +90,7 @@ def train(options: TrainOptions) -> None:
             publish(run, evaluate(run, data, fitted))
 
 
-def prepare_data(run: Run, start: Start) -> RunData:
+def prepare_data(run: Run, starts: list[Start]) -> RunData:
     """Read the images, split them by lesion, and describe the run in train_config.json."""
     options, accelerator = run.options, run.accelerator
     # One process reads first; the others then find its cache.
@@ -108,12 +108,12 @@ def prepare_data(run: Run, start: Start) -> RunData:
         raise ValueError(f"need at least two diagnoses, got {codes}; pass --diagnoses A B or --diagnoses all.")
 
     # The splits are a file, made once, so that they can be audited and used again.
-    origin = start.origin
+    origin = origin_of(starts)
     if run.accelerator.is_main_process:
         splits = load_splits(run.dir / SPLITS_NAME) if run.resuming else splits_of(options, chosen, codes, loaded)
         hashes = loaded.hashes[loaded.hashes["image_id"].isin(splits["image_id"])]
         # Before a file is written, the first process finds out whether the initial weights have seen images of val or test.
-        origin = check_not_seen(start, splits, hashes)
+        origin = check_not_seen(starts, splits, hashes)
         if not run.resuming:
             write_splits(splits, run.dir / SPLITS_NAME)
             write_hashes(hashes, run.dir / HASHES_NAME)
@@ -137,7 +137,7 @@ def prepare_data(run: Run, start: Start) -> RunData:
     return RunData(loaded, chosen, splits, config)
 
 
-def prepare_model(run: Run, start: Start, n_diagnoses: int) -> TimmModel:
+def prepare_model(run: Run, starts: list[Start], n_diagnoses: int) -> TimmModel:
     """Build the network with its initial weights."""
     options = run.options
     torch.manual_seed(options.seed)
@@ -148,8 +148,7 @@ def prepare_model(run: Run, start: Start, n_diagnoses: int) -> TimmModel:
         pretrained=bool(options.pretrained),
         drop_rate=options.drop_rate,
     ).to(memory_format=torch.channels_last)  # 2.4 times faster than the default layout on a CPU
-    if start.weights is not None:
-        load_start(model, start.weights)
+    load_starts(model, starts)
     return model
 
 

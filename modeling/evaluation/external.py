@@ -30,9 +30,6 @@ CHALLENGE_CLASSES = (*CODES, UNKNOWN_CLASS)
 N_SLOPE_REPLICATES = 100  # each is a fit
 
 
-# ---- Opening an external dataset -----------------------------------------------------------------------------------
-
-
 def open_external(
     classifier: LesionClassifier,
     loaded: LoadedImages,
@@ -79,15 +76,11 @@ def open_external(
     )
 
 
-# ---- The section ---------------------------------------------------------------------------------------------------
-
-
 def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Compare the other sections of an external evaluation with the model's own metrics.json."""
     external = context.external
     assert external is not None
-    own = external.internal
-    missing = {"reason": "the model was published without a metrics.json to compare with"}
+    own, missing = external.internal, {"reason": "the model was published without a metrics.json to compare with"}
     return {
         "compared_by": external.compared_by,
         "left_out": external.left_out,
@@ -168,9 +161,6 @@ def calibration_slope(probs: np.ndarray, shown: np.ndarray, split: Split) -> Est
 
     draws = split.bootstrap.draws[: 1 + N_SLOPE_REPLICATES, split.bootstrap.lesion_index]
     return estimate(np.array([fit(weights) for weights in draws]), split.n_lesions)
-
-
-# ---- The official test of ISIC 2019 ----------------------------------------------------------------------------------
 
 
 def score_challenge(context: Context) -> dict[str, Any]:

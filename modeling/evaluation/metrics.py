@@ -122,9 +122,6 @@ def score_balanced(predicted: np.ndarray, split: Split, *, minus: np.ndarray | N
     return estimate(numbers, split.n_lesions, reason=f"all images show {split.codes[split.present[0]]}")
 
 
-# ---- Calibration ---------------------------------------------------------------------------------------------------
-
-
 def score_calibration(probs: np.ndarray, split: Split) -> dict[str, Any]:
     """Return negative log-likelihood (nats) and Brier score (0 to 2) with intervals, and the expected calibration error.
 
@@ -172,9 +169,6 @@ def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
     edges = np.quantile(confidence, np.linspace(0, 1, n_bins + 1)[1:-1])
     bins = np.searchsorted(edges, confidence, side="right")
     return np.unique(bins, return_inverse=True)[1]
-
-
-# ---- Operating points ----------------------------------------------------------------------------------------------
 
 
 def score_operating_point(point: OperatingPoint, split: Split) -> dict[str, Any]:

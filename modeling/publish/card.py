@@ -107,7 +107,8 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     }
     try:
         say = _template(ROOT, SENTENCES).module
-        facts["start"] = say.start(facts["metrics"]["training"].get("origin"), facts["base_model"]).strip()
+        training = facts["metrics"]["training"]
+        facts["start"] = say.start(training.get("origin"), facts["base_model"], bool(training.get("history"))).strip()
         facts["split"] = say.split(facts["metrics"]["data"]).strip()
         bodies = {name: _template(ROOT, template).render(facts) for name, template in TEMPLATES.items()}
         metadata = _card_metadata(lesion, metrics, externals, examples).to_yaml()

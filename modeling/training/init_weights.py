@@ -1,7 +1,7 @@
 """Initial weights (`--init_from`): locate them, load them, and check for test-set leakage.
 
-`--init_from` takes a model folder, a .safetensors file, or a Hub repository as `name@revision`: of this package or in timm's
-own layout. An earlier model may have seen the images that a new run tests on, so its splits are compared with the new ones.
+`--init_from` takes model folders, .safetensors files, or Hub repositories as `name@revision`: of this package or in timm's
+own layout. Earlier models may have seen the images that a new run tests on, so their splits are compared with the new ones.
 """
 
 from dataclasses import dataclass, replace
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from modeling.calibration import Calibration
 from modeling.data.duplicates import SAME_FILE, SAME_IMAGE_ID, find_known, read_hashes
 from modeling.data.splits_file import LeakageError, load_splits
 from modeling.files import ModelFolderError, file_sha256, is_name, read_json
@@ -28,6 +30,7 @@ from modeling.model_folder import (
     resolve_model_folder,
 )
 from modeling.network import TimmModel
+from modeling.schema import checked
 from modeling.training.options import TrainOptions
 
 
@@ -36,37 +39,42 @@ class Origin:
     """Origin of the initial weights, as metrics.json and the card report it."""
 
     kind: str  # "scratch" (random weights), "pretrained" (timm's weights from the Hub) or "weights" (`--init_from`)
-    name: str | None = None  # of the repository, folder or file; None from scratch
-    sha256: str | None = None  # of the weights file; None from scratch, and where timm downloaded it
+    name: str | None = None  # of the repository, folder or file, or of several; None from scratch
+    sha256: str | None = None  # of the weights file, or of each; None from scratch, and where timm downloaded it
     base_model: str | None = None  # Hub id of the model that they are, or were trained from; UNKNOWN_ORIGIN if not said
     overlap: str | None = None  # result of the check against val and test, or why it was not possible
 
 
 @dataclass(frozen=True)
 class Start:
-    """Initial weights, with the splits and image hashes of their own training, where these are known."""
+    """Initial weights, with the splits and image hashes of their own training and the calibration in them, where known."""
 
     origin: Origin
     weights: Path | None = None
     splits: Path | None = None
     hashes: Path | None = None
+    calibration: Calibration | None = None
 
 
-def find_start(options: TrainOptions) -> Start:
+def find_starts(options: TrainOptions) -> list[Start]:
     """Locate the weights that `--init_from` names; without it, ImageNet weights or none.
 
     Raises:
         ModelFolderError: If it is neither a .safetensors file, nor a folder or repository that holds such weights.
     """
-    if options.init_from is None:
-        return Start(Origin("pretrained", options.backbone) if options.pretrained else Origin("scratch"))
-    path = Path(options.init_from)
+    if not options.init_from:
+        return [Start(Origin("pretrained", options.backbone) if options.pretrained else Origin("scratch"))]
+    return [_find_start(name) for name in options.init_from]
+
+
+def _find_start(named: str) -> Start:
+    path = Path(named)
     if path.is_file():
         # A file called model.safetensors is better known by its folder.
         name = path.resolve().parent.name if path.name == WEIGHTS_NAME else path.name
         source, weights = ModelFolder(path.parent, model_id=name, revision=None), path
     else:
-        repo_id, _, revision = (options.init_from, "", "") if path.is_dir() else options.init_from.partition("@")
+        repo_id, _, revision = (named, "", "") if path.is_dir() else named.partition("@")
         try:
             source = resolve_model_folder(repo_id, revision or None)
             weights = fetch(source, WEIGHTS_NAME)
@@ -82,7 +90,10 @@ def find_start(options: TrainOptions) -> Start:
     # Repositories of others have neither, and an offline machine could not find that out.
     ours = source.revision is None or "lesion" in config
     splits, hashes = (file_beside(source, file) if ours else None for file in (SPLITS_NAME, HASHES_NAME))
-    return Start(Origin("weights", name, file_sha256(weights), base_model), weights, splits, hashes)
+    sha256, lesion, calibration = file_sha256(weights), config.get("lesion"), None
+    if isinstance(lesion, dict) and lesion.get("weights_sha256") == sha256 and lesion.get("calibration"):
+        calibration = checked(Calibration, lesion["calibration"], f"{config_path}: calibration: ")
+    return Start(Origin("weights", name, sha256, base_model), weights, splits, hashes, calibration)
 
 
 def _base_model(config: dict[str, Any]) -> str:
@@ -96,12 +107,21 @@ def _base_model(config: dict[str, Any]) -> str:
     return base_model if isinstance(base_model, str) and is_name(base_model) else UNKNOWN_ORIGIN
 
 
-def load_start(model: TimmModel, weights: Path) -> None:
-    """Load all weights; only the classifier may be left out, and it is if it has another number of diagnoses.
+def load_starts(model: TimmModel, starts: list[Start]) -> None:
+    """Load the weights; of several, the mean of each (Wortsman et al. 2022, Model soups, arXiv:2203.05482).
+
+    Only the classifier may be left out, and it is where it has another number of diagnoses. Calibration is taken out of it.
 
     Raises:
-        ModelFolderError: If the file is damaged or of another network; names the first tensors that do not fit.
+        ModelFolderError: If a file is damaged or of another network; names the first tensors that do not fit.
     """
+    found = [_fitting(model, start, start.weights) for start in starts if start.weights is not None]
+    tensors = {key: [each[key] for each in found if key in each] for key in model.state_dict()}
+    mean = {key: torch.stack(values).double().mean(0).to(values[0].dtype) for key, values in tensors.items() if values}
+    model.load_state_dict(mean, strict=False)  # all that may be missing is the classifier
+
+
+def _fitting(model: TimmModel, start: Start, weights: Path) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
@@ -118,10 +138,23 @@ def load_start(model: TimmModel, weights: Path) -> None:
             f"{model.pretrained_cfg['architecture']}: {len(wrong)} tensors are missing, unknown or of another shape, such as "
             f"{', '.join(sorted(wrong)[:3])}. Name the --backbone that they are of."
         )
-    model.load_state_dict(fitting, strict=False)  # all that may be missing is the classifier
+    if start.calibration is not None and {f"{classifier}weight", f"{classifier}bias"} <= fitting.keys():
+        scale, bias = (torch.tensor(values) for values in (start.calibration.scale, start.calibration.bias))
+        fitting[f"{classifier}weight"] /= scale[:, None]
+        fitting[f"{classifier}bias"] = (fitting[f"{classifier}bias"] - bias) / scale
+    return fitting
 
 
-def check_not_seen(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> Origin:
+def origin_of(starts: list[Start]) -> Origin:
+    """Return the origin of the weights, or of their mean; without what `check_not_seen` finds."""
+    first, *others = (start.origin for start in starts)
+    for origin in others:
+        base_model = first.base_model if origin.base_model == first.base_model else UNKNOWN_ORIGIN
+        first = Origin("weights", f"{first.name}, {origin.name}", f"{first.sha256}, {origin.sha256}", base_model)
+    return first
+
+
+def check_not_seen(starts: list[Start], splits: pd.DataFrame, images: pd.DataFrame) -> Origin:
     """Compare the train and val images of earlier weights with the val and test of a new run.
 
     `splits` are the rows of the new run's splits.csv, `images` those of its image_hashes.csv.
@@ -132,11 +165,14 @@ def check_not_seen(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> 
     Raises:
         LeakageError: If the weights have seen a lesion of val or test; names the way out.
     """
-    if start.weights is None:
-        return start.origin
+    overlaps = [_overlap(start, splits, images) for start in starts if start.weights is not None]
+    return replace(origin_of(starts), overlap=min(overlaps, default=None))  # "could not be checked" comes before "none"
+
+
+def _overlap(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> str:
     if start.splits is None or start.hashes is None:
         missing = SPLITS_NAME if start.splits is None else HASHES_NAME
-        return replace(start.origin, overlap=f"could not be checked, since these weights come without {missing}")
+        return f"could not be checked, since the weights of {start.origin.name} come without {missing}"
     before = load_splits(start.splits)[["image_id", "split"]].merge(read_hashes(start.hashes), on="image_id")
     same_names = bool(images["sha256"][images["sha256"] != ""].isin(before["sha256"]).any())
     seen = {}
@@ -156,4 +192,4 @@ def check_not_seen(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> 
             f"scores would be too high. Use the splits of that run, --splits {start.splits}, and its --test_source, if it had "
             "one."
         )
-    return replace(start.origin, overlap="none, by image, lesion id and near-duplicates")
+    return "none, by image, lesion id and near-duplicates"

@@ -72,14 +72,15 @@ def images_of(run: Run, data: RunData, model: TimmModel, name: str) -> "LesionDa
         train_px = max(round(options.image_size * TRAIN_FRACTION), min(options.image_size, 32))
         augmentation = Augmentation(train_px, fill=(red, green, blue))
     pixels = rows_of(data.loaded.pixels, rows["image_id"])
-    return LesionDataset(pixels, rows["label"], augmentation=augmentation, seed=options.seed)
+    n_views = 2 if name == "train" and options.consistency else 1
+    return LesionDataset(pixels, rows["label"], augmentation=augmentation, seed=options.seed, n_views=n_views)
 
 
 class LesionDataset(TorchDataset[dict[str, Any]]):
-    """Rows {"pixels" uint8 (S, S, 3), "label"} for a DataLoader; `model.normalise` makes a batch pixel_values.
+    """Rows {"pixels" uint8 (S, S, 3), "label"} for a DataLoader; `network.normalise` makes a batch pixel_values.
 
-    Augmentation depends on (seed, epoch, index) alone, so that a resumed run, and a run on more processes, sees the same
-    pixels. Call `set_epoch` before each epoch (accelerate's loaders do).
+    With two views, "pixels" is (2, S, S, 3). Augmentation depends on (seed, epoch, index) alone, so that a resumed run, and a
+    run on more processes, sees the same pixels. Call `set_epoch` before each epoch (accelerate's loaders do).
     """
 
     def __init__(
@@ -89,13 +90,14 @@ class LesionDataset(TorchDataset[dict[str, Any]]):
         *,
         augmentation: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
         seed: int = 0,
+        n_views: int = 1,
     ) -> None:
         """Take the pixels (`LoadedImages.pixels`) and labels of one split; without `augmentation` the images stay as they are."""
         self.pixels = pixels.with_format("arrow", columns=["pixels"])  # rows stay in the file, mapped into memory
         self.image_ids: list[str] = pixels["image_id"][:]
         self.labels = list(labels)
         self.augmentation = augmentation
-        self.seed = seed
+        self.seed, self.n_views = seed, n_views
         # Shared with loader processes, which live from one epoch to the next.
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -116,8 +118,12 @@ class LesionDataset(TorchDataset[dict[str, Any]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, rng = self.image(index), np.random.default_rng((self.seed, self.epoch, index))
-        pixels = np.array(image) if self.augmentation is None else self.augmentation(image, rng)
+        image = self.image(index)
+        views = [np.array(image)]
+        if self.augmentation is not None:  # the second view is drawn as the first one 1000 epochs later
+            rngs = [np.random.default_rng((self.seed, self.epoch + 1000 * view, index)) for view in range(self.n_views)]
+            views = [self.augmentation(image, rng) for rng in rngs]
+        pixels = np.stack(views) if len(views) > 1 else views[0]
         return {"pixels": torch.from_numpy(pixels), "label": self.labels[index]}
 
 

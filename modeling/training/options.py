@@ -78,10 +78,11 @@ class TrainOptions:
     pretrained: bool | None = option(
         None, "Start from ImageNet weights of the Hub. Default: true; false for the demo, which is offline."
     )
-    init_from: str | None = option(
-        None,
+    init_from: list[str] = option(
+        [],
         "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or "
-        "REPO@REVISION, of this package or of timm. A folder or file needs no network. Default: none.",
+        "REPO@REVISION, of this package or of timm; from several, the mean of their weights. A folder or file needs no network. "
+        "Default: none.",
     )
     image_size: Annotated[int, Field(ge=16, le=1024)] = option(
         None,
@@ -95,8 +96,10 @@ class TrainOptions:
         "default: this project's. original: the reference system's, with Adam at a constant rate, no augmentation and the best "
         "epoch chosen by accuracy.",
     )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = option(
-        None, "Maximum number of epochs; --patience may end training earlier. Default: 30; demo 16; recipe original 15."
+    epochs: Annotated[int, Field(ge=0, le=10_000)] = option(
+        None,
+        "Maximum number of epochs; --patience may end training earlier. 0: calibrate and evaluate the weights of --init_from as "
+        "they are. Default: 30; demo 16; recipe original 15.",
     )
     batch_size: Annotated[int, Field(ge=2, le=4096)] = option(32, "Images per process and batch.")
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = option(
@@ -116,6 +119,11 @@ class TrainOptions:
         "Moving average of the weights, which is what is scored and kept. The average reaches back further as the run goes "
         "on, 1 - (1 + step)^(-2/3), up to this decay: a run of 2,000 steps ends at 0.994. 0: no average. Default: 0.999; "
         "recipe original 0.",
+    )
+    consistency: Annotated[float, Field(gt=0, le=100)] | None = option(
+        None,
+        "Weight of a loss that wants the same answer for two augmented views of an image, so that fewer answers change with a "
+        "turn, the scale or JPEG. An epoch takes twice as long. Default: one view, no such loss.",
     )
     patience: Annotated[int, Field(ge=1, le=10_000)] | None = option(
         None, "Stop after this many epochs without a better val score. Default: 10; not used by recipe original."
@@ -228,7 +236,7 @@ def resolve(options: TrainOptions) -> TrainOptions:
         raise ValueError(
             "--init_from and --pretrained true exclude each other: choose one kind of weights to start from."
         )
-    for name in ("weight_decay", "warmup_epochs", "patience"):
+    for name in ("weight_decay", "warmup_epochs", "consistency", "patience"):
         if original and getattr(options, name) is not None:
             raise ValueError(f"--{name} is not used by --recipe original; leave it out.")
     # Without --pretrained, `init_from` or the demo decide; None in train_config.json says that the option was not used.

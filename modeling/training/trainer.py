@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ from modeling.training.run_folder import CHECKPOINTS, Checkpoints, Run
 
 logger = get_logger(__name__)
 
-TIMED_BATCHES = 20  # after which the length of an epoch is printed
-VAL_COST = 0.5  # of a val image against a training image: no backward pass, but 1.2 times the side
 MAX_GRAD_NORM = 1.0  # gradients are clipped to it, against rare spikes; the original recipe does not clip
 MAX_BAD_STEPS = 20  # in a row with a gradient that is not finite
 BEST_NAME = "best.safetensors"  # inside each checkpoint
@@ -130,6 +128,8 @@ class Trainer:
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.scheduler)
 
+        labels = torch.tensor(self.train_loader.dataset.labels)
+        self.log_priors = (labels.bincount() / len(labels)).log().to(accelerator.device)
         self.checkpoints = Checkpoints(run.dir / CHECKPOINTS, accelerator)
         self.save_seconds, self.save_steps = checkpoint_interval(options.checkpoint_every)
         self.progress = Progress()
@@ -138,7 +138,6 @@ class Trainer:
         # Since the last optimiser step: the sum of the losses, and the number of images.
         self.window_loss = torch.zeros((), device=accelerator.device)
         self.window_images = 0
-        self.end_announced = False
         self.best_weights: dict[str, torch.Tensor] = {}  # in main memory: a full disk cannot take them
 
     def train(self) -> None:
@@ -149,8 +148,12 @@ class Trainer:
             TrainingError: If training cannot go on.
         """
         if self.progress.step == 0 and self.progress.epoch == 0:
+            self._keep_weights()
             self.save()  # so that a full disk shows up before the first epoch
-        while self.progress.epoch < self.options.epochs and not self._out_of_patience():
+        patience = self.options.patience or math.inf
+        while (
+            self.progress.epoch < self.options.epochs and self.progress.epoch - 1 - self.progress.best_epoch < patience
+        ):
             started, seen_before = time.monotonic(), self.progress.images_seen  # not 0 if resumed in mid-epoch
             try:
                 self.train_epoch()
@@ -163,10 +166,6 @@ class Trainer:
                     self.save()
                 raise Interrupted(f"stopped by {self.stop_request.signal}.") from error
         self.stop_request.restore()
-
-    def _out_of_patience(self) -> bool:
-        without_gain = self.progress.epoch - 1 - self.progress.best_epoch
-        return self.progress.best_epoch >= 0 and without_gain >= (self.options.patience or math.inf)
 
     def train_epoch(self) -> None:
         """Train the rest of the current epoch."""
@@ -184,31 +183,11 @@ class Trainer:
             leave=False,
             disable=not self.accelerator.is_main_process,
         ) as bar:
-            before, timed_from = progress.batches_done, time.monotonic()
             for batch in loader:
                 self.train_batch(batch)
                 bar.update()
-                n_timed = progress.batches_done - before - 1  # without the first, which starts the loader processes
-                if n_timed == 0:
-                    timed_from = time.monotonic()
-                elif n_timed == TIMED_BATCHES or progress.batches_done == len(self.train_loader):
-                    self._announce_end((time.monotonic() - timed_from) / n_timed)
                 if self.accelerator.sync_gradients and progress.batches_done < len(self.train_loader):
                     self._answer_requests()
-
-    def _announce_end(self, seconds_per_batch: float) -> None:
-        """Print, once, what an epoch takes and when training will end."""
-        if self.end_announced or not self.accelerator.is_main_process:
-            return
-        self.end_announced = True
-        progress, n_batches = self.progress, len(self.train_loader)
-        epoch_s = seconds_per_batch * (n_batches + VAL_COST * len(self.val_loader))
-        left = self.options.epochs - progress.epoch - progress.batches_done / n_batches
-        end = datetime.now() + timedelta(seconds=left * epoch_s)
-        tqdm.write(
-            f"an epoch takes about {timedelta(seconds=max(round(epoch_s), 1))} (h:mm:ss); training ends at about "
-            f"{end:%Y-%m-%d %H:%M}{'' if self.options.patience is None else ', or earlier by --patience'}"
-        )
 
     def train_batch(self, batch: dict[str, torch.Tensor]) -> None:
         """One forward and backward pass; one optimiser step when the accumulation window is complete."""
@@ -217,10 +196,12 @@ class Trainer:
         )
         torch.manual_seed(seed)  # so that a resumed run has the same dropout
         with self.accelerator.accumulate(self.model):
-            pixel_values = normalise(batch["pixels"], self.network.pretrained_cfg)
+            pixels = batch["pixels"]
+            if self.options.consistency:
+                pixels = pixels.transpose(0, 1).flatten(0, 1)  # (B, 2, S, S, 3) to (2B, S, S, 3)
             with self.accelerator.autocast():
-                logits = self.model(pixel_values)  # (B, C)
-            loss = nn.functional.cross_entropy(logits.float(), batch["label"])
+                logits = self.model(normalise(pixels, self.network.pretrained_cfg))  # (B, C), of two views (2B, C)
+            loss = self.loss(logits.float(), batch["label"])
             # accelerate divides by a full window of accumulation; the last window of an epoch may be shorter.
             full = self.accelerator.gradient_accumulation_steps
             in_window = min(full, len(self.train_loader) - self.progress.batches_done // full * full)
@@ -230,6 +211,18 @@ class Trainer:
             self.window_images += len(batch["label"])
             if self.accelerator.sync_gradients:
                 self._finish_window()
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy; of two views, plus how far apart their answers are.
+
+        That is the Jensen-Shannon divergence of the probabilities at equal priors, so that rare diagnoses count as well.
+        """
+        if not self.options.consistency:
+            return nn.functional.cross_entropy(logits, labels)
+        first, second = (logits - self.log_priors).log_softmax(dim=1).chunk(2)
+        middle = torch.logaddexp(first, second) - math.log(2)
+        apart = 0.5 * ((first.exp() * (first - middle)).sum(1) + (second.exp() * (second - middle)).sum(1)).mean()
+        return nn.functional.cross_entropy(logits, labels.repeat(2)) + self.options.consistency * apart
 
     def _finish_window(self) -> None:
         """Take an optimiser step, or skip it on all processes if the gradient is not finite."""
@@ -297,11 +290,7 @@ class Trainer:
         is_best = metrics[self.selection] > progress.best_score
         if is_best:
             progress.best_score, progress.best_epoch = metrics[self.selection], progress.epoch
-            self.best_weights = {
-                # A copy, also where it is in main memory already, because training changes the weights.
-                key: value.detach().to("cpu", copy=True).contiguous()
-                for key, value in self.evaluated_model.state_dict().items()
-            }
+            self._keep_weights()
         progress.history.append(record)
         progress.timing.append({"seconds": round(seconds, 2), "images_per_second": round(images_per_second, 2)})
         progress.epoch, progress.batches_done, progress.loss_sum, progress.images_seen = progress.epoch + 1, 0, 0.0, 0
@@ -310,15 +299,21 @@ class Trainer:
         if progress.epoch < self.options.epochs:
             self._stop_if_asked()
 
+    def _keep_weights(self) -> None:
+        # A copy, also where they are in main memory already, because training changes them.
+        weights = self.evaluated_model.state_dict()
+        self.best_weights = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in weights.items()}
+
     def _log(self, is_best: bool) -> None:
         """Report the last epoch: a line to read, a line of log.jsonl, and the trackers of --report_to."""
         record, timing = self.progress.history[-1], self.progress.timing[-1]
         if self.accelerator.is_main_process:
             self._write_log()
+            left = timedelta(seconds=round(timing["seconds"] * (self.options.epochs - record["epoch"])))
             tqdm.write(
                 f"epoch {record['epoch']:>3}/{self.options.epochs}  train loss {record['train/loss']:.4f}  "
                 f"val loss {record['val/loss']:.4f}  val balanced accuracy {record['val/balanced_accuracy']:.4f}  "
-                f"val accuracy {record['val/accuracy']:.4f}  {timing['images_per_second']:.0f} images/s"
+                f"val accuracy {record['val/accuracy']:.4f}  {timing['images_per_second']:.0f} images/s  {left} left"
                 f"{'  best so far' if is_best else ''}"
             )
         values = {name: value for name, value in {**record, **timing}.items() if name != "step"}
@@ -336,7 +331,7 @@ class Trainer:
 
     def _write_state(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder))
-        if self.accelerator.is_main_process and self.best_weights:
+        if self.accelerator.is_main_process:
             save_file(self.best_weights, folder / BEST_NAME, metadata={"format": "pt"})
         # Each process has summed the losses of its own images.
         write_json(folder / f"progress-{self.accelerator.process_index}.json", asdict(self.progress))
@@ -354,9 +349,8 @@ class Trainer:
             self.accelerator.load_state(str(folder))
             progress = (folder / f"progress-{self.accelerator.process_index}.json").read_text(encoding="utf-8")
             self.progress = Progress(**json.loads(progress))
-            if self.progress.best_epoch >= 0:
-                # Cloned, since load_file maps the file, and the checkpoint is deleted while training goes on.
-                self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
+            # Cloned, since load_file maps the file, and the checkpoint is deleted while training goes on.
+            self.best_weights = {key: value.clone() for key, value in load_file(folder / BEST_NAME).items()}
         except Exception as error:  # torch, safetensors and json each have their own for a damaged file
             raise TrainingError(
                 f"{folder} cannot be read ({error}). Delete it to continue from the one before."

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import datasets
 import numpy as np
@@ -12,20 +13,22 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from modeling.calibration import Calibration
 from modeling.data.duplicates import write_hashes
 from modeling.data.splits_file import LeakageError, write_splits
 from modeling.files import ModelFolderError, file_sha256
 from modeling.model_folder import UNKNOWN_ORIGIN
-from modeling.network import build_model
+from modeling.network import build_model, fold_calibration
 from modeling.training.calibrate_and_save import license_of
-from modeling.training.init_weights import Origin, Start, check_not_seen, find_start, load_start
+from modeling.training.init_weights import Origin, Start, check_not_seen, find_starts, load_starts
 from modeling.training.options import parse_options
 from support.hashes import hash_images
 from support.hub import HubServer
 
 
 def found(init_from):
-    return find_start(parse_options(["--backbone", "test_efficientnet", "--init_from", str(init_from)]))
+    [start] = find_starts(parse_options(["--backbone", "test_efficientnet", "--init_from", str(init_from)]))
+    return start
 
 
 def edited(folder, **lesion):
@@ -67,15 +70,15 @@ def test_a_folder_in_timms_layout_says_which_of_timms_weights_it_holds(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert found(tmp_path).origin.base_model == "timm/test_efficientnet.r160_in1k"
     ours = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
-    load_start(ours, found(tmp_path).weights)
+    load_starts(ours, [found(tmp_path)])
     assert torch.equal(ours.conv_stem.weight, model.conv_stem.weight)
     assert ours.get_classifier().weight.shape[0] == 4
 
 
 def test_without_init_from_a_run_starts_from_pretrained_weights_or_from_scratch():
     pretrained, scratch = parse_options([]), parse_options(["--pretrained", "false"])
-    assert find_start(pretrained) == Start(Origin("pretrained", "efficientnet_b0"))
-    assert find_start(scratch) == Start(Origin("scratch"))
+    assert find_starts(pretrained) == [Start(Origin("pretrained", "efficientnet_b0"))]
+    assert find_starts(scratch) == [Start(Origin("scratch"))]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_garbage_names_the_file(tmp_path, content):
     file.write_bytes(content)
     model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
     with pytest.raises(ModelFolderError, match=r"weights\.safetensors is no \.safetensors file, or it is damaged"):
-        load_start(model, found(file).weights)
+        load_starts(model, [found(file)])
 
 
 def test_what_does_not_fit_is_named(folder):
@@ -110,17 +113,54 @@ def test_what_does_not_fit_is_named(folder):
         r"another network than --backbone test_efficientnet: 3 tensors .*such as bn1\.weight, conv_stem\.weight, extra"
     )
     with pytest.raises(ModelFolderError, match=words):
-        load_start(model, folder / "model.safetensors")
+        load_starts(model, [found(folder)])
 
 
 def test_a_classifier_of_the_same_size_is_loaded_too_and_may_be_missing(folder):
     model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
-    load_start(model, folder / "model.safetensors")
+    load_starts(model, [found(folder)])
     tensors = load_file(folder / "model.safetensors")
     assert torch.equal(model.get_classifier().weight, tensors["classifier.weight"])
     del tensors["classifier.weight"]
     save_file(tensors, folder / "model.safetensors")
-    load_start(model, folder / "model.safetensors")
+    load_starts(model, [found(folder)])
+
+
+def test_of_several_weights_the_mean_is_loaded(folder, tmp_path):
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
+    other = {key: value + 1 for key, value in load_file(folder / "model.safetensors").items()}
+    expected = {key: value.double() - 0.5 for key, value in other.items()}
+    del other["classifier.bias"]  # of the others alone
+    save_file(other, tmp_path / "other.safetensors")
+    starts = [found(folder), found(tmp_path / "other.safetensors")]
+    load_starts(model, starts)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and key != "classifier.bias":
+            torch.testing.assert_close(value.double(), expected[key], rtol=0, atol=1e-6)
+    origin = check_not_seen(starts, BEFORE, images(["a"]))
+    assert origin.name == "first, other.safetensors"
+    assert origin.sha256 == f"{starts[0].origin.sha256}, {file_sha256(tmp_path / 'other.safetensors')}"
+    assert origin.base_model == UNKNOWN_ORIGIN
+
+
+def test_calibration_is_taken_out_of_a_model_folder_but_not_of_other_weights_in_it(folder):
+    """Its probabilities are at equal priors, while raw logits estimate the mix of the images trained on."""
+    raw = load_file(folder / "model.safetensors")
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
+    model.load_state_dict(raw)
+    calibration = Calibration("vector scaling", (0.5, 1.0, 2.0, 1.5), (0.1, -1.0, 2.0, 0.0), {})
+    fold_calibration(model, calibration)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    edited(folder, calibration=asdict(calibration))
+    load_starts(model, [found(folder)])
+    assert not torch.allclose(model.get_classifier().bias, raw["classifier.bias"])  # config.json is of other weights
+    edited(folder, weights_sha256=file_sha256(folder / "model.safetensors"))
+    load_starts(model, [found(folder)])
+    assert torch.allclose(model.get_classifier().bias, raw["classifier.bias"])
+    assert torch.allclose(model.get_classifier().weight, raw["classifier.weight"])
+    more = build_model("test_efficientnet", num_classes=5, size_px=32, pretrained=False)
+    load_starts(more, [found(folder)])  # without the classifier
+    assert torch.equal(more.conv_stem.weight, raw["conv_stem.weight"])
 
 
 # ---- what the weights have seen ------------------------------------------------------------------------------------
@@ -156,7 +196,7 @@ BEFORE = table([("a", "L1", "train"), ("b", "L2", "val"), ("c", "L3", "test"), (
 def test_weights_that_saw_nothing_of_val_and_test_are_said_to_have_been_compared(folder):
     now = table([("a2", "L1", "train"), ("c2", "L3", "test"), ("e", "L4", "val"), ("b2", "L2", "val")])
     start = start_with(folder, BEFORE, images(["a", "b", "c", "d"]))
-    origin = check_not_seen(start, now, images(["a2", "c", "c2", "e", "b2"]))
+    origin = check_not_seen([start], now, images(["a2", "c", "c2", "e", "b2"]))
     assert origin.overlap == "none, by image, lesion id and near-duplicates"
 
 
@@ -173,7 +213,7 @@ def test_weights_that_saw_nothing_of_val_and_test_are_said_to_have_been_compared
 def test_weights_that_saw_a_lesion_of_val_or_test_are_refused_with_the_way_out(folder, row, words):
     start = start_with(folder, BEFORE, images(["a", "b", "c", "d"]))
     with pytest.raises(LeakageError) as caught:
-        check_not_seen(start, table([("e", "L4", "train"), row]), images(["c", "e", row[0]]))  # c: the same data
+        check_not_seen([start], table([("e", "L4", "train"), row]), images(["c", "e", row[0]]))  # c: the same data
     assert words in str(caught.value)
     assert f"--splits {start.splits}, and its --test_source, if it had one" in str(caught.value)
 
@@ -182,28 +222,39 @@ def test_an_image_that_was_held_out_before_too_is_no_leak(folder):
     """c looks like d, on which the weights were trained; both runs have the same splits."""
     hashes = images(["a", "b", "c", "d"])
     hashes.loc[hashes["image_id"] == "c", "hash"] = hashes["hash"][hashes["image_id"] == "d"].item()
-    assert check_not_seen(start_with(folder, BEFORE, hashes), BEFORE, hashes).overlap.startswith("none")
+    assert check_not_seen([start_with(folder, BEFORE, hashes)], BEFORE, hashes).overlap.startswith("none")
 
 
 def test_two_folders_are_compared_by_content_and_not_by_names(folder):
     start = start_with(folder, BEFORE, images(["a", "b", "c", "d"]))
     others = images(["p", "q", "r"]).assign(image_id=["a", "b", "e"], lesion_id=["L1", "L2", None])
     now = table([("a", "L1", "test"), ("b", "L2", "val"), ("e", None, "train")])
-    assert check_not_seen(start, now, others).overlap.startswith("none")
+    assert check_not_seen([start], now, others).overlap.startswith("none")
     copies = images(["a", "b", "d"]).assign(image_id=["c", "y", "z"], lesion_id=None)  # c was held out, and shows a now
     with pytest.raises(LeakageError, match="1 images of test, such as c"):
-        check_not_seen(start, table([("c", None, "test"), ("y", None, "train"), ("z", None, "train")]), copies)
+        check_not_seen([start], table([("c", None, "test"), ("y", None, "train"), ("z", None, "train")]), copies)
 
 
 def test_weights_without_hashes_are_said_to_be_unchecked(folder):
     write_splits(BEFORE, folder / "splits.csv")
-    origin = check_not_seen(found(folder), BEFORE, images(["a"]))
-    assert origin.overlap == "could not be checked, since these weights come without image_hashes.csv"
+    origin = check_not_seen([found(folder)], BEFORE, images(["a"]))
+    assert origin.overlap == "could not be checked, since the weights of first come without image_hashes.csv"
+
+
+def test_each_of_several_weights_is_compared(folder, tmp_path):
+    harmless = start_with(shutil.copytree(folder, tmp_path / "harmless"), table([("x", "L9", "train")]), images(["x"]))
+    start = start_with(folder, BEFORE, images(["a", "b", "c", "d"]))
+    assert check_not_seen([harmless, start], BEFORE, images(["a", "b", "c"])).overlap.startswith("none")
+    alone = found(shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors"))
+    overlap = check_not_seen([start, alone], BEFORE, images(["a", "b", "c"])).overlap
+    assert overlap == "could not be checked, since the weights of alone.safetensors come without splits.csv"
+    with pytest.raises(LeakageError, match="1 images of test, such as a2"):
+        check_not_seen([harmless, start], table([("a2", "L1", "test")]), images(["a2", "c"]))
 
 
 def test_weights_without_splits_are_said_to_be_unchecked(folder):
-    origin = check_not_seen(found(folder), BEFORE, images(["a"]))
-    assert origin.overlap == "could not be checked, since these weights come without splits.csv"
+    origin = check_not_seen([found(folder)], BEFORE, images(["a"]))
+    assert origin.overlap == "could not be checked, since the weights of first come without splits.csv"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,16 @@ def test_only_augmented_images_are_smaller_than_the_input_of_the_model(
         assert images_of(run, data, model, name)[0]["pixels"].shape == (side, side, 3)
 
 
+def test_with_consistency_train_has_two_views_of_which_the_first_is_the_usual_one(data, tmp_path):
+    model = build_model("test_efficientnet", num_classes=2, size_px=96, pretrained=False)
+    one, two = run_with(tmp_path, "--image_size", "96"), run_with(tmp_path, "--image_size", "96", "--consistency", "2")
+    usual, views = (images_of(run, data, model, "train")[0]["pixels"] for run in (one, two))
+    assert views.shape == (2, 80, 80, 3)
+    assert torch.equal(views[0], usual)
+    assert not torch.equal(views[1], usual)
+    assert images_of(two, data, model, "val")[0]["pixels"].dim() == 3
+
+
 def test_reprocessed_images_are_those_of_val_and_the_same_each_time(data, tmp_path):
     model = build_model("test_efficientnet", num_classes=2, size_px=32, pretrained=False)
     run = run_with(tmp_path, "--image_size", "32", "--recipe", "original")

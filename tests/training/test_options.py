@@ -45,7 +45,7 @@ def test_the_defaults_that_depend_on_others_are_what_the_help_says():
 
 def test_options_that_the_recipe_does_not_use_are_none_and_refused():
     options = parse_options(["--recipe", "original"])
-    for name in ("weight_decay", "warmup_epochs", "patience"):
+    for name in ("weight_decay", "warmup_epochs", "consistency", "patience"):
         assert getattr(options, name) is None
         assert error_of("--recipe", "original", f"--{name}", "1") == (
             f"--{name} is not used by --recipe original; leave it out."
@@ -75,7 +75,8 @@ def test_weights_of_init_from_are_not_recorded_as_pretrained():
         ("warmup_epochs", "1e6", "less than or equal to 100"),
         ("num_workers", "5000", "less than or equal to 64"),
         ("seed", "12345678901234567890", "less than 4294967296"),
-        ("epochs", "0", "greater than or equal to 1"),
+        ("epochs", "-1", "greater than or equal to 0"),
+        ("consistency", "0", "greater than 0"),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name_with_the_bound(name, value, bound):

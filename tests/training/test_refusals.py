@@ -27,7 +27,7 @@ def refusal(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--epochs", "0"], "--epochs: input should be"),
+        (["--epochs", "-1"], "--epochs: input should be"),
         (["--output_dir", ".."], "neither empty nor the folder of a run"),
         (["--dataset", "demo", "--backbone", "foo"], "no network named 'foo'"),
         (["--dataset", "demo", "--init_from", str(ROOT / "README.md")], "README.md is no .safetensors file"),

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import timm
@@ -25,7 +26,7 @@ from transformers import AutoModelForImageClassification
 from modeling.calibration import log_softmax
 from modeling.classifier import LesionClassifier
 from modeling.inference import run_images
-from modeling.labels import CODES
+from modeling.labels import CODES, REFERENCE_CODES
 from modeling.training.run_folder import Checkpoints
 from support.corpus import make_corpus
 from support.runs import ROOT, TINY, start
@@ -450,10 +451,14 @@ def test_nothing_of_the_run_folder_leaks_a_path_into_the_model(finished):
 def test_a_start_that_has_seen_the_test_lesions_is_refused_and_its_splits_are_the_way_out(
     finished, isic_folder, tmp_path
 ):
-    other = ["--init_from", str(finished / "model"), "--seed", "7", "--epochs", "1"]
+    other = ["--init_from", str(finished / "model"), "--seed", "7", "--epochs", "0"]
     run = start(arguments(isic_folder, tmp_path / "run", *other), tmp_path / "log")
     assert run.wait() == 1
     way_out = ["--splits", str(finished / "model" / "splits.csv")]
     assert " ".join(way_out) in run.output
     run = start(arguments(isic_folder, tmp_path / "run", *other, *way_out), tmp_path / "log2")
     assert run.wait() == 0, run.output
+    # Not trained on, they are the same model again.
+    before, now = (pd.read_csv(folder / "predictions.csv")[REFERENCE_CODES] for folder in (finished, tmp_path / "run"))
+    np.testing.assert_allclose(now, before, atol=1e-4)
+    assert "The weights are the weights `whole`" in (tmp_path / "run" / "model" / "evaluation.md").read_text()

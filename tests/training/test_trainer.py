@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.spatial.distance import jensenshannon
 from torch.utils.data import DataLoader, Dataset
 
 from modeling.network import build_model
@@ -101,8 +102,43 @@ def test_training_learns_and_logs_each_epoch(tmp_path, capsys):
     assert {"val/balanced_accuracy", "val/loss", "learning_rate", "seconds", "images_per_second"} <= set(lines[0])
     output = capsys.readouterr().out
     assert "epoch   3/3  train loss" in output
-    assert output.count("an epoch takes about 0:00:0") == 1
-    assert output.index("an epoch takes about") < output.index("epoch   1/3")
+    assert output.count(" left") == 3
+    assert "0:00:00 left" in output.split("epoch   3/3")[1]
+
+
+def test_two_views_add_how_far_apart_their_answers_are(tmp_path):
+    one, two = trainer(tmp_path / "one"), trainer(tmp_path / "two", "--consistency", "3")
+    labels, first, second = torch.tensor([0, 3, 1]), *torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    both = torch.cat([first, second])
+    cross_entropy = (one.loss(first, labels) + one.loss(second, labels)) / 2
+    assert torch.allclose(two.loss(torch.cat([first, first]), labels), one.loss(first, labels))
+    # The diagnoses of `Squares` are equally frequent, so equal priors change nothing.
+    p, q = (view.double().softmax(1).numpy() for view in (first, second))
+    apart = np.mean([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)])
+    assert two.loss(both, labels).item() == pytest.approx(cross_entropy.item() + 3 * apart, abs=1e-5)
+    two.log_priors = torch.tensor([0.7, 0.1, 0.1, 0.1]).log()
+    p, q = (view / view.sum(1, keepdims=True) for view in (p / [0.7, 0.1, 0.1, 0.1], q / [0.7, 0.1, 0.1, 0.1]))
+    apart = np.mean([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)])
+    assert two.loss(both, labels).item() == pytest.approx(cross_entropy.item() + 3 * apart, abs=1e-5)
+
+
+def test_two_views_of_a_batch_are_one_step(tmp_path):
+    trained = trainer(tmp_path, "--consistency", "3")
+    squares = trained.train_loader.dataset.pixels
+    seen = []
+    trained.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    trained.train_batch({"pixels": torch.stack([squares[:8], squares[8:16]], 1).float(), "label": torch.arange(8) % 4})
+    assert seen == [(16, 3, 32, 32)]
+    assert trained.progress.step == 1
+    assert trained.progress.images_seen == 8
+
+
+def test_without_an_epoch_the_weights_stay_as_they_are(tmp_path):
+    trained = trainer(tmp_path, "--epochs", "0")
+    before = weights(trained)
+    trained.train()
+    assert_same(trained.best_weights, before)
+    assert trained.progress.history == []
 
 
 def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
