@@ -128,8 +128,6 @@ class Trainer:
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.scheduler)
 
-        labels = torch.tensor(self.train_loader.dataset.labels)
-        self.log_priors = (labels.bincount() / len(labels)).log().to(accelerator.device)
         self.checkpoints = Checkpoints(run.dir / CHECKPOINTS, accelerator)
         self.save_seconds, self.save_steps = checkpoint_interval(options.checkpoint_every)
         self.progress = Progress()
@@ -213,13 +211,10 @@ class Trainer:
                 self._finish_window()
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy; of two views, plus how far apart their answers are.
-
-        That is the Jensen-Shannon divergence of the probabilities at equal priors, so that rare diagnoses count as well.
-        """
+        """Return the cross-entropy; of two views, plus the Jensen-Shannon divergence of their answers, times --consistency."""
         if not self.options.consistency:
             return nn.functional.cross_entropy(logits, labels)
-        first, second = (logits - self.log_priors).log_softmax(dim=1).chunk(2)
+        first, second = logits.log_softmax(dim=1).chunk(2)
         middle = torch.logaddexp(first, second) - math.log(2)
         apart = 0.5 * ((first.exp() * (first - middle)).sum(1) + (second.exp() * (second - middle)).sum(1)).mean()
         return nn.functional.cross_entropy(logits, labels.repeat(2)) + self.options.consistency * apart
