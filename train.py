@@ -75,14 +75,14 @@ def train(options: TrainOptions) -> None:
         check_can_push(options.hub_model_id or "", private=options.hub_private)
     check_backbone(options.backbone)
     starts = find_starts(options)
-    model = prepare_model(run, starts, n_diagnoses=2)  # its weights can be had, and they fit
+    model = prepare_model(run, starts)  # its weights can be had, and they fit
     if run.accelerator.is_main_process and not resuming:
         check_export(model, options)
     if options.splits:
         load_splits(options.splits)
     with sole_user(run.dir, run.accelerator):
         data = prepare_data(run, starts)
-        model = prepare_model(run, starts, len(data.config["codes"]))
+        model = prepare_model(run, starts, data.config["codes"])
         fitted = fit(run, data, model)
         run.accelerator.end_training()
         run.accelerator.free_memory()  # ends the loader processes, which ignore signals and would block Python's exit
@@ -137,27 +137,23 @@ def prepare_data(run: Run, starts: list[Start]) -> RunData:
     return RunData(loaded, chosen, splits, config)
 
 
-def prepare_model(run: Run, starts: list[Start], n_diagnoses: int) -> TimmModel:
-    """Build the network with its initial weights."""
+def prepare_model(run: Run, starts: list[Start], codes: list[str] | None = None) -> TimmModel:
+    """Build the network with its initial weights; without `codes`, for two diagnoses."""
     options = run.options
     torch.manual_seed(options.seed)
     model = build_model(
         options.backbone,
-        num_classes=n_diagnoses,
+        num_classes=2 if codes is None else len(codes),
         size_px=options.image_size,
         pretrained=bool(options.pretrained),
         drop_rate=options.drop_rate,
     ).to(memory_format=torch.channels_last)  # 2.4 times faster than the default layout on a CPU
-    load_starts(model, starts)
+    load_starts(model, starts, codes=None if options.epochs else codes)
     return model
 
 
 def check_export(model: TimmModel, options: TrainOptions) -> None:
-    """Export the untrained network, so that a network that cannot be exported costs no hours of training.
-
-    Raises:
-        TrainingError: With the reason.
-    """
+    """Export the untrained network, so that a network that cannot be exported costs no hours of training."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             export_onnx(model, Path(folder) / "model.onnx")

@@ -261,7 +261,7 @@ def _score_group(test: Split, chosen: np.ndarray, points: Sequence[OperatingPoin
 
 
 def training_section(context: Context) -> dict[str, Any]:
-    """Return the options that had an effect, the initial weights, and one record for each epoch."""
+    """Return the options, the initial weights, and one record for each epoch."""
     options, history = context.run.get("options", {}), context.run.get("history", [])
     selection = "val/accuracy" if options.get("recipe") == "original" else "val/balanced_accuracy"
     best = max(history, key=lambda record: record[selection], default=None)

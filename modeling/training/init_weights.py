@@ -27,10 +27,10 @@ from modeling.model_folder import (
     fetch,
     file_beside,
     file_in,
+    read_config,
     resolve_model_folder,
 )
 from modeling.network import TimmModel
-from modeling.schema import checked
 from modeling.training.options import TrainOptions
 
 
@@ -47,20 +47,21 @@ class Origin:
 
 @dataclass(frozen=True)
 class Start:
-    """Initial weights, with the splits and image hashes of their own training and the calibration in them, where known."""
+    """Initial weights; where known, also the splits, image hashes and diagnoses of their own training, and the calibration."""
 
     origin: Origin
     weights: Path | None = None
     splits: Path | None = None
     hashes: Path | None = None
     calibration: Calibration | None = None
+    codes: list[str] | None = None  # diagnoses, in the order of the classifier
 
 
 def find_starts(options: TrainOptions) -> list[Start]:
     """Locate the weights that `--init_from` names; without it, ImageNet weights or none.
 
     Raises:
-        ModelFolderError: If it is neither a .safetensors file, nor a folder or repository that holds such weights.
+        ModelFolderError: If one is neither a .safetensors file, nor a folder or repository that holds such weights.
     """
     if not options.init_from:
         return [Start(Origin("pretrained", options.backbone) if options.pretrained else Origin("scratch"))]
@@ -92,8 +93,9 @@ def _find_start(named: str) -> Start:
     splits, hashes = (file_beside(source, file) if ours else None for file in (SPLITS_NAME, HASHES_NAME))
     sha256, lesion, calibration = file_sha256(weights), config.get("lesion"), None
     if isinstance(lesion, dict) and lesion.get("weights_sha256") == sha256 and lesion.get("calibration"):
-        calibration = checked(Calibration, lesion["calibration"], f"{config_path}: calibration: ")
-    return Start(Origin("weights", name, sha256, base_model), weights, splits, hashes, calibration)
+        calibration = read_config(source.path)["lesion"].get("calibration")
+    origin, codes = Origin("weights", name, sha256, base_model), config.get("label_names")
+    return Start(origin, weights, splits, hashes, calibration, codes)
 
 
 def _base_model(config: dict[str, Any]) -> str:
@@ -107,17 +109,22 @@ def _base_model(config: dict[str, Any]) -> str:
     return base_model if isinstance(base_model, str) and is_name(base_model) else UNKNOWN_ORIGIN
 
 
-def load_starts(model: TimmModel, starts: list[Start]) -> None:
-    """Load the weights; of several, the mean of each (Wortsman et al. 2022, Model soups, arXiv:2203.05482).
+def load_starts(model: TimmModel, starts: list[Start], *, codes: list[str] | None = None) -> None:
+    """Load the weights; of several, the mean of each tensor (Wortsman et al. 2022, Model soups, arXiv:2203.05482).
 
-    Only the classifier may be left out, and it is where it has another number of diagnoses. Calibration is taken out of it.
+    A classifier of another size is left out, unless the weights have to be of `codes`. Calibration is removed.
 
     Raises:
-        ModelFolderError: If a file is damaged or of another network; names the first tensors that do not fit.
+        ModelFolderError: If a file is damaged, of another network, or not of `codes`; names the first tensors that do not fit.
     """
     found = [_fitting(model, start, start.weights) for start in starts if start.weights is not None]
-    tensors = {key: [each[key] for each in found if key in each] for key in model.state_dict()}
-    mean = {key: torch.stack(values).double().mean(0).to(values[0].dtype) for key, values in tensors.items() if values}
+    for start, tensors in zip(starts, found, strict=False):
+        if codes and (start.codes not in (None, codes) or tensors.keys() != model.state_dict().keys()):
+            raise ModelFolderError(
+                f"--epochs 0: the weights of {start.origin.name} are not of the diagnoses {', '.join(codes)}, in this order."
+            )
+    together = {key: [tensors[key] for tensors in found if key in tensors] for key in model.state_dict()}
+    mean = {key: torch.stack(values).double().mean(0) for key, values in together.items() if values}
     model.load_state_dict(mean, strict=False)  # all that may be missing is the classifier
 
 
@@ -186,10 +193,10 @@ def _overlap(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> str:
         seen[split] = found["image_id"].tolist()
     if seen["val"] or seen["test"]:
         counts = " and ".join(f"{len(ids)} images of {split}" for split, ids in seen.items() if ids)
-        example = sorted({*seen["val"], *seen["test"]})[:3]
+        example = ", ".join(sorted({*seen["val"], *seen["test"]})[:3])
         raise LeakageError(
-            f"--init_from: those weights were trained or chosen on the lesions of {counts}, such as {', '.join(example)}, so "
-            f"scores would be too high. Use the splits of that run, --splits {start.splits}, and its --test_source, if it had "
-            "one."
+            f"--init_from: the weights of {start.origin.name} were trained or chosen on the lesions of {counts}, such as "
+            f"{example}, so scores would be too high. Use the splits of that run, --splits {start.splits}, and its "
+            "--test_source, if it had one."
         )
     return "none, by image, lesion id and near-duplicates"

@@ -119,11 +119,10 @@ class LesionDataset(TorchDataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.image(index)
-        views = [np.array(image)]
-        if self.augmentation is not None:  # the second view is drawn as the first one 1000 epochs later
-            rngs = [np.random.default_rng((self.seed, self.epoch + 1000 * view, index)) for view in range(self.n_views)]
-            views = [self.augmentation(image, rng) for rng in rngs]
-        pixels = np.stack(views) if len(views) > 1 else views[0]
+        # The second view is drawn as the first one 1000 epochs later.
+        rngs = (np.random.default_rng((self.seed, self.epoch + 1000 * view, index)) for view in range(self.n_views))
+        views = [np.array(image) if self.augmentation is None else self.augmentation(image, rng) for rng in rngs]
+        pixels = np.stack(views) if self.n_views > 1 else views[0]
         return {"pixels": torch.from_numpy(pixels), "label": self.labels[index]}
 
 

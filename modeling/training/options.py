@@ -81,8 +81,8 @@ class TrainOptions:
     init_from: list[str] = option(
         [],
         "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or "
-        "REPO@REVISION, of this package or of timm; from several, the mean of their weights. A folder or file needs no network. "
-        "Default: none.",
+        "REPO@REVISION, of this package or of timm; of several, as in --init_from A B, the mean. A folder or file needs no "
+        "network. Default: none.",
     )
     image_size: Annotated[int, Field(ge=16, le=1024)] = option(
         None,
@@ -122,8 +122,8 @@ class TrainOptions:
     )
     consistency: Annotated[float, Field(gt=0, le=100)] | None = option(
         None,
-        "Weight of a loss that wants the same answer for two augmented views of an image, so that fewer answers change with a "
-        "turn, the scale or JPEG. An epoch takes twice as long. Default: one view, no such loss.",
+        "Weight of a penalty on different answers to two augmented views of an image, so that fewer answers change with a turn, "
+        "the scale or JPEG. A batch takes twice the time and memory. Default: one view, no penalty.",
     )
     patience: Annotated[int, Field(ge=1, le=10_000)] | None = option(
         None, "Stop after this many epochs without a better val score. Default: 10; not used by recipe original."
@@ -236,6 +236,8 @@ def resolve(options: TrainOptions) -> TrainOptions:
         raise ValueError(
             "--init_from and --pretrained true exclude each other: choose one kind of weights to start from."
         )
+    if options.epochs == 0 and not options.init_from:
+        raise ValueError("--epochs 0 trains nothing, so it needs the weights of a trained model: --init_from.")
     for name in ("weight_decay", "warmup_epochs", "consistency", "patience"):
         if original and getattr(options, name) is not None:
             raise ValueError(f"--{name} is not used by --recipe original; leave it out.")

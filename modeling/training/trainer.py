@@ -304,11 +304,14 @@ class Trainer:
         record, timing = self.progress.history[-1], self.progress.timing[-1]
         if self.accelerator.is_main_process:
             self._write_log()
-            left = timedelta(seconds=round(timing["seconds"] * (self.options.epochs - record["epoch"])))
+            longest = max(
+                entry["seconds"] for entry in self.progress.timing
+            )  # others may be the rest of a resumed epoch
+            left = timedelta(seconds=round(longest * (self.options.epochs - record["epoch"])))
             tqdm.write(
                 f"epoch {record['epoch']:>3}/{self.options.epochs}  train loss {record['train/loss']:.4f}  "
                 f"val loss {record['val/loss']:.4f}  val balanced accuracy {record['val/balanced_accuracy']:.4f}  "
-                f"val accuracy {record['val/accuracy']:.4f}  {timing['images_per_second']:.0f} images/s  {left} left"
+                f"val accuracy {record['val/accuracy']:.4f}  {timing['images_per_second']:.0f} images/s  {left} of training left"
                 f"{'  best so far' if is_best else ''}"
             )
         values = {name: value for name, value in {**record, **timing}.items() if name != "step"}

@@ -34,7 +34,7 @@ def found(init_from):
 def edited(folder, **lesion):
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["lesion"] |= lesion
+    config["lesion"] |= {"config_sha256": None, **lesion}
     path.write_text(json.dumps(config))
 
 
@@ -130,12 +130,11 @@ def test_of_several_weights_the_mean_is_loaded(folder, tmp_path):
     model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
     other = {key: value + 1 for key, value in load_file(folder / "model.safetensors").items()}
     expected = {key: value.double() - 0.5 for key, value in other.items()}
-    del other["classifier.bias"]  # of the others alone
     save_file(other, tmp_path / "other.safetensors")
     starts = [found(folder), found(tmp_path / "other.safetensors")]
     load_starts(model, starts)
     for key, value in model.state_dict().items():
-        if value.is_floating_point() and key != "classifier.bias":
+        if value.is_floating_point():
             torch.testing.assert_close(value.double(), expected[key], rtol=0, atol=1e-6)
     origin = check_not_seen(starts, BEFORE, images(["a"]))
     assert origin.name == "first, other.safetensors"
@@ -158,9 +157,27 @@ def test_calibration_is_taken_out_of_a_model_folder_but_not_of_other_weights_in_
     load_starts(model, [found(folder)])
     assert torch.allclose(model.get_classifier().bias, raw["classifier.bias"])
     assert torch.allclose(model.get_classifier().weight, raw["classifier.weight"])
+    edited(folder, calibration=asdict(calibration) | {"scale": [1.0, 2.0]})
+    with pytest.raises(ModelFolderError, match="calibration must have a number for each of the 4 label_names"):
+        found(folder)
+    edited(folder, calibration=asdict(calibration))
     more = build_model("test_efficientnet", num_classes=5, size_px=32, pretrained=False)
     load_starts(more, [found(folder)])  # without the classifier
     assert torch.equal(more.conv_stem.weight, raw["conv_stem.weight"])
+
+
+def test_weights_that_are_not_trained_on_must_be_of_the_same_diagnoses(folder):
+    model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
+    codes = found(folder).codes
+    load_starts(model, [found(folder)], codes=codes)
+    for wrong in (codes[::-1], codes[:3], [*codes, "DF"]):
+        with pytest.raises(ModelFolderError, match=f"are not of the diagnoses {', '.join(wrong)}, in this order"):
+            load_starts(model, [found(folder)], codes=wrong)
+    (folder / "config.json").unlink()  # a file alone does not say of which they are
+    load_starts(model, [found(folder)], codes=codes[::-1])
+    three = build_model("test_efficientnet", num_classes=3, size_px=32, pretrained=False)
+    with pytest.raises(ModelFolderError, match="are not of the diagnoses"):
+        load_starts(three, [found(folder)], codes=codes[:3])
 
 
 # ---- what the weights have seen ------------------------------------------------------------------------------------

@@ -52,6 +52,11 @@ def test_options_that_the_recipe_does_not_use_are_none_and_refused():
         )
 
 
+def test_without_training_there_must_be_trained_weights():
+    assert "it needs the weights of a trained model: --init_from" in error_of("--epochs", "0")
+    assert parse_options(["--epochs", "0", "--init_from", "a", "b"]).init_from == ["a", "b"]
+
+
 def test_weights_of_init_from_are_not_recorded_as_pretrained():
     options = parse_options(["--init_from", "weights"])
     assert options.pretrained is None
