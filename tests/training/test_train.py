@@ -459,7 +459,9 @@ def test_a_start_that_has_seen_the_test_lesions_is_refused_and_its_splits_are_th
     run = start(arguments(isic_folder, tmp_path / "run", *other, *way_out), tmp_path / "log2")
     assert run.wait() == 0, run.output
     # Not trained on, they are the same model again.
-    before, now = (pd.read_csv(folder / "predictions.csv")[list(REFERENCE_CODES)] for folder in (finished, tmp_path / "run"))
+    before, now = (
+        pd.read_csv(folder / "predictions.csv")[list(REFERENCE_CODES)] for folder in (finished, tmp_path / "run")
+    )
     np.testing.assert_allclose(now, before, atol=1e-4)
     assert (
         "Nothing was trained in this run: its weights are the weights `whole`"
