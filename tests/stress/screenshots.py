@@ -65,8 +65,6 @@ def take_pictures(demo: Path, folder: Path) -> None:
     """Start the page on the demo and on the released model, drive it, and save what it looks like."""
     from playwright.sync_api import sync_playwright
 
-    from modeling.model_folder import released_model
-
     photo = next((demo / "examples").glob("*MEL*.jpg"), None) or next((demo / "examples").glob("*.jpg"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
@@ -78,13 +76,6 @@ def take_pictures(demo: Path, folder: Path) -> None:
                 page.get_by_text("Most likely:").first.wait_for()
                 page.wait_for_timeout(1500)
                 page.screenshot(path=folder / f"{name}.png")
-        with served(released_model()) as address:
-            page = browser.new_page(viewport={"width": 1280, "height": 1000})
-            page.goto(address)
-            page.get_by_role("tab", name="Model").click()
-            page.locator("figure img").first.wait_for()
-            page.wait_for_timeout(1500)
-            page.screenshot(path=folder / "space-model.png")
         browser.close()
 
 
