@@ -153,7 +153,7 @@ def prepare_model(run: Run, starts: list[Start], codes: list[str] | None = None)
 
 
 def check_export(model: TimmModel, options: TrainOptions) -> None:
-    """Export the untrained network, so that a network that cannot be exported costs no hours of training."""
+    """Export the untrained network, so that one that cannot be exported costs no hours of training; raise TrainingError."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             export_onnx(model, Path(folder) / "model.onnx")

@@ -80,7 +80,8 @@ def external_section(context: Context, metrics: Mapping[str, Any]) -> dict[str, 
     """Compare the other sections of an external evaluation with the model's own metrics.json."""
     external = context.external
     assert external is not None
-    own, missing = external.internal, {"reason": "the model was published without a metrics.json to compare with"}
+    own = external.internal
+    missing = {"reason": "the model was published without a metrics.json to compare with"}
     return {
         "compared_by": external.compared_by,
         "left_out": external.left_out,

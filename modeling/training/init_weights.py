@@ -91,11 +91,12 @@ def _find_start(named: str) -> Start:
     # Repositories of others have neither, and an offline machine could not find that out.
     ours = source.revision is None or "lesion" in config
     splits, hashes = (file_beside(source, file) if ours else None for file in (SPLITS_NAME, HASHES_NAME))
-    sha256, lesion, calibration = file_sha256(weights), config.get("lesion"), None
-    if isinstance(lesion, dict) and lesion.get("weights_sha256") == sha256 and lesion.get("calibration"):
+    origin = Origin("weights", name, file_sha256(weights), base_model)
+    lesion, calibration = config.get("lesion"), None
+    # Other weights beside config.json, such as those of a checkpoint, are not calibrated.
+    if isinstance(lesion, dict) and lesion.get("weights_sha256") == origin.sha256 and lesion.get("calibration"):
         calibration = read_config(source.path)["lesion"].get("calibration")
-    origin, codes = Origin("weights", name, sha256, base_model), config.get("label_names")
-    return Start(origin, weights, splits, hashes, calibration, codes)
+    return Start(origin, weights, splits, hashes, calibration, codes=config.get("label_names"))
 
 
 def _base_model(config: dict[str, Any]) -> str:

@@ -148,10 +148,8 @@ class Trainer:
         if self.progress.step == 0 and self.progress.epoch == 0:
             self._keep_weights()
             self.save()  # so that a full disk shows up before the first epoch
-        patience = self.options.patience or math.inf
-        while (
-            self.progress.epoch < self.options.epochs and self.progress.epoch - 1 - self.progress.best_epoch < patience
-        ):
+        progress, patience = self.progress, self.options.patience or math.inf
+        while progress.epoch < self.options.epochs and progress.epoch - 1 - progress.best_epoch < patience:
             started, seen_before = time.monotonic(), self.progress.images_seen  # not 0 if resumed in mid-epoch
             try:
                 self.train_epoch()
@@ -197,8 +195,9 @@ class Trainer:
             pixels = batch["pixels"]
             if self.options.consistency:
                 pixels = pixels.transpose(0, 1).flatten(0, 1)  # (B, 2, S, S, 3) to (2B, S, S, 3)
+            pixel_values = normalise(pixels, self.network.pretrained_cfg)
             with self.accelerator.autocast():
-                logits = self.model(normalise(pixels, self.network.pretrained_cfg))  # (B, C), of two views (2B, C)
+                logits = self.model(pixel_values)  # (B, C), of two views (2B, C)
             loss = self.loss(logits.float(), batch["label"])
             # accelerate divides by a full window of accumulation; the last window of an epoch may be shorter.
             full = self.accelerator.gradient_accumulation_steps
@@ -304,9 +303,8 @@ class Trainer:
         record, timing = self.progress.history[-1], self.progress.timing[-1]
         if self.accelerator.is_main_process:
             self._write_log()
-            longest = max(
-                entry["seconds"] for entry in self.progress.timing
-            )  # others may be the rest of a resumed epoch
+            # An epoch in which the run was resumed took less than a whole one.
+            longest = max(entry["seconds"] for entry in self.progress.timing)
             left = timedelta(seconds=round(longest * (self.options.epochs - record["epoch"])))
             tqdm.write(
                 f"epoch {record['epoch']:>3}/{self.options.epochs}  train loss {record['train/loss']:.4f}  "

@@ -62,7 +62,7 @@ def differs(picture: Path) -> bool:
 
 
 def take_pictures(demo: Path, folder: Path) -> None:
-    """Start the page on the demo and on the released model, drive it, and save what it looks like."""
+    """Start the page on the demo, drive it, and save what it looks like."""
     from playwright.sync_api import sync_playwright
 
     photo = next((demo / "examples").glob("*MEL*.jpg"), None) or next((demo / "examples").glob("*.jpg"))

@@ -464,6 +464,6 @@ def test_a_start_that_has_seen_the_test_lesions_is_refused_and_its_splits_are_th
     )
     np.testing.assert_allclose(now, before, atol=1e-4)
     assert (
-        "Nothing was trained in this run: its weights are the weights `whole`"
+        "Nothing was trained in this run: its weights are those of `whole`"
         in (tmp_path / "run" / "model" / "evaluation.md").read_text()
     )
