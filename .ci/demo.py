@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def heat_maps(run_dir: Path) -> tuple[int, float, float, float]:
-    """Return cells a side, and the mean fraction of heat on the drawn lesion over the test images.
+    """Return cells a side, and the mean fraction of heat on the synthetic lesion over the test images.
 
     The model's; that of a blob in the middle, a quarter of each side wide; and that of one as concentrated as each map.
     """

@@ -39,7 +39,7 @@ def main() -> int:
     torch = subprocess.run([python, "-c", "import torch"], cwd="/", capture_output=True, check=False).returncode == 0
     subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *TOOLS], check=True)
     megabytes = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    print(f"first answer: {answer['verdict']}")
+    print(f"verdict: {answer['verdict']}")
     print(
         f"{seconds:.0f} s (install {installed:.0f} s), {megabytes:.0f} MB, torch {'installed' if torch else 'not installed'}"
     )
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def photograph(scratch: Path) -> Path:
-    """Return a dermoscopic photograph, or a drawn spot where there are no real data."""
+    """Return a dermoscopic photograph, or a synthetic spot where there are no real data."""
     originals = sorted(Path(os.environ.get("LESION_TEST_DATA", "/nowhere")).glob("originals/*.jpg"))
     if originals:
         return originals[0]

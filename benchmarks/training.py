@@ -224,9 +224,9 @@ def repeat_images(source: Path, folder: Path, n_images: int) -> Images:
 
 
 def measure(name: str, source: Path, n_images: int) -> float:
-    """Run one epoch of a pipeline and return its images a second."""
+    """Run one epoch of a pipeline and return its images per second."""
     if name == "bare" or name.startswith("ours"):
-        prepare_process()  # what it asks of memory is not inherited
+        prepare_process()  # its memory settings are not inherited
         torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
         few = repeat_images(source, Path(folder) / "few", 2 * BATCH_SIZE)

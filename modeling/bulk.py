@@ -136,12 +136,12 @@ def _beside(output: Path, ending: str) -> Path:
 
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Let one process at a time begin or merge; the lock lies beside the output, since the parts are deleted."""
+    """Let one process at a time begin or merge; the lock is beside the output, since the parts are deleted."""
     from filelock import FileLock
 
     path = output.with_name(f".{output.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()  # where no file can be, FileLock would try for ever
+    path.touch()  # where no file can be, FileLock would try forever
     with FileLock(path):
         try:
             yield
@@ -188,7 +188,7 @@ def _read_list(path: Path) -> list[Any]:
 
 
 def _write_whole(path: Path, content: Any) -> None:
-    """Write a JSON file that is whole or not there, also after a power cut."""
+    """Write a JSON file atomically, so that it is complete even after a power cut."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     flush(partial)

@@ -1,6 +1,6 @@
 """Heat maps: which regions of an image raised the score of each diagnosis (Grad-CAM, which the engines compute).
 
-A heat map shows where a score came from. It is no segmentation of the lesion and no proof of a correct answer.
+A heat map shows where a score came from. It does not segment the lesion and does not prove an answer correct.
 """
 
 from dataclasses import dataclass

@@ -109,7 +109,7 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header; the pixels wait for `load`."""
     _check_bytes(len(data), name)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        # The switch is global to the process: changing it here would race with whoever set it.
+        # The switch is global to the process: changing it here would race with the code that set it.
         raise ImageError(
             f"{name} cannot be checked: this program set PIL.ImageFile.LOAD_TRUNCATED_IMAGES, so that incomplete "
             "images would pass, grey where a part is missing. Set it to False."
@@ -271,7 +271,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return rgb
     if image.mode == "RGB":
         return image
-    if image.mode in ("I", "F"):  # nobody knows which number is white
+    if image.mode in ("I", "F"):  # the value of white is undefined
         raise ImageError(f"{name} has 32-bit pixels; save it with 8 bits a channel.")
     return image.convert("RGB")
 

@@ -45,6 +45,8 @@ class Data(TypedDict):
     protocol: Name
     split_unit: Name
     leakage: dict[Name, Fraction | None]
+    test_without_lesion_id: NotRequired[Fraction | None]
+    sources: NotRequired[dict[Name, Count]]
 
 
 class Diagnosis(TypedDict):
@@ -175,7 +177,7 @@ def _checked(content: dict[str, Any], path: Path) -> Metrics:
 
 
 def _values(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any, int]]:
-    """Yield every key, and every value that is no object or list, with its place and depth; nothing below MAX_DEPTH."""
+    """Yield every key, and every value that is not an object or list, with its place and depth; nothing below MAX_DEPTH."""
     if not isinstance(value, dict | list) or depth > MAX_DEPTH:
         yield place, value, depth
         return

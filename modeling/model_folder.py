@@ -120,7 +120,7 @@ def read_config(folder: Path) -> Config:
     problems = {
         "label_names must be different names": len(set(names)) < n,
         f"num_classes is {config['num_classes']}, but there are {n} label_names": config["num_classes"] != n,
-        f"an operating point is of {shortened(unknown)}, which is no label_name": unknown is not None,
+        f"an operating point is of {shortened(unknown)}, which is not in label_names": unknown is not None,
         "operating points must have different names": len({point.name for point in points}) < len(points),
         f"calibration must have a number for each of the {n} label_names": calibration is not None
         and not len(calibration.scale) == len(calibration.bias) == n,

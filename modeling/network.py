@@ -184,7 +184,7 @@ def load_network(weights: Path, config: Config) -> TimmModel:
     """
     if not timm.is_model(config["architecture"]):
         raise ModelFolderError(
-            f"{weights.parent / CONFIG_NAME}: architecture {shortened(config['architecture'])} is no timm network of this "
+            f"{weights.parent / CONFIG_NAME}: architecture {shortened(config['architecture'])} is not a timm network of this "
             "installation; update timm."
         )
     try:

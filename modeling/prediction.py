@@ -79,7 +79,7 @@ def verdict(
 
 
 def headline_points(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
-    """Return the operating points of the highest target sensitivity, one a target: a reader needs one threshold each."""
+    """Return the operating points of the highest target sensitivity, one per target: a reader needs one threshold each."""
     highest = max((point.target_sensitivity for point in points), default=0.0)
     return [point for point in points if point.target_sensitivity == highest]
 

@@ -99,7 +99,7 @@ def answer_lesion(
     model abstains on all of them, so does the answer.
     """
     if len(photos) > MAX_PHOTOS:
-        raise ImageError(f"{len(photos)} photos came; at most {MAX_PHOTOS} of one lesion are averaged. Remove some.")
+        raise ImageError(f"You sent {len(photos)} photos; at most {MAX_PHOTOS} of one lesion are averaged. Send fewer.")
     priors = priors or "equal"
     chosen, equal = with_priors(classifier, priors), classifier.with_priors("equal")
     shown: list[dict[str, Any]] = []
@@ -149,7 +149,7 @@ def with_evidence(classifier: LesionClassifier, image: Image.Image) -> tuple[Pre
     try:
         explanation = classifier.explain(image)
     except NotInstalledError:
-        note = "There are no heat maps: this network's need torch, which is not installed here."
+        note = "The heat maps of this network need torch, which is not installed here."
         return classifier.predict(image), {"evidence": None, "scale": 0.0, "strength": {}, "note": note}
     return explanation.prediction, evidence_fields(explanation)
 

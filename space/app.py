@@ -21,7 +21,7 @@ with contextlib.suppress(ImportError):  # only the platform has it
 
     @spaces.GPU  # type: ignore[untyped-decorator]
     def unused() -> None:
-        """Exist: ZeroGPU, a free kind of Space, accepts no app without such a function. No answer needs a GPU."""
+        """Satisfy ZeroGPU, which accepts no app without a @spaces.GPU function. No answer needs a GPU."""
 
 
 # isort: split

@@ -29,7 +29,7 @@ def classify_rows(
     if not photos:
         raise ImageError("There is no photo in what you sent; send image files.")
     if len(photos) > MAX_FILES:
-        raise ImageError(f"More than {MAX_FILES} photos came; send them in parts.")
+        raise ImageError(f"The limit is {MAX_FILES} photos; send fewer at a time.")
     for number, photo in enumerate(photos):
         row: dict[str, Any] = {"number": number, "name": photo.name, "error": None}
         with turn():
@@ -45,11 +45,15 @@ def classify_rows(
         yield row
 
 
+def _rank(row: dict[str, Any]) -> int:
+    return 3 if row["error"] else 1 if row.get("abstained") else 0 if row.get("flagged") else 2
+
+
 def table(classifier: LesionClassifier, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the rows of a batch and their CSV: flagged ones first, then by the probability of malignancy."""
+    """Return the rows of a batch and their CSV, sorted as on the page: flagged, no answer, not flagged, not read."""
     rows = sorted(
         ({key: value for key, value in row.items() if key != "thumbnail"} for row in rows),
-        key=lambda row: (bool(row["error"]), not row.get("flagged"), -row.get("malignant_probability", 0.0)),
+        key=lambda row: (_rank(row), -row.get("malignant_probability", 0.0)),
     )
     columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
     flat = (

@@ -1,4 +1,4 @@
-"""What a visitor is told where there is no answer, and what the log is told."""
+"""Errors as sentences for visitors, and what is logged."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from modeling.files import ModelFolderError
 from modeling.images import ImageError
 
-FAULT = "This is a server error, not your fault. Try again; if it remains, tell the owner of this page."
+FAULT = "This is a server error, not your fault. Try again; if it persists, tell the owner of this page."
 
 
 class QuestionError(ValueError):

@@ -22,7 +22,7 @@ REQUEST_WITHIN_S = 30  # until the head of a request is there
 
 
 def guard(demo: gr.Blocks) -> None:
-    """Hand inputs on as they are, those left out as None, and errors as sentences without what was sent or where we are."""
+    """Pass inputs on unchanged, those left out as None; replace errors by sentences without request data or paths."""
     process = demo.process_api
 
     async def guarded(block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def guard(demo: gr.Blocks) -> None:
 
 
 def has_answer(demo: gr.Blocks, ticket: str) -> bool:
-    """Say whether gradio has an answer that nobody has fetched, or computes it; for any other one waits without end."""
+    """Return whether gradio holds or is computing this answer, not yet fetched; for any other it would wait forever."""
     return any(ticket in tickets for tickets in demo._queue.pending_event_ids_session.values())
 
 

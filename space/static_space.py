@@ -80,7 +80,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def serve(model: str | Path, port: int, *, revision: str | None = None) -> None:
-    """Build the page of a model and serve it on this machine until interrupted; an OSError is about the port."""
+    """Build the page of a model and serve it on this machine until interrupted; raise OSError if the port is in use."""
     import uvicorn  # not installed where a static Space is only published
 
     with socket.create_server(("127.0.0.1", port)) as listener, contextlib.suppress(KeyboardInterrupt):

@@ -51,7 +51,7 @@ async def upload(request: Request) -> JSONResponse:
         paths = []
     if not paths:
         form_of_request = f"multipart/form-data with 1 to {MAX_FILES} image files in the field 'files'"
-        return JSONResponse({"error": f"This is no upload: send {form_of_request}."}, 400)
+        return JSONResponse({"error": f"This is not an upload: send {form_of_request}."}, 400)
     return JSONResponse([str(path) for path in paths])
 
 

@@ -211,7 +211,7 @@ def _few_directions(monkeypatch) -> None:
     monkeypatch.setattr(abstention, "MAX_DIRECTIONS", 16)
 
 
-def unlike(n: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def familiar_and_strange(n: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Known features in a plane of 30 dimensions, and others far off it."""
     rng = np.random.default_rng(1)
     known = rng.normal(size=(n, 3)) @ rng.normal(size=(3, 30)) + 0.1 * rng.normal(size=(n, 30))
@@ -223,7 +223,7 @@ def unlike(n: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 @pytest.mark.usefixtures("_few_directions")
 def test_photographs_of_another_processing_chain_are_refused_at_the_nominal_rate() -> None:
     """If the rule saw val images passed through such chains."""
-    known, strange, logits, strange_logits = unlike(1200)
+    known, strange, logits, strange_logits = familiar_and_strange(1200)
     rng = np.random.default_rng(2)
     traces = rng.normal(size=(3, 30))  # of compression, say, off the plane of val
     chained = known + rng.normal(size=(len(known), 3)) @ traces
@@ -242,7 +242,7 @@ def test_photographs_of_another_processing_chain_are_refused_at_the_nominal_rate
 
 @pytest.mark.usefixtures("_few_directions")
 def test_abstention_keeps_its_false_alarm_rate_and_sees_what_is_off_the_plane() -> None:
-    known, strange, logits, strange_logits = unlike()
+    known, strange, logits, strange_logits = familiar_and_strange()
     rule = AbstentionRule.fit(logits[:300], known[:300], np.arange(300), false_alarm_rate=0.1)
     assert rule.abstains(logits[300:], known[300:]).mean() == pytest.approx(0.1, abs=0.05)
     assert rule.abstains(strange_logits, strange).mean() > 0.9
@@ -250,7 +250,7 @@ def test_abstention_keeps_its_false_alarm_rate_and_sees_what_is_off_the_plane() 
 
 @pytest.mark.usefixtures("_few_directions")
 def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
-    known, strange, logits, strange_logits = unlike()
+    known, strange, logits, strange_logits = familiar_and_strange()
     rule = AbstentionRule.fit(logits, known, np.arange(len(known)))
     length = np.linalg.norm(known, axis=1).mean()
     inside, outside = (
@@ -268,14 +268,14 @@ def test_abstention_score_agrees_with_the_paper_s_formula() -> None:
 @pytest.mark.usefixtures("_few_directions")
 def test_images_with_weak_and_with_strong_features_do_not_pass() -> None:
     """Weak features are near the centre unless they are scaled to length 1, and strong ones stand out only unscaled."""
-    known, strange, logits, strange_logits = unlike()
+    known, strange, logits, strange_logits = familiar_and_strange()
     rule = AbstentionRule.fit(logits, known + 3, np.arange(len(known)))
     assert rule.abstains(strange_logits, 0.01 * (strange + 3)).mean() > 0.9
     assert rule.abstains(logits, 3 * (known + 3)).mean() > 0.9
 
 
 def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> None:
-    known, strange, logits, strange_logits = unlike()
+    known, strange, logits, strange_logits = familiar_and_strange()
     rule = AbstentionRule.fit(logits, known, np.arange(len(known)))
     again = checked(AbstentionRule, json.loads(json.dumps(plain(rule))), "here")
     assert np.array_equal(again.score(strange_logits, strange), rule.score(strange_logits, strange))
@@ -284,7 +284,10 @@ def test_abstention_rule_survives_config_json_and_gives_a_reason_in_words() -> N
     )
     assert reasons[0] is None
     assert reasons[1] is not None
-    assert reasons[1] == "It is too unlike the training images: about 95 % of the validation images are more like them."
+    assert (
+        reasons[1]
+        == "It differs too much from the training images: about 95 % of the validation images are closer to them."
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
@@ -296,7 +299,7 @@ def test_a_rule_of_few_images_can_be_saved_and_read(n: int) -> None:
 
 
 def test_a_damaged_abstention_rule_is_refused() -> None:
-    known, _, logits, _ = unlike()
+    known, _, logits, _ = familiar_and_strange()
     values = plain(AbstentionRule.fit(logits, known, np.arange(len(known))))
     for broken in ("", "AAAA", "not base64!"):
         with pytest.raises(ModelFolderError, match="here: "):

@@ -35,13 +35,13 @@ def line(points, *above, abstained=False):
         (
             ALL,
             [],
-            "Not flagged: below the 95 %-sensitivity thresholds for melanoma and for malignancy; this is no all-clear. "
+            "Not flagged: below the 95 %-sensitivity thresholds for melanoma and for malignancy; this does not rule out disease. "
             "Most likely: melanocytic nevus (81 %).",
         ),
         (
             [MEL_90],
             [],
-            "Not flagged: below the 90 %-sensitivity threshold for melanoma; this is no all-clear. "
+            "Not flagged: below the 90 %-sensitivity threshold for melanoma; this does not rule out disease. "
             "Most likely: melanocytic nevus (81 %).",
         ),
         ([], [], "This model has no tested threshold. Most likely: melanocytic nevus (81 %)."),
@@ -53,7 +53,7 @@ def test_the_verdict_names_one_threshold_a_target_and_the_most_probable_diagnosi
 
 def test_an_abstention_gives_no_diagnosis():
     assert line(ALL, "MEL@95", abstained=True) == (
-        "No answer: the photo does not look like dermoscopy as this model knows it."
+        "No answer: the photo does not look like the dermoscopic images that this model was trained on."
     )
 
 

@@ -50,7 +50,7 @@ _ALIASES = {
     "benign keratosis like lesions": "BKL",
     "vascular lesions": "VASC",
 }
-# "all" and "overall" are rows of tables; a blank that was written out is no diagnosis.
+# "all" and "overall" are rows of tables; a blank that was written out is not a diagnosis.
 _RESERVED_LABELS = RESERVED_NAMES | {"all", "overall", "na", "n/a", "nan", "none", "null"}
 _UNSAFE_LABEL = re.compile(r"^[=+\-@＝＋－＠]|[<>|`]")  # a formula in a spreadsheet; markup in a card
 
@@ -72,7 +72,7 @@ def read_ages(values: Sequence[str | None]) -> list[float | None]:
 
 
 def map_labels(labels: Sequence[str | None]) -> tuple[list[str], list[str | None], str]:
-    """Give each label its ISIC code, where it is written as a code or full name; another label is its own name.
+    """Give each label its ISIC code, where it is written as a code or full name; any other label is kept.
 
     Returns:
         The names that occur (ISIC codes first, in ISIC's order), the name of each row, and a sentence about the mapping.

@@ -79,7 +79,7 @@ def check_same_images(images: pd.DataFrame, known: pd.DataFrame) -> None:
     distance = np.bitwise_count(_words(both["hash"]) ^ _words(both["hash_known"])).sum(axis=1)
     if others := both["image_id"][distance > MAX_HASH_DISTANCE].tolist():
         raise DataError(
-            f"{len(others)} images are others than those of the same name that the model was made with, such as "
+            f"{len(others)} images differ from the model's images of the same name, such as "
             f"{', '.join(others[:3])}. Give the model's own data, or --external to score it on these."
         )
 
@@ -141,7 +141,7 @@ def read_hashes(path: Path) -> pd.DataFrame:
     """Read image_hashes.csv, an untrusted file.
 
     Raises:
-        DataError: If it is no such table.
+        DataError: If it is not such a table.
     """
     hashes = read_table(path, COLUMNS[:3]).reindex(columns=list(COLUMNS), fill_value="")  # version 0.1 had no sha256
     if not hashes["hash"].str.fullmatch(f"[0-9a-f]{{{HASH_DIGITS}}}").all():

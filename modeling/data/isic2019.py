@@ -99,10 +99,10 @@ def official_files(data_dir: str | Path | None, names: Sequence[str]) -> list[Pa
 
 
 def unpack(archive: Path, cache_dir: Path) -> Path:
-    """Extract the official zip once and return the folder of its content; whole, or not there.
+    """Extract the official zip once and return the folder of its content; it appears only when complete.
 
     Raises:
-        DataError: If it is no whole zip, such as a proxy's page of HTML.
+        DataError: If it is not a complete zip file, such as a proxy's HTML page.
     """
     target = cache_dir / f"{archive.name}.unpacked"
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -114,11 +114,13 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
                     opened.extractall(Path(scratch) / "whole")  # which leaves out "..", absolute paths and links
                     (Path(scratch) / "whole").rename(target)
     except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:  # RuntimeError: of a damaged header
-        raise DataError(f"{archive} is no whole zip ({error}); delete it and run the command again.") from error
+        raise DataError(
+            f"{archive} is not a complete zip file ({error}); delete it and run the command again."
+        ) from error
     return target
 
 
 def source_of(lesion_id: str | None) -> str:
-    """Return the hospital that the prefix of a lesion id names, or "unknown"."""
+    """Return the source that the prefix of a lesion id names, or "unknown"."""
     prefix = (lesion_id or "")[:3]
     return prefix if prefix in SOURCES else "unknown"

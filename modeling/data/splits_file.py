@@ -55,7 +55,7 @@ def leakage(splits: pd.DataFrame) -> dict[str, float]:
 
 
 def describe_split(splits: pd.DataFrame, *, patients: pd.Series | None = None) -> dict[str, Any]:
-    """Return what a split may be called: what was measured on it, not what was asked for.
+    """Return the measured properties of a split, whatever the options asked for.
 
     `patients` are patient ids by image id, where the data have them.
 
@@ -85,7 +85,7 @@ def load_splits(path: str | Path) -> pd.DataFrame:
     """Read splits.csv as it is, sorted by image id; `splits.read_splits` also compares it with the data.
 
     Raises:
-        DataError: If it is no table with the columns of splits.
+        DataError: If it is not a table with the columns of splits.
     """
     splits = read_table(Path(path), COLUMNS)
     if strange := sorted(set(splits["split"]) - set(SPLITS)):

@@ -15,7 +15,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read a CSV file, which may be untrusted, with at least these columns; a blank cell is "".
 
     Raises:
-        DataError: If it is no such table.
+        DataError: If it is not such a table.
     """
     try:
         if path.stat().st_size > MAX_TABLE_BYTES:

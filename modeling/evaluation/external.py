@@ -48,9 +48,7 @@ def open_external(
     hashes = file_beside(classifier.source, HASHES_NAME)
     if hashes is None:
         left_out = pd.DataFrame(columns=["image_id", "reason"])
-        compared_by = (
-            f"nothing: the model was published without {HASHES_NAME}, so it may have seen some of these images"
-        )
+        compared_by = f"nothing: the model has no {HASHES_NAME}, so it may have seen some of these images"
     else:
         left_out = find_known(loaded.hashes, read_hashes(hashes))
         compared_by = "image id, lesion id and image content"

@@ -18,7 +18,7 @@ from modeling.operating_points import OperatingPoint
 
 MAX_BINS = 15
 MIN_IMAGES_PER_BIN = 20
-# Cases per 100 in an unselected population; an illustration, not a measured rate.
+# 2 cases per 100 lesions of an unselected population; an illustration, not a measured rate.
 ASSUMED_PREVALENCE = 0.02
 
 

@@ -22,7 +22,7 @@ TEMPLATES = {CARD_NAME: "model_card.md", EVALUATION_NAME: "evaluation_card.md"} 
 SENTENCES = "card_sentences.md"  # of both
 NOTEBOOK_TEMPLATE = Path(__file__).with_name(NOTEBOOK_NAME)
 THIS_FOLDER = "path/to/this/folder"  # in these files until a push writes the repository's name there
-EXTERNAL = "external"  # folder of external validations in a model folder, one metrics.json a dataset
+EXTERNAL = "external"  # folder of external validations in a model folder, one metrics.json per dataset
 # Other runs of the same recipe: {"seeds": [{"seed": 42, "macro_auroc": 0.94, …}, …], "elsewhere": [{"Trained on": …}, …]}
 SEEDS_NAME = "seeds.json"
 # The Hub's name of a metric in the model index, and ours.

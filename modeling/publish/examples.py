@@ -36,6 +36,6 @@ def write_demo_examples(folder: Path, classifier: LesionClassifier) -> None:
 
 
 def lesions(code: str) -> Iterator[Image.Image]:
-    """Draw lesions of a diagnosis, each another."""
+    """Draw lesions of a diagnosis, each one different."""
     for number in range(MAX_TRIES):
         yield draw_lesion(np.random.default_rng([SEED, number]), code, width_px=640, height_px=480)

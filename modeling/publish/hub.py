@@ -128,7 +128,7 @@ def check_repo_id(repo_id: str, option: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PublishError(f"{option} {repo_id!r} is no valid repository name, such as me/name: {error}") from None
+        raise PublishError(f"{option} {repo_id!r} is not a valid repository name, such as me/name: {error}") from None
 
 
 def with_namespace(api: HfApi, repo_id: str) -> str:

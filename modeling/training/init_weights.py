@@ -71,7 +71,7 @@ def find_starts(options: TrainOptions) -> list[Start]:
 def _find_start(named: str) -> Start:
     path = Path(named)
     if path.is_file():
-        # A file called model.safetensors is better known by its folder.
+        # The name model.safetensors says nothing; that of its folder does.
         name = path.resolve().parent.name if path.name == WEIGHTS_NAME else path.name
         source, weights = ModelFolder(path.parent, model_id=name, revision=None), path
     else:
@@ -134,7 +134,7 @@ def _fitting(model: TimmModel, start: Start, weights: Path) -> dict[str, torch.T
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise ModelFolderError(
-            f"--init_from: {weights} is no .safetensors file, or it is damaged ({error})."
+            f"--init_from: {weights} is not a .safetensors file, or it is damaged ({error})."
         ) from error
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     fitting = {key: value for key, value in tensors.items() if shapes.get(key) == value.shape}
@@ -186,7 +186,7 @@ def _overlap(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> str:
     seen = {}
     for split, used in (("val", ["train"]), ("test", ["train", "val"])):
         new = images[images["image_id"].isin(splits["image_id"][splits["split"] == split])]
-        # An image that the earlier run held out too is no leak, though it may look like one of another lesion.
+        # An image that the earlier run held out too is not a leak, though it may look like one of another lesion.
         held_out = find_known(new, before[before["split"] == split])
         held_out = held_out[held_out["reason"].isin([SAME_FILE, SAME_IMAGE_ID])]
         new = new[~new["image_id"].isin(held_out["image_id"])]

@@ -46,16 +46,16 @@ class TrainOptions:
     )
     data_dir: str | None = option(
         None,
-        "Local copy of ISIC 2019 in the official layout; of another dataset, a folder in it. Default: download it (9.1 GB).",
+        "Local copy of ISIC 2019 in the official layout; for another dataset, a subfolder of it. Default: download it (9.1 GB).",
     )
     diagnoses: list[str] = option(
         list(REFERENCE_CODES),
         "Codes of the diagnoses to distinguish, or: all. Default: BCC BKL MEL NV, as in the reference system, so that scores "
-        "compare; all for a dataset that lacks one of them.",
+        "are comparable; all for a dataset that lacks one of them.",
     )
     protocol: Literal["lesion", "original", "given"] = option(
         "lesion",
-        "lesion: no lesion is in two splits, so scores can be trusted. original: the reference system's split of images, "
+        "lesion: no lesion is in two splits. original: the reference system's split of images, "
         "which leaks; for comparison only. given: the train, validation and test of the dataset itself; how far they leak is "
         "reported.",
     )
@@ -81,7 +81,7 @@ class TrainOptions:
     init_from: list[str] = option(
         [],
         "Start from these weights instead: a model folder, a .safetensors file, or a Hub repository as REPO or "
-        "REPO@REVISION, of this package or of timm; of several, as in --init_from A B, the mean. A folder or file needs no "
+        "REPO@REVISION, of this package or of timm. Several, as in --init_from A B: their mean. A folder or file needs no "
         "network. Default: none.",
     )
     image_size: Annotated[int, Field(ge=16, le=1024)] = option(
@@ -122,22 +122,24 @@ class TrainOptions:
     )
     consistency: Annotated[float, Field(gt=0, le=100)] | None = option(
         None,
-        "Weight of a penalty on different answers to two augmented views of an image, so that fewer answers change with a turn, "
-        "the scale or JPEG. A batch takes twice the time and memory. Default: one view, no penalty.",
+        "Weight of a penalty on different predictions for two augmented views of an image, so that fewer predictions change "
+        "under rotation, scaling and JPEG. A batch takes twice the time and memory. Default: one view, no penalty.",
     )
     patience: Annotated[int, Field(ge=1, le=10_000)] | None = option(
         None, "Stop after this many epochs without a better val score. Default: 10; not used by recipe original."
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
-        "auto", "auto: bf16 on a GPU that computes it, else what accelerate is configured to, which is no by default."
+        "auto", "auto: bf16 on a GPU that supports it, else what accelerate is configured to, which is no by default."
     )
-    compile: bool = option(False, "torch.compile the network; it costs minutes at the start, so it is for long runs.")
+    compile: bool = option(
+        False, "torch.compile the network; it takes a minute or more at the start, so it is for long runs."
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = option(
         42, "Seed of splits, weights, order and augmentation; the default is the reference system's."
     )
     # run
     output_dir: str = option(
-        None, "Run folder: new, empty, or of a run to resume. Default: runs/ and the name of the dataset."
+        None, "Run folder: new, empty, or that of a run to resume. Default: runs/ and the name of the dataset."
     )
     resume: Literal["auto"] | None = option(
         None,
@@ -156,7 +158,7 @@ class TrainOptions:
     hub_model_id: str | None = option(
         None, "Repository to push to, such as me/skin-lesion-b0. Default: none; needed by --push_to_hub."
     )
-    hub_private: bool = option(False, "Create it as a private repository: your organisation decides who sees it.")
+    hub_private: bool = option(False, "Create it as a private repository, which only you or your organisation can see.")
 
 
 # Built before HfArgumentParser sees the class, because that removes the bounds from its fields.
@@ -195,7 +197,7 @@ def parse_options(arguments: list[str]) -> TrainOptions:
         look_for_args_file=False,  # it would silently read a train.args beside train.py
     )
     if unknown:
-        raise ValueError(f"{shortened(' '.join(unknown))} is no option; --help lists them.")
+        raise ValueError(f"unknown option {shortened(' '.join(unknown))}; --help lists them.")
     return resolve(options)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: it can be resumed at any optimiser step and then gives the same weights, bit for bit.
+"""The training loop: it can be resumed at any optimiser step and then, on a CPU, gives the same weights bit for bit.
 
 Everything random depends on (seed, epoch, image) or (seed, step, rank) alone: the order of the data (accelerate's seedable
 sampler), the augmentation (`loaders.LesionDataset`) and dropout. So a checkpoint needs no state of random generators.

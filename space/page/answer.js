@@ -5,7 +5,7 @@ import { button, capital, el, listed, percent, percentPair, unbroken } from "./d
 const NOW = {
   abstained:
     "Take the photo again through a dermatoscope: close, sharp, the whole lesion, without glare. " +
-    "If there is no answer again, have the lesion examined; no answer is no all-clear.",
+    "If there is no answer again, have the lesion examined; no answer does not rule out disease.",
   flagged: "Have this lesion examined by a dermatologist. A flag is not a diagnosis.",
   clear: "If this spot is new, changing, bleeding or worries you, see a doctor, whatever this page says.",
 };
@@ -165,8 +165,8 @@ function lacking(answer) {
   );
   const names = [...(dangerous.length ? [`${listed(dangerous, "and")} (can be dangerous)`] : []), ...others];
   return names.length
-    ? `This model does not know ${listed(names, "or")}: such a lesion gets one of the names above, or no answer.`
-    : "Any other disease gets one of the names above, or no answer.";
+    ? `This model was not trained on ${listed(names, "or")}: it labels such a lesion as one of the diagnoses above, unless it abstains.`
+    : "It labels any other disease as one of the diagnoses above, unless it abstains.";
 }
 
 function priorsChoice(answer, onpriors) {
@@ -215,12 +215,12 @@ export function thresholdCard(answer) {
       cell("False alarms", `${point.false_alarms} of ${point.n_negative}`),
     );
   });
-  const heads = ["Set to catch", "This lesion", "Caught", "False alarms"];
+  const heads = ["Target", "This lesion", "Caught", "False alarms"];
   const few = answer.n_used > 1 ? " They were set on single photos, not on averages of several." : "";
   return el(
     "details",
     { class: "card", id: "thresholds" },
-    el("summary", {}, el("h2", {}, "Thresholds and how they did")),
+    el("summary", {}, el("h2", {}, "Thresholds and validation results")),
     el(
       "table",
       { class: "points" },
@@ -254,7 +254,7 @@ export function takeAwayButtons(actions) {
   const one = (id, text, onclick) => button(text, onclick, { class: "second", id });
   return el(
     "section",
-    { class: "buttons take", "aria-label": "Take the answer away" },
+    { class: "buttons take", "aria-label": "Save the answer" },
     one("save-report", "Report", actions.report),
     one("print", "Print", actions.print),
     one("save-overlay", "Overlay (JPEG)", actions.overlay),

@@ -82,7 +82,18 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
     const sorted = rows.map((row, index) => ({ row, photo: photos[index] })).sort(mostUrgentFirst);
     const answered = sorted.filter(({ row }) => !row.error);
     const status = el("h2", { id: "batch-status", tabindex: -1 }, counted(rows));
-    const csv = () => save(root, "lesions.csv", textBlob("text/csv", toCsv(rows, about)));
+    const csv = () =>
+      save(
+        root,
+        "lesions.csv",
+        textBlob(
+          "text/csv",
+          toCsv(
+            sorted.map(({ row }) => row),
+            about,
+          ),
+        ),
+      );
     const open = (at) => {
       const { photo } = answered[at];
       const back = () => {
@@ -113,21 +124,21 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
   return { node, add };
 }
 
-/** Unpack archives; a file that is no photo is kept, and gets a row that says so. */
+/** Unpack archives; a file that is not a photo is kept, and gets a row that says so. */
 async function listPhotos(files) {
   const photos = [];
   for (const file of files) {
     if (await isZip(file)) photos.push(...(await unzip(file)).filter((photo) => !isNoPhoto(photo.name)));
     else photos.push({ name: file.name, blob: file, error: null });
     if (photos.length > MAX_PHOTOS)
-      throw new Error(`More than ${MAX_PHOTOS} photos came; send them in parts.`);
+      throw new Error(`The limit is ${MAX_PHOTOS} photos; send fewer at a time.`);
   }
   if (!photos.length)
     throw new Error("There is no photo in it; send image files, or a zip archive of image files.");
   return photos;
 }
 
-/** Tables and notes that lie beside the photos of an archive. */
+/** Tables and notes that come with the photos of an archive. */
 function isNoPhoto(name) {
   return /\.(csv|tsv|txt|json|md|xlsx?|pdf|xml|html?|db|ini)$/i.test(name);
 }
@@ -138,12 +149,12 @@ function rank({ error, abstained, flagged }) {
   return flagged.length ? 0 : 2;
 }
 
-function suspicion({ malignant_probability: malignant, probabilities }) {
-  return malignant ?? probabilities?.MEL ?? 0;
+function mostUrgentFirst({ row: a }, { row: b }) {
+  return rank(a) - rank(b) || (b.malignant_probability ?? 0) - (a.malignant_probability ?? 0);
 }
 
-function mostUrgentFirst(a, b) {
-  return rank(a.row) - rank(b.row) || suspicion(b.row) - suspicion(a.row);
+function hasThresholds({ operating_points: points }) {
+  return Object.keys(points ?? {}).length > 0;
 }
 
 function counted(rows) {
@@ -151,7 +162,8 @@ function counted(rows) {
   const failed = count((row) => row.error);
   const flagged = count((row) => rank(row) === 0);
   const abstained = count((row) => rank(row) === 1);
-  const parts = [`${rows.length} ${rows.length === 1 ? "photo" : "photos"}`, `${flagged} flagged`];
+  const parts = [`${rows.length} ${rows.length === 1 ? "photo" : "photos"}`];
+  if (rows.some(hasThresholds)) parts.push(`${flagged} flagged`);
   if (abstained) parts.push(`${abstained} without an answer`);
   if (failed) parts.push(`${failed} could not be read`);
   return `${parts.join(", ")}.`;
@@ -162,13 +174,15 @@ const RESULTS = [
   ["No answer", "abstained"],
   ["Not flagged", "clear"],
   ["Not read", "failed"],
+  ["No threshold", "clear"],
 ];
 
 function table(sorted, open) {
   const knowsMalignant = sorted.some(({ row }) => row.malignant_probability !== undefined);
   const line = (entry) => {
     const { row } = entry;
-    const [text, kind] = RESULTS[rank(row)];
+    const place = rank(row);
+    const [text, kind] = RESULTS[place === 2 && !hasThresholds(row) ? 4 : place];
     const picture = el(
       "td",
       { class: "picture-cell" },
@@ -209,15 +223,15 @@ function table(sorted, open) {
     "Probability",
     ...(knowsMalignant ? ["Malignant (total)"] : []),
   ];
-  const order = knowsMalignant ? "the probability of malignancy" : "the probability of melanoma";
+  const order = knowsMalignant ? "; within each by the probability of malignancy" : "";
   return el(
     "table",
     { class: "batch" },
     el(
       "caption",
       {},
-      `Flagged first, then no answer, then not flagged; within each by ${order}. ` +
-        "Not flagged is no all-clear. A file name opens the photo.",
+      `Flagged first, then no answer, then not flagged${order}. ` +
+        "Not flagged does not rule out disease. A file name opens the photo.",
     ),
     el(
       "thead",
@@ -245,14 +259,15 @@ function appendRows(body, makers) {
   return body;
 }
 
-/** The rows in the order of the files; cells that a spreadsheet would run as a formula are made harmless. */
+/** The columns of the server's table (modeling/rows.py); cells that a spreadsheet would run as a formula are made harmless. */
 export function toCsv(rows, about) {
   const answered = rows.find((row) => !row.error);
   const points = Object.keys(answered?.operating_points ?? {});
   const provenance = rows.find((row) => row.provenance)?.provenance ?? {};
   const columns = [
-    ...["name", "verdict", "diagnosis", "probability", ...about.model.codes],
-    ...["malignant_probability", "abstained", "reason", ...points, "error", ...Object.keys(provenance)],
+    ...["image", "verdict", "diagnosis", "probability", "flagged", ...about.model.codes],
+    ...(answered?.malignant_probability === undefined ? [] : ["malignant_probability"]),
+    ...["abstained", "reason", ...points, "error", ...Object.keys(provenance)],
   ];
   const cell = (value) => {
     if (value === null || value === undefined) return "";
@@ -262,7 +277,15 @@ export function toCsv(rows, about) {
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = rows.map((row) => {
-    const values = { ...provenance, ...row.probabilities, ...row.operating_points, ...row };
+    const flagged = (row.flagged ?? []).join("; ");
+    const values = {
+      ...provenance,
+      ...row,
+      image: row.name,
+      flagged,
+      ...row.probabilities,
+      ...row.operating_points,
+    };
     return columns.map((name) => cell(values[name])).join(",");
   });
   return `\ufeff${[columns.map(cell).join(","), ...lines].join("\r\n")}\r\n`;

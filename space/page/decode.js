@@ -22,7 +22,7 @@ export async function readSquare(blob, name, { side, kind }) {
   await check(blob, name);
   let bitmap;
   try {
-    // Colour profiles are ignored, as in training; the Exif orientation is obeyed.
+    // Colour profiles are ignored, as in training; the Exif orientation is applied.
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", imageOrientation: "from-image" });
   } catch {
     throw new Error(`${name} is damaged or incomplete. Send it again, or ${BY_HAND}.`);

@@ -70,7 +70,7 @@ export async function open(modelUrl, { onProgress = () => {}, origin = {} } = {}
     kind: "browser",
     privacy:
       "Photos stay on this device: this page computes in your browser and sends nothing. " +
-      "Who loaded the page may be in its host's own logs.",
+      "The page's host may log your visit.",
     about: () => aboutModel(model, config, folder),
     async answer(photos, { priors = "equal" } = {}) {
       const list = photos instanceof Blob ? [{ name: photos.name ?? "photo", blob: photos }] : photos;
@@ -108,7 +108,7 @@ function startWorker(url) {
   worker.onerror = (event) => {
     event.preventDefault();
     const sentence =
-      "The engine of this page could not start or stopped: reload the page, or try another browser.";
+      "The engine of this page failed to start, or crashed: reload the page, or try another browser.";
     for (const { reject } of waiting.values()) reject(new Error(sentence));
     waiting.clear();
   };

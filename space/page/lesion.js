@@ -117,7 +117,7 @@ export function lesionPanel({ engine, about, root }) {
       Object.assign(current, { error: null, photos: [...current.kept.photos], known: current.kept.known });
       priors = current.answer.priors_choice;
       drawAnswer();
-      fail(sentence, "The answer below is as before");
+      fail(sentence, "The answer below has not changed");
     } else {
       forget(current);
       current = null;
@@ -184,7 +184,7 @@ export function lesionPanel({ engine, about, root }) {
       "details",
       { class: "card", id: "anyway" },
       el("summary", {}, "Show the numbers anyway"),
-      el("p", { class: "small" }, "They are for looking into the model and say nothing about this lesion."),
+      el("p", { class: "small" }, "They are for inspecting the model and say nothing about this lesion."),
       cards,
     );
   }

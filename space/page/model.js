@@ -4,13 +4,13 @@ import { capital, el, listed, percent } from "./dom.js";
 
 const COLUMNS = { age_approx: "age", anatom_site_general: "body site" };
 const FAR = {
-  blank: "blank pictures",
+  blank: "blank images",
   drawing: "drawings",
-  scene: "pictures of scenes",
-  texture: "pictures of textures",
+  scene: "images of scenes",
+  texture: "images of textures",
 };
 const RECALL = "fraction of its photos that are recognised";
-const PRECISION = "fraction that is right, of the photos that get this name";
+const PRECISION = "fraction of the photos given this diagnosis that have it";
 
 /** @param {object} about */
 export function modelPanel(about) {
@@ -26,7 +26,7 @@ export function modelPanel(about) {
     return el("div", { class: "panel-content reading" }, whole(metrics, about));
   } catch (error) {
     console.warn(error);
-    return problem("metrics.json has a form that this page does not know.");
+    return problem("This page cannot read this version of metrics.json.");
   }
 }
 
@@ -52,9 +52,15 @@ function summary({ model, data, test, intervals }) {
     leak === null || leak === undefined
       ? "It is unknown how many of these images show a lesion that is also in training."
       : leak === 0 && data.split_unit === "lesion"
-        ? "No lesion is both in training and in the test."
+        ? `No lesion is both in training and in the test${data.test_without_lesion_id ? ", as far as known: some images have no lesion id" : ""}.`
         : `${percent(leak)} of these images show a lesion that is also in training.`;
-  const dataset = data.synthetic ? "synthetic drawings" : (data.dataset ?? "a dataset without a name");
+  const sources = Object.keys(data.sources ?? {});
+  const dataset = data.synthetic
+    ? "synthetic drawings"
+    : (data.dataset ?? "a dataset without a name") +
+      (sources.some((name) => name !== "unknown")
+        ? ` (${sources.length > 1 ? "sources" : "source"} ${listed(sources, "and")})`
+        : "");
   const level = percent(intervals?.level ?? 0.95);
   return el(
     "section",
@@ -69,7 +75,7 @@ function summary({ model, data, test, intervals }) {
     el(
       "p",
       { class: "small" },
-      `In brackets: ${level} intervals, the range in which a number would be on another sample of such lesions. ` +
+      `In brackets: ${level} intervals; for the calibration error, the range of a perfectly calibrated model. ` +
         "Probabilities and thresholds assume equally common diagnoses, unless a line says otherwise.",
     ),
   );
@@ -140,7 +146,7 @@ function keyNumbers({ test, calibration, baselines }) {
     ),
     line(
       "Calibration error",
-      "how far a stated probability is from what comes true",
+      "average gap between predicted probability and observed frequency",
       estimate(calibration?.test?.after?.ece),
     ),
   ];
@@ -177,7 +183,7 @@ function thresholds({ operating_points: points, model }) {
   return table(
     "Thresholds on test",
     [
-      ["Set to catch", ""],
+      ["Target", ""],
       ["Sensitivity", "fraction of them that is flagged"],
       ["Specificity", "fraction of the others that is not flagged"],
     ],
@@ -209,12 +215,12 @@ function noAnswer({ abstention }, names) {
     ...Object.entries(abstention.near ?? {}).map(([code, row]) =>
       line(
         capital(names[code] ?? code),
-        `a diagnosis that it does not know, ${row.n_images} images`,
+        `a diagnosis that it was not trained on, ${row.n_images} images`,
         estimate(row.abstained),
       ),
     ),
     ...Object.entries(abstention.far ?? {}).map(([kind, row]) =>
-      line(capital(FAR[kind] ?? kind), `no lesion, ${row.n_images} pictures`, estimate(row.abstained)),
+      line(capital(FAR[kind] ?? kind), `no lesion, ${row.n_images} images`, estimate(row.abstained)),
     ),
   ];
   return table(

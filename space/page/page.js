@@ -21,13 +21,13 @@ const TABS = [
  */
 export async function mount(host, engine) {
   document.documentElement.lang = "en";
-  const page = el("div", { id: "page" }, working("Asking for the model …"));
+  const page = el("div", { id: "page" }, working("Loading the model …"));
   host.append(page);
   let about;
   try {
     about = await engine.about();
   } catch (error) {
-    page.replaceChildren(header(null), alertBox("There is no model to answer with", error.message));
+    page.replaceChildren(header(null), alertBox("The model could not be loaded", error.message));
     return;
   }
   const lesion = lesionPanel({ engine, about, root: host });

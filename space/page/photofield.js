@@ -60,6 +60,6 @@ async function pasted() {
     const type = item.types.find((one) => one.startsWith("image/"));
     if (type) files.push(new File([await item.getType(type)], `pasted.${type.slice(6)}`, { type }));
   }
-  if (!files.length) throw new Error("There is no picture in the clipboard.");
+  if (!files.length) throw new Error("There is no image in the clipboard.");
   return files;
 }

@@ -91,7 +91,7 @@ export function pictureCard(answer, sourceOf) {
     for (const one of layouts.children)
       one.setAttribute("aria-pressed", String(one.id === `view-${view.layout}`));
     legend.hidden = opacity.hidden = layouts.hidden = !hasMaps();
-    note.textContent = hasMaps() ? describe(photo) : "There are no heat maps for this network.";
+    note.textContent = hasMaps() ? describe(photo) : photo.note;
     if (!source) {
       body.replaceChildren(el("p", { class: "small" }, `This browser cannot show ${photo.name}.`));
       return;
@@ -108,10 +108,10 @@ export function pictureCard(answer, sourceOf) {
     const compared =
       strength === 1
         ? "No other diagnosis has a brighter spot."
-        : `Its brightest spot has ${percent(strength)} of the brightest one of any diagnosis.`;
+        : `Its peak is ${percent(strength)} of the highest peak of any diagnosis.`;
     return (
-      `Yellow and green: parts that raised the score for ${name}; no colour: parts that did not. ${compared} ` +
-      "It says where, not why, and is no outline."
+      `The brighter a part, the more it raised the score for ${name}; no colour: little or not at all. ${compared} ` +
+      "It shows where, not why, and does not outline the lesion."
     );
   }
 

@@ -218,7 +218,7 @@ function malignantProbability({ codes, label }, probabilities) {
 export function answerOf(model, photos, choice) {
   if (photos.length > MAX_PHOTOS) {
     throw new Error(
-      `${photos.length} photos came; at most ${MAX_PHOTOS} of one lesion are averaged. Remove some.`,
+      `You sent ${photos.length} photos; at most ${MAX_PHOTOS} of one lesion are averaged. Send fewer.`,
     );
   }
   const read = photos.filter((photo) => !photo.error);

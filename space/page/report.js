@@ -99,7 +99,7 @@ function probabilities(answer) {
     {},
     el("h2", {}, `Probability of each diagnosis, if they are ${assumed}`),
     el("table", {}, heads("Diagnosis", "Behaviour", "Probability"), rows),
-    lacking && el("p", { class: "small" }, `This model does not know ${lacking}.`),
+    lacking && el("p", { class: "small" }, `This model was not trained on ${lacking}.`),
   );
 }
 
@@ -121,7 +121,7 @@ function thresholds(answer) {
     "section",
     {},
     el("h2", {}, "Thresholds"),
-    el("table", {}, heads("Set to catch", "This lesion", "Caught in validation", "False alarms"), rows),
+    el("table", {}, heads("Target", "This lesion", "Caught in validation", "False alarms"), rows),
   );
 }
 
@@ -176,7 +176,7 @@ async function pictures(answer, card, abstained) {
       "p",
       { class: "small" },
       `Heat map for ${card.shown().name}; colours from left to right: no contribution to the strongest. ` +
-        "It says where, not why, and is no outline.",
+        "It shows where, not why, and does not outline the lesion.",
     ),
   );
 }

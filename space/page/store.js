@@ -77,7 +77,7 @@ export async function loadJson(url) {
   try {
     return JSON.parse(new TextDecoder().decode(bytes));
   } catch {
-    throw new Error(`${fileName(url)} is damaged: it is no JSON. Publish the model again.`);
+    throw new Error(`${fileName(url)} is damaged: it is not JSON. Publish the model again.`);
   }
 }
 

@@ -173,7 +173,9 @@ def test_a_zip_that_points_outside_of_itself_writes_nothing_there(copy: Path, tm
 def test_a_download_that_is_no_whole_zip_is_named_with_what_to_do(copy: Path, tmp_path: Path, keep: slice) -> None:
     archive = zip_images(copy)
     archive.write_bytes(archive.read_bytes()[keep] or b"<html>sign in</html>")
-    with pytest.raises(DataError, match=rf"{IMAGES}\.zip is no whole zip .*; delete it and run the command again"):
+    with pytest.raises(
+        DataError, match=rf"{IMAGES}\.zip is not a complete zip file .*; delete it and run the command again"
+    ):
         isic2019.unpack(archive, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.jpg"))
 

@@ -155,10 +155,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
             overlap="could not be checked",
         ),
         [
-            "weights `w` (sha256 `abababababab`), which do not say what they were trained from.",
+            "weights `w` (sha256 `abababababab`), whose base model is not recorded.",
             "An overlap with val or test could not be checked.",
         ],
-        ["ImageNet", "not recorded", "They were not trained"],
+        ["ImageNet", "What training started from", "They were not trained"],
     ),
     "weights of a known model": (
         lambda folder: started(
@@ -194,7 +194,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     ),
     "one source as test": (
         tested_on_one_source,
-        ["Test is the source MSK, which is in no other split", "test is one source that training never saw"],
+        [
+            "Test is all images of MSK, of which no other split has any",
+            "test is of the same dataset, though of a source",
+        ],
         ["test comes from the same dataset as train."],
     ),
     "no rule for abstention": (
@@ -225,7 +228,6 @@ def test_the_card_of_each_kind_of_run_says_what_holds_for_it(folder, kind, monke
     assert not [sentence for sentence in not_said if sentence in text]
     for page in render_card(folder).values():
         assert not re.search(r"\bNone\b(?! on)", page), re.findall(r".*None.*", page)
-        assert "first answer" not in page.lower()
         assert_tables_are_rectangular(page)
         assert_links_exist(page, folder)
     with HubServer() as hub:  # its validate-yaml is the offline part of the Hub's

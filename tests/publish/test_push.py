@@ -363,7 +363,7 @@ def test_a_namespace_that_stays_busy_does_not_hang_the_push(hub, folders, monkey
 def test_an_invalid_name_is_named_with_its_option_and_not_to_be_tried_again(hub, capsys, arguments, option):
     assert main(arguments) == 1
     message = capsys.readouterr().err
-    assert message.startswith(f"{option} 'not valid' is no valid repository name, such as me/name")
+    assert message.startswith(f"{option} 'not valid' is not a valid repository name, such as me/name")
     assert "try again" not in message
     assert not hub.log
 

@@ -64,7 +64,7 @@ def server(folder) -> Iterator[SpaceServer]:
 
 @pytest.fixture(scope="session")
 def ood_score() -> Callable[[LesionClassifier, str | Path], float]:
-    """How unlike the training data a model finds a photo."""
+    """How different from the training data a model finds a photo."""
 
     def score(classifier: LesionClassifier, file: str | Path) -> float:
         outputs = classifier.engine.forward(classifier.preprocess(file)[None])

@@ -49,7 +49,7 @@ def test_a_bad_file_in_a_batch_gets_a_sentence_and_the_others_their_answers(clas
 def test_no_photo_or_too_many_are_refused(classifier, photo):
     with pytest.raises(ImageError, match="no photo"):
         rows_of(classifier)
-    with pytest.raises(ImageError, match="More than 200"):
+    with pytest.raises(ImageError, match="The limit is 200"):
         rows_of(classifier, *[photo] * 201)
 
 
@@ -74,10 +74,15 @@ def test_the_table_is_sorted_by_suspicion_and_its_csv_has_no_formula_of_a_visito
     assert second["diagnosis"] == ""
     assert re.match("'@bad .*0 bytes", second["error"])
     made = [
-        {"name": name, "error": None, "flagged": flagged, "malignant_probability": value}
-        for name, flagged, value in (("nevus", [], 0.11), ("bcc", ["malignancy"], 0.97), ("mel", ["melanoma"], 0.98))
+        {"name": name, "error": None, "flagged": flagged, "abstained": name == "odd", "malignant_probability": value}
+        for name, flagged, value in (
+            ("nevus", [], 0.11),
+            ("bcc", ["malignancy"], 0.97),
+            ("odd", ["melanoma"], 0.99),
+            ("mel", ["melanoma"], 0.98),
+        )
     ]
-    assert [row["name"] for row in batches.table(classifier, made)["rows"]] == ["mel", "bcc", "nevus"]
+    assert [row["name"] for row in batches.table(classifier, made)["rows"]] == ["mel", "bcc", "odd", "nevus"]
 
 
 def test_labels_of_an_untrusted_model_are_no_formula_and_say_nothing_about_malignancy(tmp_path, photo):

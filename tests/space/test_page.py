@@ -128,7 +128,7 @@ def test_a_photo_that_is_left_out_is_named_with_the_reason(browser, page_url, pi
         assert answered(page, odd, good, tmp_path / "broken.jpg") == expected.predict(good).verdict
         facts = text_of(page, ".facts")
         assert facts.startswith("Photos: 1 of 3 usable")
-        assert f"Left out: {odd.name}: It is too unlike the training images" in facts
+        assert f"Left out: {odd.name}: It differs too much from the training images" in facts
         assert "Left out: broken.jpg is" in facts
         assert page.locator("#which-photo").count() == 0
         assert page.locator("#original").get_attribute("alt") == f"Photo {good.name}"
@@ -141,7 +141,7 @@ def test_without_an_answer_the_photo_is_in_colour_and_the_numbers_are_folded_awa
         assert text_of(page, "#verdict").startswith("No answer: the photo does not look like dermoscopy")
         assert expected.predict(odd).reason in text_of(page, "#reason")
         assert "Take the photo again" in text_of(page, ".now")
-        assert "no answer is no all-clear" in text_of(page, ".now")
+        assert "no answer does not rule out disease" in text_of(page, ".now")
         assert page.locator(".plain img").evaluate("node => getComputedStyle(node).filter") == "none"
         assert page.locator(".differential").is_hidden()
         assert page.locator("#overlay").is_hidden()
@@ -168,7 +168,7 @@ def test_not_flagged_is_called_no_all_clear(browser, lesions, tmp_path, engine):
     classifier = LesionClassifier.from_pretrained(model)
     with served(classifier) if engine == "server" else served_static(model) as url, visit(browser, url) as page:
         assert answered(page, lesions[0]) == classifier.predict(lesions[0]).verdict
-        assert "this is no all-clear" in text_of(page, "#verdict")
+        assert "this does not rule out disease" in text_of(page, "#verdict")
         assert "cannot recognise actinic keratosis or squamous cell carcinoma" in text_of(page, ".now")
         assert page.locator(".headline.clear").count() == 1
         assert page.locator(".priors").count() == 0  # this model does not know its dataset's mix
@@ -294,7 +294,8 @@ def test_a_batch_of_ten_is_sorted_and_its_rows_open_with_next_and_back(browser, 
         assert page.evaluate("document.activeElement.textContent") == names[1]
     rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == 10
-    by_name = {row["name"]: row for row in rows}
+    by_name = {row["image"]: row for row in rows}
+    assert [row["image"] for row in rows] == names
     assert by_name[good[0].name]["verdict"] == expected.predict(good[0]).verdict
     assert by_name[odd.name]["abstained"] == "True"
     assert by_name["broken.jpg"]["error"]

@@ -271,7 +271,7 @@ def changed(tree: Any) -> Any:
                     container[draw(st.text(max_size=8) | st.sampled_from(["auto_map", "url", "file", "", DEEP]))] = 1
                 case 3:  # again and again would fill this process's own memory
                     container *= draw(st.sampled_from([2, 1000])) if len(container) <= 1000 else 1
-                case 4:  # what stands elsewhere
+                case 4:  # what is elsewhere
                     other, place = places[draw(st.integers(0, len(places) - 1))]
                     container[key] = copy.deepcopy(other[place]) if holds(other, place) else None
                 case 5 if isinstance(container, dict):

@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def take_turns(engines: list[str], folder: Path, options: argparse.Namespace, *, script: str = __file__) -> int:
-    """Give each engine its share of the time, started anew after each finding; print them and return the exit status."""
+    """Give each engine an equal part of the time, started again after each finding; print them and return the exit status."""
     findings: list[str] = []
     tried = 0
     for engine in engines:

@@ -95,7 +95,7 @@ class SpaceServer:
         raise TimeoutError(f"no page after {timeout_s} s:\n{self.output()[-3000:]}")
 
     def about(self, needle: str, timeout_s: float = 60) -> dict[str, Any]:
-        """Return what the page is told about the model once that contains a text, or `{"error": …}` where it is told so."""
+        """Return the page's facts about the model once they contain a text, or `{"error": …}` where the server answers so."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:

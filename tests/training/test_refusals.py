@@ -30,7 +30,7 @@ def refusal(tmp_path, monkeypatch, capsys):
         (["--epochs", "-1"], "--epochs: input should be"),
         (["--output_dir", ".."], "neither empty nor the folder of a run"),
         (["--dataset", "demo", "--backbone", "foo"], "no network named 'foo'"),
-        (["--dataset", "demo", "--init_from", str(ROOT / "README.md")], "README.md is no .safetensors file"),
+        (["--dataset", "demo", "--init_from", str(ROOT / "README.md")], "README.md is not a .safetensors file"),
         (["--dataset", "demo", "--init_from", "/nowhere"], "--init_from: "),
         (["--dataset", "demo", "--splits", "/nowhere.csv"], "/nowhere.csv cannot be read"),
     ],
