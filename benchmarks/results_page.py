@@ -193,7 +193,7 @@ def released_table(metrics: Mapping[str, Any]) -> str:
             value(metrics["abstention"]["far"][worst]["auroc"]),
         ],
         [
-            f"near-OOD AUROC, worst unknown diagnosis ({hidden}, {near[hidden]['n_images']} images); below 0.5: more familiar than test",
+            f"near-OOD AUROC, worst diagnosis ({hidden}, {near[hidden]['n_images']} images); below 0.5: more familiar than test",
             value(near[hidden]["auroc"]),
         ],
         [f"{sample}: highest flip rate under rotation and scaling ({flips})", value(changes[flips]["flip_rate"])],
