@@ -193,7 +193,7 @@ def evaluate(run: Run, data: RunData, fitted: Fitted) -> Path:
         classifier=classifier,
         dataset=data.loaded.dataset,
         splits=data.splits,
-        protocol="file" if options.splits else options.protocol,
+        protocol=data.config["options"]["protocol"],
         n_skipped=data.loaded.n_skipped,
         run={**data.config, "history": fitted.history},
     )

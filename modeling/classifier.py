@@ -121,7 +121,7 @@ class LesionClassifier:
 
         Args:
             images: A path, bytes, a PIL image or an HWC uint8 array; or a list of those.
-            tta: Average the probabilities over the eight flips and quarter turns (nine network passes, not one).
+            tta: Average the probabilities over the eight flips and quarter turns (eight network passes, not one).
 
         Raises:
             ImageError: If an image cannot be read; the message says what was wrong and what to do.
@@ -216,7 +216,7 @@ class LesionClassifier:
             return self.predictions(outputs, outputs.probs)
         turned = [np.rot90(pixel_values, turns, axes=(2, 3)) for turns in range(4)]  # a lesion has no upright side
         views = [*turned, *(np.flip(view, 3) for view in turned)]
-        probs = [self.engine.forward(view, single_thread=single_thread).probs for view in views]
+        probs = [outputs.probs, *(self.engine.forward(view, single_thread=single_thread).probs for view in views[1:])]
         return self.predictions(outputs, np.mean(probs, axis=0))
 
     def predictions(self, outputs: ModelOutputs, probs: np.ndarray) -> list[Prediction]:

@@ -66,9 +66,9 @@ def run_images(
 
 
 def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator") -> Outputs:
-    """Run a timm model over a loader and gather its outputs from all processes, each image once.
+    """Run a timm model over a loader and gather its outputs from all processes, each image once; leave it in eval mode.
 
-    The model may be wrapped by accelerate. The loader is of a `LesionDataset`, in order, prepared by the accelerator.
+    The loader is of a `LesionDataset`, in order, prepared by the accelerator.
 
     Raises:
         ValueError: If a logit is not finite.
@@ -77,21 +77,18 @@ def run_model(model: "TimmModel", loader: Any, accelerator: "Accelerator") -> Ou
 
     from modeling.network import normalise
 
-    bare: Any = accelerator.unwrap_model(model)  # mypy does not know timm's methods
-    was_training = bare.training
-    bare.eval()
+    model.eval()
     parts: dict[str, list[torch.Tensor]] = {"labels": [], "logits": [], "features": []}
     with torch.inference_mode():
         for batch in loader:
-            pixel_values = normalise(batch["pixels"].to(accelerator.device), bare.pretrained_cfg)
-            features = bare.forward_head(bare.forward_features(pixel_values), pre_logits=True)
+            pixel_values = normalise(batch["pixels"], model.pretrained_cfg)
+            features = model.forward_head(model.forward_features(pixel_values), pre_logits=True)
             values = {
-                "labels": batch["label"].to(accelerator.device),
-                "logits": bare.get_classifier()(features).float(),
+                "labels": batch["label"],
+                "logits": model.get_classifier()(features).float(),
                 "features": features.float(),
             }
             for name, value in accelerator.gather_for_metrics(values).items():
                 parts[name].append(value.cpu())
-    bare.train(was_training)
     gathered = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
     return Outputs(image_ids=list(loader.dataset.image_ids), **gathered)

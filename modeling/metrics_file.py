@@ -21,7 +21,7 @@ class Rate(TypedDict):
     value: Fraction | None
     low: NotRequired[Fraction | None]
     high: NotRequired[Fraction | None]
-    if_calibrated: NotRequired[dict[Literal["low", "high"], Fraction] | None]
+    if_calibrated: NotRequired[dict[Literal["low", "high"], Fraction]]
     reason: NotRequired[str]
 
 
@@ -101,7 +101,7 @@ class Refused(TypedDict):
 
 class Abstention(TypedDict):
     reason: NotRequired[str]
-    test: NotRequired[Refused | None]
+    test: NotRequired[Refused]
     near: NotRequired[dict[Name, Refused]]
     far: NotRequired[dict[Name, Refused]]
 

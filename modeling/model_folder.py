@@ -7,6 +7,7 @@ transformers' TimmWrapper and the torch engine read it) and `onnx/model.onnx` fo
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ ONNX_NAME = "onnx/model.onnx"  # where the Hub's tools look for it
 # Beside them: the scores, and the options, splits and image hashes of the run.
 METRICS_NAME, RUN_NAME, SPLITS_NAME, HASHES_NAME = "metrics.json", "train_config.json", "splits.csv", "image_hashes.csv"
 EXAMPLES_NAME = "examples/examples.json"  # and the images that it lists
+EXTERNAL_NAME = re.compile(r"external/[a-z0-9_-]+\.json")  # external validations, one metrics.json per dataset
 UNKNOWN_ORIGIN = "unknown origin"  # used when initial weights carry no provenance
 MAX_GIB = {WEIGHTS_NAME: 4, ONNX_NAME: 2}  # protobuf's own limit for the second
 
@@ -74,6 +76,7 @@ def resolve_model_folder(repo_or_folder: str | Path, revision: str | None = None
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    earlier: object = None
     try:
         earlier = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
         HfApi().model_info(repo_id, revision=revision, timeout=15)

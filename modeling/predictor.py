@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="average over the eight flips and quarter turns: nine network passes, not one",
+        help="average over the eight flips and quarter turns: eight network passes, not one",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub. Default: its newest commit")
     return parser

@@ -46,7 +46,7 @@ def test_outputs_come_in_the_order_of_the_dataset(network) -> None:
     outputs = run(network)
     assert outputs.image_ids == list("abcde")
     assert outputs.labels.tolist() == [0, 1, 2, 3, 0]
-    assert network.training
+    assert not network.training
 
 
 def test_the_engine_gives_the_outputs_of_the_network(classifier, network) -> None:

@@ -188,6 +188,10 @@ def _read_columns(listing: Listing) -> tuple[dict[str, list[Any]], list[str | No
         # A blank that was written out stays blank: one "nan" for all images would be one lesion.
         texts = [text_of(value) for value in ([None] * n if existing is None else given[existing])]
         table[column] = [None if text is None or text.lower() in BLANK else text for text in texts]
+    # A row with a problem may have no id of its own.
+    faulty = {problem.image_id for problem in listing.problems}
+    ids = zip(table["image_id"], listing.image_ids, strict=True)
+    table["image_id"] = [own or (listed if listed in faulty else None) for own, listed in ids]
     if len(set(table["image_id"])) < n or None in table["image_id"]:
         table["image_id"] = listing.image_ids
     for column in ("image_id", "lesion_id", "source"):

@@ -3,12 +3,11 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import HfArgumentParser
 
 from modeling.classifier import LesionClassifier
 from modeling.data.duplicates import check_same_images, read_hashes
@@ -21,44 +20,20 @@ from modeling.evaluation.external import open_external
 from modeling.evaluation.saliency import MASK_NAME
 from modeling.metrics_file import read_metrics_of
 from modeling.model_folder import HASHES_NAME, METRICS_NAME, SPLITS_NAME, file_beside
-from modeling.training.options import option
 
 
-@dataclass
-class EvaluationOptions:
-    """Score a model folder or Hub repository. The first argument is the model."""
-
-    dataset: str | None = option(
-        None,
-        "isic2019, demo, a folder or a Hub dataset. Default: isic2019 with --data_dir or --official_test, else the model's own.",
-    )
-    data_dir: str | None = option(None, "Local copy of ISIC 2019 in the official layout.")
-    masks: str | None = option(None, "Folder of <image_id>_segmentation.png, to score heat maps against.")
-    external: bool = option(
-        False,
-        "External validation on data that are not the model's own: test is every image of the model's diagnoses that it has not "
-        "seen.",
-    )
-    official_test: bool = option(
-        False, "Score on the official test of ISIC 2019, with the usual scores and that of the challenge."
-    )
-    skip_bad_images: bool = option(
-        False, "Leave unusable images out and list them in skipped.csv. Default: stop and name them."
-    )
-    output: str = option("evaluation", "Folder for metrics.json, figures/ and predictions.csv; not the model folder.")
-    revision: str | None = option(None, "Branch, tag or commit of a Hub repository.")
-
-
-def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
+def evaluate_folder(options: argparse.Namespace) -> dict[str, Any]:
     """Score a model folder or Hub repository and write the results; return the content of metrics.json.
 
     Raises:
         ValueError: If the options, the model and the data do not go together.
     """
     output = Path(options.output)
-    classifier = LesionClassifier.from_pretrained(model, revision=options.revision)
+    classifier = LesionClassifier.from_pretrained(options.model, revision=options.revision)
     if options.masks and not any(Path(options.masks).glob(MASK_NAME.format(image_id="*"))):
         raise ValueError(f"--masks {options.masks} has no file {MASK_NAME.format(image_id='<image_id>')}.")
+    if options.masks and (options.external or options.official_test):
+        raise ValueError("--masks are of the model's own images: leave out --masks, or --external and --official_test.")
     path = file_beside(classifier.source, METRICS_NAME)
     own = read_metrics_of(path, classifier.codes, classifier.lesion["weights_sha256"]) if path else None
     if options.external or options.official_test:
@@ -74,7 +49,7 @@ def evaluate_folder(model: str, options: EvaluationOptions) -> dict[str, Any]:
     return evaluate_model(context, output_dir=output, predictions_csv=output / "predictions.csv")
 
 
-def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple[LoadedImages, str]:
+def open_data(classifier: LesionClassifier, options: argparse.Namespace) -> tuple[LoadedImages, str]:
     """Return the images that the options name, and the name that files for others use for them."""
     isic = "isic2019" if options.data_dir or options.official_test else None
     name = options.dataset or isic or classifier.lesion.get("dataset")
@@ -92,7 +67,7 @@ def open_data(classifier: LesionClassifier, options: EvaluationOptions) -> tuple
     return images, Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def open_own(classifier: LesionClassifier, options: EvaluationOptions, own: Mapping[str, Any] | None) -> Context:
+def open_own(classifier: LesionClassifier, options: argparse.Namespace, own: Mapping[str, Any] | None) -> Context:
     """Return the model's own data and splits, which must be those that it was trained on, and its metrics.json if it has one.
 
     Raises:
@@ -127,17 +102,23 @@ def open_own(classifier: LesionClassifier, options: EvaluationOptions, own: Mapp
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if all went well, 1 with a message otherwise."""
-    parser = HfArgumentParser(
-        EvaluationOptions,  # type: ignore[arg-type]
-        prog="python -m modeling.evaluation",
-        formatter_class=argparse.HelpFormatter,  # `option` writes the defaults
+    parser = argparse.ArgumentParser(prog="python -m modeling.evaluation", description=__doc__, allow_abbrev=False)
+    add, flag = parser.add_argument, partial(parser.add_argument, action="store_true")
+    add("model", help="a model folder, or a Hub repository id")
+    add(
+        "--dataset",
+        help="isic2019 (with --data_dir or --official_test), demo, a folder, a Hub dataset; else the model's own",
     )
-    parser.add_argument("model", help="A model folder, or a Hub repository id.")
-    values = vars(parser.parse_args(arguments))
-    model = values.pop("model")
-    options = EvaluationOptions(**values)
+    add("--data_dir", help="local copy of ISIC 2019 in the official layout")
+    add("--masks", help="folder of <image_id>_segmentation.png, to score heat maps against")
+    flag("--external", help="score on other data: every image of the model's diagnoses that the model has not seen")
+    flag("--official_test", help="score on the official test of ISIC 2019, also as the challenge did")
+    flag("--skip_bad_images", help="leave unusable images out and list them in skipped.csv, instead of stopping")
+    add("--output", default="evaluation", help="folder for the results, not the model folder; default: evaluation")
+    add("--revision", help="branch, tag or commit of a Hub repository")
+    options = parser.parse_args(arguments)
     try:
-        metrics = evaluate_folder(model, options)
+        metrics = evaluate_folder(options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -109,6 +109,7 @@ def compare_headlines(internal: Mapping[str, Any], external: Mapping[str, Any]) 
     return {
         name: {"internal": one, "external": outside[name], "difference": compare_estimates(one, outside[name])}
         for name, one in inside.items()
+        if name in outside
     }
 
 
@@ -152,9 +153,9 @@ def calibration_slope(probs: np.ndarray, shown: np.ndarray, split: Split) -> Est
         return not_estimable("no slope fits: the probability separates the diagnosis perfectly, or is always the same")
 
     def fit(weights: np.ndarray) -> float:
-        used = weights > 0
-        if shown[used].all() or not shown[used].any():
-            return np.nan
+        used, among = weights > 0, {"initial": np.inf}
+        if log_odds[used & shown].min(**among) >= log_odds[used & ~shown].max(initial=-np.inf):
+            return np.nan  # one diagnosis alone, or separated perfectly
         model = LogisticRegression(C=np.inf, tol=1e-6).fit(log_odds[used, None], shown[used], weights[used])
         return float(model.coef_[0, 0])
 

@@ -38,7 +38,7 @@ def heat_maps_section(context: Context) -> dict[str, Any]:
         heat = explanation.heat_map(explanation.prediction.diagnosis)
         fractions.append(inside.mean())
         scores["model"].append(score_map(heat, inside))
-        scores["centred_blob"].append(score_map(centred_blob(heat), inside))
+        scores["centred_blob"].append(score_map(centred_blob(heat) if heat.max() > 0 else heat, inside))
     return {
         "n_images": len(masked),
         "n_lesions": masked.n_lesions,

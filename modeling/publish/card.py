@@ -14,7 +14,7 @@ from modeling.files import ROOT, ModelFolderError, read_json
 from modeling.formatting import format_estimate, format_number
 from modeling.labels import ATTRIBUTION, NOTICE, SYNTHETIC_NOTICE, diagnosis_of
 from modeling.metrics_file import read_metrics_of
-from modeling.model_folder import EXAMPLES_NAME, METRICS_NAME, read_config
+from modeling.model_folder import EXAMPLES_NAME, EXTERNAL_NAME, METRICS_NAME, read_config
 from modeling.publish.hub import PublishError
 
 CARD_NAME, EVALUATION_NAME, NOTEBOOK_NAME = "README.md", "evaluation.md", "notebook.ipynb"
@@ -22,7 +22,6 @@ TEMPLATES = {CARD_NAME: "model_card.md", EVALUATION_NAME: "evaluation_card.md"} 
 SENTENCES = "card_sentences.md"  # of both
 NOTEBOOK_TEMPLATE = Path(__file__).with_name(NOTEBOOK_NAME)
 THIS_FOLDER = "path/to/this/folder"  # in these files until a push writes the repository's name there
-EXTERNAL = "external"  # folder of external validations in a model folder, one metrics.json per dataset
 # Other runs of the same recipe: {"seeds": [{"seed": 42, "macro_auroc": 0.94, …}, …], "elsewhere": [{"Trained on": …}, …]}
 SEEDS_NAME = "seeds.json"
 # The Hub's name of a metric in the model index, and ours.
@@ -71,12 +70,12 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     advice = f"make it with `python -m modeling.evaluation {folder} --data_dir DIR --output {folder}`."
     if not (folder / METRICS_NAME).is_file():
         raise PublishError(f"{folder} has no {METRICS_NAME}; {advice}")
+    own = sorted(file for file in folder.glob("external/*") if EXTERNAL_NAME.fullmatch(f"external/{file.name}"))
     try:
         config = read_config(folder)
         lesion, codes = config["lesion"], config["label_names"]
         metrics, *externals = [
-            read_metrics_of(file, codes, lesion["weights_sha256"])
-            for file in (folder / METRICS_NAME, *sorted((folder / EXTERNAL).glob("*.json")))
+            read_metrics_of(file, codes, lesion["weights_sha256"]) for file in (folder / METRICS_NAME, *own)
         ]
         others = read_json(folder / SEEDS_NAME) if (folder / SEEDS_NAME).exists() else {}
         examples = read_examples(folder) if (folder / EXAMPLES_NAME).exists() else {}
@@ -85,7 +84,7 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
     if metrics.get("external"):
         raise PublishError(f"{folder / METRICS_NAME} is an external validation, not the model's own scores; {advice}")
     if not all(other.get("external") for other in externals):
-        raise PublishError(f"{folder / EXTERNAL} has scores that are no external validation; remove them.")
+        raise PublishError(f"{folder / 'external'} has scores that are no external validation; remove them.")
     facts = {
         "metrics": metrics,
         "externals": externals,
@@ -106,11 +105,11 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         "attribution": ATTRIBUTION,
     }
     try:
-        say = _template(ROOT, SENTENCES).module
+        say = _template(SENTENCES).module
         training = facts["metrics"]["training"]
         facts["start"] = say.start(training.get("origin"), facts["base_model"], bool(training.get("history"))).strip()
         facts["split"] = say.split(facts["metrics"]["data"]).strip()
-        bodies = {name: _template(ROOT, template).render(facts) for name, template in TEMPLATES.items()}
+        bodies = {name: _template(template).render(facts) for name, template in TEMPLATES.items()}
         metadata = _card_metadata(lesion, metrics, externals, examples).to_yaml()
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
         what = f"{type(error).__name__}: {str(error)[:300]}"
@@ -154,13 +153,13 @@ def read_examples(folder: Path) -> dict[str, Any]:
 
 
 @cache
-def _template(root: Path, name: str) -> Any:
+def _template(name: str) -> Any:
     # Imported late: publishing the Space does not need it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(root)
+    loader = FileSystemLoader(ROOT)
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": format_number, "estimate": _estimate, "count": "{:,}".format, "cell": _cell}
+    environment.filters |= {"number": format_number, "estimate": _estimate, "count": "{:,}".format}
     return environment.get_template(name)
 
 
@@ -168,10 +167,6 @@ def _estimate(value: Mapping[str, Any]) -> str:
     """Write a number with its interval: no-break spaces, or narrow columns would tear intervals apart."""
     text = format_estimate(value)
     return text if value["value"] is None else text.replace(" ", "\u00a0")
-
-
-def _cell(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
 
 
 # ---- Front matter ----------------------------------------------------------------------------------------------------
@@ -190,7 +185,7 @@ def _card_metadata(
     """Return the front matter, by the Hub client's own classes so that the Hub can read it."""
     data, fields = metrics["data"], dict[str, Any]()
     names = {"isic2019": f"ISIC 2019 (sources {', '.join(data['sources'])})", "demo": "synthetic images"}
-    how = f"test of source {_cell(data['test_source'])}" if data["test_source"] else f"split by {data['split_unit']}"
+    how = f"test of source {data['test_source']}" if data["test_source"] else f"split by {data['split_unit']}"
     tests = {f"{names.get(data['dataset'], data['dataset'])}, {how}": metrics}
     tests |= {f"{other['data']['dataset']}, external validation": other for other in externals}
     results = [

@@ -1,6 +1,5 @@
 """Push a model folder to the Hub: checked on this machine first, then sent as one commit."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from modeling.metrics_file import read_metrics, read_metrics_of
 from modeling.model_folder import (
     CONFIG_NAME,
     EXAMPLES_NAME,
+    EXTERNAL_NAME,
     HASHES_NAME,
     METRICS_NAME,
     ONNX_NAME,
@@ -25,7 +25,6 @@ from modeling.publish.hub import Published, PublishError, command, persist
 
 NEEDED = (WEIGHTS_NAME, CONFIG_NAME, ONNX_NAME, METRICS_NAME, CARD_NAME, EVALUATION_NAME)
 OPTIONAL = (RUN_NAME, SPLITS_NAME, HASHES_NAME, SEEDS_NAME, NOTEBOOK_NAME, "LICENSE")
-EXTERNAL = re.compile(r"external/[a-z0-9_-]+\.json")
 # Files of an earlier push that would contradict this one; what somebody added by hand stays.
 REPLACED_IN_MODEL = ("figures/*", "examples/*", "external/*", "*.onnx", "*.safetensors", *OPTIONAL)
 
@@ -83,7 +82,7 @@ def checked_files(folder: Path) -> dict[str, Path | bytes]:
     names = [*NEEDED, *(name for name in OPTIONAL if (folder / name).exists())]
     if (folder / METRICS_NAME).exists():
         names += [f"figures/{figure['file']}" for figure in read_metrics(folder / METRICS_NAME)["figures"]]
-    names += [name for file in folder.glob("external/*") if EXTERNAL.fullmatch(name := f"external/{file.name}")]
+    names += [name for file in folder.glob("external/*") if EXTERNAL_NAME.fullmatch(name := f"external/{file.name}")]
     if (folder / EXAMPLES_NAME).exists():
         names += [EXAMPLES_NAME, *(f"examples/{entry['file']}" for entry in read_examples(folder)["examples"])]
     for name in names:

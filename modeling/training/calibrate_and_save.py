@@ -46,7 +46,7 @@ def write_model_folder(folder: Path, fitted: Fitted, options: TrainOptions, conf
         "run_id": config["run_id"],
         "dataset": dataset_name(options),
         "synthetic": options.dataset == "demo",
-        "protocol": "file" if options.splits else options.protocol,
+        "protocol": config["options"]["protocol"],
         "base_model": base_model,
         "license": license_of(options, origin),
         "data_fingerprint": config["data_fingerprint"],

@@ -4,7 +4,7 @@
 own layout. Earlier models may have seen the images that a new run tests on, so their splits are compared with the new ones.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from modeling.calibration import Calibration
 from modeling.data.duplicates import SAME_FILE, SAME_IMAGE_ID, find_known, read_hashes
-from modeling.data.splits_file import LeakageError, load_splits
+from modeling.data.splits_file import LeakageError, load_splits, splits_hash
 from modeling.files import ModelFolderError, file_sha256, is_name, read_json
 from modeling.model_folder import (
     CONFIG_NAME,
     HASHES_NAME,
+    RUN_NAME,
     SPLITS_NAME,
     UNKNOWN_ORIGIN,
     WEIGHTS_NAME,
@@ -32,6 +33,8 @@ from modeling.model_folder import (
 )
 from modeling.network import TimmModel
 from modeling.training.options import TrainOptions
+
+NOT_SEEN = "none, by image, lesion id and near-duplicates"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Start:
     hashes: Path | None = None
     calibration: Calibration | None = None
     codes: list[str] | None = None  # diagnoses, in the order of the classifier
+    run: dict[str, Any] = field(default_factory=dict)  # train_config.json
 
 
 def find_starts(options: TrainOptions) -> list[Start]:
@@ -90,13 +94,14 @@ def _find_start(named: str) -> Start:
         name, base_model = f"{source.model_id}@{source.revision}", source.model_id
     # Repositories of others have neither, and an offline machine could not find that out.
     ours = source.revision is None or "lesion" in config
-    splits, hashes = (file_beside(source, file) if ours else None for file in (SPLITS_NAME, HASHES_NAME))
+    splits, hashes, run = (file_beside(source, file) if ours else None for file in (SPLITS_NAME, HASHES_NAME, RUN_NAME))
     origin = Origin("weights", name, file_sha256(weights), base_model)
     lesion, calibration = config.get("lesion"), None
     # Other weights beside config.json, such as those of a checkpoint, are not calibrated.
     if isinstance(lesion, dict) and lesion.get("weights_sha256") == origin.sha256 and lesion.get("calibration"):
         calibration = read_config(source.path)["lesion"].get("calibration")
-    return Start(origin, weights, splits, hashes, calibration, codes=config.get("label_names"))
+    run_config = read_json(run) if run else {}
+    return Start(origin, weights, splits, hashes, calibration, codes=config.get("label_names"), run=run_config)
 
 
 def _base_model(config: dict[str, Any]) -> str:
@@ -200,4 +205,10 @@ def _overlap(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> str:
             f"{example}, so scores would be too high. Use the splits of that run, --splits {start.splits}, and its "
             "--test_source, if it had one."
         )
-    return "none, by image, lesion id and near-duplicates"
+    earlier = start.run.get("origin")
+    if isinstance(earlier, dict) and earlier.get("kind") == "weights":
+        # The images of the run before are known only where its check passed, on the same splits.
+        passed = str(earlier.get("overlap")).startswith(NOT_SEEN)
+        if not (passed and start.run.get("splits_sha256") == splits_hash(splits)):
+            return f"could not be checked, since the weights of {start.origin.name} were trained from others in turn"
+    return NOT_SEEN

@@ -15,8 +15,6 @@ from transformers import HfArgumentParser
 from modeling.files import shortened
 from modeling.labels import REFERENCE_CODES
 
-MAX_CONFIG = 1_000_000  # characters; a device or a pipe may never end
-
 
 def option(default: Any, text: str) -> Any:
     """Describe an option.
@@ -208,12 +206,8 @@ def read_config(path: Path) -> list[str]:
         ValueError: If it does not hold lines such as `epochs: 30`.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_CONFIG + 1)
-        if len(text) > MAX_CONFIG:
-            raise ValueError("it is larger than 1 MB")
         # This loader leaves words as they are; plain YAML reads 042 as 34 and `no` as False.
-        content = dict(yaml.load(text, Loader=yaml.BaseLoader) or {})
+        content = dict(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {})
     except Exception as error:  # of PyYAML also KeyError, IndexError, AttributeError, RecursionError, …
         raise ValueError(
             f"--config {path} must hold lines such as `epochs: 30` ({type(error).__name__}: {str(error)[:300]})."

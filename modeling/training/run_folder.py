@@ -103,9 +103,13 @@ def describe_run(
     """Return the content of train_config.json: all that is needed to do the run again, without dates and paths."""
     accelerator = run.accelerator
     options = {name: value for name, value in dataclasses.asdict(run.options).items() if name not in FREE_TO_CHANGE}
+    options |= {
+        "dataset": dataset_name(run.options),
+        "protocol": "file" if run.options.splits else run.options.protocol,
+    }
     fixed = {
         # No path of this machine: a dataset in a folder is known by its name, files by their hashes.
-        "options": {**options, "dataset": dataset_name(run.options)},
+        "options": options,
         "init_from_sha256": origin.sha256,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,

@@ -123,7 +123,7 @@ def test_images_that_are_others_under_the_same_names_are_refused() -> None:
     check_same_images(known[::-1], known)
     check_same_images(known.assign(sha256="re-encoded"), known)
     with pytest.raises(
-        DataError, match=r"2 images are others than those of the same name .* such as MEL/0.jpg, MEL/1.jpg"
+        DataError, match=r"2 images differ from the model's images of the same name, such as MEL/0.jpg, MEL/1.jpg"
     ):
         check_same_images(table_of([("MEL/0.jpg", None, 9), ("MEL/1.jpg", None, 8), ("MEL/2.jpg", None, 2)]), known)
 

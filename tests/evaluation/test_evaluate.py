@@ -17,7 +17,7 @@ from modeling.data.sources import LoadedImages
 from modeling.data.splits_file import load_splits
 from modeling.evaluation import __main__ as command
 from modeling.evaluation import context as context_module
-from modeling.evaluation.__main__ import EvaluationOptions, evaluate_folder, main
+from modeling.evaluation.__main__ import main
 from modeling.evaluation.context import Context, sample_evenly
 from modeling.evaluation.evaluate import evaluate_model, rounded, summary, write_predictions
 from modeling.evaluation.robustness import CHANGES, change_image, robustness_section
@@ -333,14 +333,17 @@ def test_splits_of_another_model_are_refused(scored_folder, tmp_path, monkeypatc
 
 def test_the_protocol_is_the_one_that_was_recorded(scored_folder, dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(command, "load_images", lambda name, **_: LoadedImages(dataset, hash_images(dataset)))
-    monkeypatch.setattr(command, "evaluate_model", lambda context, **_: context)
+    contexts = []
+    monkeypatch.setattr(command, "evaluate_model", lambda context, **_: contexts.append(context))
+    monkeypatch.setattr(command, "summary", str)
     folder = Path(shutil.copytree(scored_folder, tmp_path / "model"))
     (folder / "metrics.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["lesion"]["protocol"] = "original"
     seal(config)
     (folder / "config.json").write_text(json.dumps(config))
-    own = evaluate_folder(str(folder), EvaluationOptions(output=str(tmp_path / "out")))
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 0
+    [own] = contexts
     assert own.protocol == "original"
     assert data_section(own)["dataset"] == "demo"
 

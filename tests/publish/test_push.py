@@ -80,7 +80,7 @@ def test_the_repository_is_there_when_the_token_may_write(hub):
         ("me/lesions", FINE_TOKEN, "the token may not write to me/lesions"),
         ("clinic/lesions", GUEST_TOKEN, "the token may not write to clinic/lesions"),
         ("other/lesions", WRITE_TOKEN, "the token may not write to other/lesions"),
-        ("me/bad name", WRITE_TOKEN, "no valid repository name"),
+        ("me/bad name", WRITE_TOKEN, "not a valid repository name"),
     ],
 )
 @pytest.mark.parametrize("there", [False, True])

@@ -46,8 +46,8 @@ def saved(tmp_path_factory):
     pd.DataFrame(rows, columns=columns).to_csv(run / SPLITS_NAME, index=False)
     (run / "image_hashes.csv").write_text("image_id,lesion_id,hash\n")
     config = {"codes": CODES, "run_id": "r", "data_fingerprint": "f", "splits_sha256": "s"}
-    config["origin"] = {"kind": "scratch", "base_model": None}
-    options = SimpleNamespace(dataset="demo", protocol="lesion")
+    config |= {"origin": {"kind": "scratch", "base_model": None}, "options": {"protocol": "lesion"}}
+    options = SimpleNamespace(dataset="demo")
     folder = run / "model"
     (folder / "onnx").mkdir(parents=True)
     (folder / "onnx" / "old.txt").write_text("of an earlier try")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from modeling.calibration import Calibration
 from modeling.data.duplicates import write_hashes
-from modeling.data.splits_file import LeakageError, write_splits
+from modeling.data.splits_file import LeakageError, load_splits, splits_hash, write_splits
 from modeling.files import ModelFolderError, file_sha256
 from modeling.model_folder import UNKNOWN_ORIGIN
 from modeling.network import build_model, fold_calibration
@@ -98,7 +98,7 @@ def test_garbage_names_the_file(tmp_path, content):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(content)
     model = build_model("test_efficientnet", num_classes=4, size_px=32, pretrained=False)
-    with pytest.raises(ModelFolderError, match=r"weights\.safetensors is no \.safetensors file, or it is damaged"):
+    with pytest.raises(ModelFolderError, match=r"weights\.safetensors is not a \.safetensors file, or it is damaged"):
         load_starts(model, [found(file)])
 
 
@@ -250,6 +250,32 @@ def test_two_folders_are_compared_by_content_and_not_by_names(folder):
     copies = images(["a", "b", "d"]).assign(image_id=["c", "y", "z"], lesion_id=None)  # c was held out, and shows a now
     with pytest.raises(LeakageError, match="1 images of test, such as c"):
         check_not_seen([start], table([("c", None, "test"), ("y", None, "train"), ("z", None, "train")]), copies)
+
+
+def test_weights_that_were_trained_from_others_are_compared_only_if_those_were_on_the_same_splits(folder):
+    hashes = images(["a", "b", "c", "d"])
+    start = start_with(folder, BEFORE, hashes)
+    now = table([("e", "L4", "val")])
+
+    def overlap(run, splits=BEFORE):
+        (folder / "train_config.json").write_text(json.dumps(run))
+        return check_not_seen([found(folder)], splits, hashes).overlap
+
+    passed = {"kind": "weights", "overlap": "none, by image, lesion id and near-duplicates"}
+    unchecked = {"kind": "weights", "overlap": "could not be checked, since …"}
+    same = {"splits_sha256": splits_hash(load_splits(start.splits))}
+    assert overlap({"origin": passed, **same}).startswith("none")
+    assert overlap({"origin": {"kind": "pretrained"}}, now).startswith("none")
+    expected = "could not be checked, since the weights of first were trained from others in turn"
+    for run, splits in (
+        ({"origin": unchecked, **same}, BEFORE),
+        ({"origin": passed, **same}, now),
+        ({"origin": passed}, now),
+    ):
+        assert overlap(run, splits) == expected
+    with pytest.raises(LeakageError):  # what the last run saw is refused all the same
+        (folder / "train_config.json").write_text(json.dumps({"origin": passed}))
+        check_not_seen([found(folder)], table([("a2", "L1", "test")]), images(["a2", "c"]))
 
 
 def test_weights_without_hashes_are_said_to_be_unchecked(folder):
