@@ -105,11 +105,11 @@ def render_card(model_folder: str | Path) -> dict[str, str]:
         "attribution": ATTRIBUTION,
     }
     try:
-        say = _template(SENTENCES).module
+        say = _template(ROOT, SENTENCES).module
         training = facts["metrics"]["training"]
         facts["start"] = say.start(training.get("origin"), facts["base_model"], bool(training.get("history"))).strip()
         facts["split"] = say.split(facts["metrics"]["data"]).strip()
-        bodies = {name: _template(template).render(facts) for name, template in TEMPLATES.items()}
+        bodies = {name: _template(ROOT, template).render(facts) for name, template in TEMPLATES.items()}
         metadata = _card_metadata(lesion, metrics, externals, examples).to_yaml()
     except Exception as error:  # an entry that is missing or of another kind fails in as many ways as it is used
         what = f"{type(error).__name__}: {str(error)[:300]}"
@@ -153,11 +153,11 @@ def read_examples(folder: Path) -> dict[str, Any]:
 
 
 @cache
-def _template(name: str) -> Any:
+def _template(root: Path, name: str) -> Any:
     # Imported late: publishing the Space does not need it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(ROOT)
+    loader = FileSystemLoader(root)
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": format_number, "estimate": _estimate, "count": "{:,}".format}
     return environment.get_template(name)

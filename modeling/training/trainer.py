@@ -251,14 +251,17 @@ class Trainer:
     def _answer_requests(self) -> None:
         """Between two steps: write a checkpoint if one is due, and stop if a signal came."""
         seconds, steps = time.monotonic() - self.saved_at[0], self.progress.step - self.saved_at[1]
-        due = seconds >= self.save_seconds or steps >= self.save_steps or self.stop_request.signal is not None
         # Clocks and signals differ between processes: all do what one of them has to.
-        if any(gather_object([due])):
+        if seconds >= self.save_seconds or steps >= self.save_steps or self.stop_request.signal is not None:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():
             self.save()
             self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if any(gather_object([self.stop_request.signal is not None])):
+        if self.stop_request.signal is not None:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():
             raise Interrupted(f"stopped by {self.stop_request.signal or 'another process'}; a checkpoint was written.")
 
     def finish_epoch(self, started: float, seen_before: int) -> None:
