@@ -226,6 +226,8 @@ class LesionClassifier:
             outputs: Of the upright images; they decide on abstention.
             probs: Their probabilities (N, C) at equal priors, or the mean over the eight views.
         """
+        if not (np.isfinite(outputs.logits).all() and np.isfinite(outputs.features).all()):
+            raise ModelFolderError(f"{self.source.path}: the network gives numbers that are not finite for this image.")
         reasons = self.abstention.reasons(outputs.logits, outputs.features) if self.abstention else [None] * len(probs)
         return [self.prediction(row, reason) for row, reason in zip(probs, reasons, strict=True)]
 

@@ -127,6 +127,8 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
         raise ImageError(
             f"{name} is not an image, or its start is damaged. Send one of {', '.join(FORMATS)} or HEIC."
         ) from error
+    if image.format == "PNG":  # whose checksums Pillow does not compare with what it decodes
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
     if image.format == "TIFF":
         # Loading a TIFF also expands the tables these tags point to, of any size; nothing here needs them.
         for tag in (0x8769, 0x8825, 0xA005):  # Exif, GPS, Interoperability

@@ -37,6 +37,7 @@ def about(classifier: LesionClassifier) -> dict[str, Any]:
             "names": {code: diagnosis_of(code).name for code in (*CODES, *classifier.codes)},
             "class_priors": classifier.class_priors,
             "from_cache": classifier.source.from_cache,
+            "provenance": classifier.provenance,
         },
         "examples": examples,
         "examples_source": source,

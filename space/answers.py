@@ -25,9 +25,7 @@ from modeling.rows import malignant_probability
 
 MAX_PHOTOS = 8
 PREVIEW_SIDE_PX = 1024
-EXPIRED = (
-    "is no longer here: uploads are deleted after five minutes. Send it again, fewer files at once if there are many."
-)
+EXPIRED = "is no longer here: uploads are deleted after five minutes. Send it again."
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]  # waited for before each photo
 
@@ -66,8 +64,9 @@ def with_priors(classifier: LesionClassifier, choice: object) -> LesionClassifie
     try:
         return classifier.with_priors(choice or "equal")  # type: ignore[arg-type]  # which checks it
     except (ValueError, TypeError, OverflowError) as error:
-        why = f"priors must be 'equal', 'dataset' or a weight for each diagnosis code: {error}"
-        raise QuestionError(why[:300]) from None
+        raise QuestionError(
+            f"priors must be 'equal', 'dataset' or a weight per diagnosis code: {error}"[:300]
+        ) from None
 
 
 def explain_photo(classifier: LesionClassifier, photo: Photo, diagnosis: object) -> tuple[dict[str, Any], Image.Image]:
@@ -99,7 +98,9 @@ def answer_lesion(
     model abstains on all of them, so does the answer.
     """
     if len(photos) > MAX_PHOTOS:
-        raise ImageError(f"You sent {len(photos)} photos; at most {MAX_PHOTOS} of one lesion are averaged. Send fewer.")
+        raise ImageError(
+            f"There are {len(photos)} photos; at most {MAX_PHOTOS} of one lesion are averaged. Choose fewer."
+        )
     priors = priors or "equal"
     chosen, equal = with_priors(classifier, priors), classifier.with_priors("equal")
     shown: list[dict[str, Any]] = []
@@ -127,7 +128,7 @@ def answer_lesion(
             }
         )
     if not read:
-        raise ImageError(" ".join(str(photo["error"]) for photo in shown) or "No photo came.")
+        raise ImageError(" ".join(str(photo["error"]) for photo in shown) or "No photo was received.")
     lesion = lesion_prediction(chosen, read)
     if lesion.abstained:  # on all: none is left out
         shown = [{**photo, "used": not photo["error"]} for photo in shown]

@@ -21,11 +21,7 @@ SHARED = ("provenance", "notice", "priors")  # by all rows of a batch, so no row
 def classify_rows(
     classifier: LesionClassifier, photos: Sequence[Photo], *, turn: Turn = nullcontext
 ) -> Iterator[dict[str, Any]]:
-    """Yield the row of each photo, classified one after the other, so that each answer is the one that it would get alone.
-
-    Raises:
-        ImageError: If there is nothing to classify, or too much.
-    """
+    """Yield the row of each photo, classified by itself; an ImageError says that there is no photo, or too many."""
     if not photos:
         raise ImageError("There is no photo in what you sent; send image files.")
     if len(photos) > MAX_FILES:
@@ -45,15 +41,14 @@ def classify_rows(
         yield row
 
 
-def _rank(row: dict[str, Any]) -> int:
-    return 3 if row["error"] else 1 if row.get("abstained") else 0 if row.get("flagged") else 2
-
-
 def table(classifier: LesionClassifier, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the rows of a batch and their CSV, sorted as on the page: flagged, no answer, not flagged, not read."""
     rows = sorted(
         ({key: value for key, value in row.items() if key != "thumbnail"} for row in rows),
-        key=lambda row: (_rank(row), -row.get("malignant_probability", 0.0)),
+        key=lambda row: (
+            3 if row["error"] else 1 if row.get("abstained") else 0 if row.get("flagged") else 2,
+            -row.get("malignant_probability", 0.0),
+        ),
     )
     columns = columns_of(classifier.codes, [point.name for point in classifier.operating_points])
     flat = (

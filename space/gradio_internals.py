@@ -39,14 +39,9 @@ def has_answer(demo: gr.Blocks, ticket: str) -> bool:
 
 
 def forget_idle(demo: gr.Blocks, idle_before: set[str]) -> set[str]:
-    """Drop what gradio keeps of idle clients: their inputs, and answers that nobody fetches.
+    """Drop inputs and unfetched answers of the sessions that were idle at the last call too; return those idle now.
 
-    Args:
-        demo: A page that is being served. Call this in its event loop, which alone changes these tables.
-        idle_before: Value of the last call; at first an empty set.
-
-    Returns:
-        The sessions that are idle; those that were so before, too, are forgotten.
+    Call this in the event loop of a page that is being served, which alone changes these tables.
     """
     queue, kept = demo._queue, demo.state_holder
     tables: list[Any] = [queue.pending_event_ids_session, queue.pending_messages_per_session]

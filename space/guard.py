@@ -28,6 +28,7 @@ MAX_UPLOAD_BYTES = 3 * MAX_FILE_BYTES  # all files of one request together
 MAX_MCP_BYTES = 40_000_000
 MAX_MESSAGE_BYTES = 200_000  # of any other request, and of an MCP request beside its photos
 MAX_FOLDER_BYTES = 4 * 10**9  # all uploads together
+MAX_HELD_BYTES = 10**9  # all other requests together, which are in memory
 PHOTO_TEXT, FILE = re.compile(rb'"[\w+/=:;,.\\-]{300,}"'), re.compile(rb'"path"\s*:')
 REQUESTS_PER_MINUTE = 600
 PAUSE_S, REQUEST_S = 30, 600  # between two parts of a request, and for all of it
@@ -44,6 +45,7 @@ class Guard:
     def __init__(self, app: ASGIApp, *, janitor: Janitor, has_answer: Callable[[str], bool]) -> None:
         self.app, self.janitor, self.has_answer = app, janitor, has_answer
         self.minute, self.requests = 0.0, Counter[str]()  # of this minute, by address
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,6 +69,8 @@ class Guard:
             return None
         except Exception as error:  # its message may hold the whole request, and the server would log it
             note_fault(error)
+        finally:
+            self.held_bytes -= scope.get("held_bytes", 0)
         if not begun:
             wait = {"Retry-After": "60"} if status == 429 else {}
             await JSONResponse({"error": sentence}, status, {**HEADERS, **wait})(scope, receive, send)
@@ -95,13 +99,15 @@ class Guard:
                 raise RefusedError(408, "The request came too slowly; send it again.") from None
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            seen += len(message.get("body", b""))
+            seen += (size := len(message.get("body", b"")))
             if seen > limit:
                 raise RefusedError(413, f"Too large: at most {limit / 10**6:g} MB in one request.")
             if is_upload:
-                self.janitor.used_bytes += len(message.get("body", b""))
-                if self.janitor.used_bytes > MAX_FOLDER_BYTES:
-                    raise RefusedError(503, "The server holds too many uploads; try again in a few minutes.")
+                self.janitor.used_bytes += size
+            else:
+                self.held_bytes, scope["held_bytes"] = self.held_bytes + size, seen
+            if self.janitor.used_bytes > MAX_FOLDER_BYTES or self.held_bytes > MAX_HELD_BYTES:
+                raise RefusedError(503, "The server holds too many uploads; try again in a few minutes.")
             return message
 
         if is_upload:

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from modeling import __version__
 from modeling.files import ROOT, ModelFolderError
 from modeling.labels import DIAGNOSES
@@ -53,14 +55,14 @@ def build(files: dict[str, bytes]) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skin-lesion-classifier"
     locked = {name: files[name] for name in ("package.json", "package-lock.json")}
     work, packages = cache / f"page-{_digest(files)}", cache / f"npm-{_digest(locked)}"
-    if not (work / "dist" / "sw.js").is_file():
-        if not (packages / "node_modules" / ".package-lock.json").is_file():  # which npm writes last
-            _write(locked, packages)
-            _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], packages)
-        _write(files, work)
-        (work / "node_modules").unlink(missing_ok=True)
-        (work / "node_modules").symlink_to(packages / "node_modules")
-        _run(["node", "build.mjs"], work)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "build.lock"):
+        if not (work / "dist").is_dir():  # build.mjs renames it into place
+            if not (packages / "node_modules" / ".package-lock.json").is_file():  # which npm writes last
+                _write(locked, packages)
+                _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], packages)
+            _write(files, work)
+            _run(["node", "build.mjs", str(packages / "node_modules")], work)
     return work / "dist"
 
 

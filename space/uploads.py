@@ -16,6 +16,7 @@ from anyio.to_thread import run_sync
 from errors import QuestionError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -33,6 +34,7 @@ PARENT = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
 PARENT.mkdir(parents=True, exist_ok=True)
 FOLDER = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PARENT))
 os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)  # gradio reads it when it makes its blocks
+MultiPartParser.spool_max_size = 2**16  # larger files wait on the disk, not in memory, while a slow request lasts
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
@@ -56,11 +58,7 @@ async def upload(request: Request) -> JSONResponse:
 
 
 def received(sent: object, name: object = None) -> Photo:
-    """Return a photo from the path of its upload or a data URI, or from an object of one of these and a name.
-
-    Raises:
-        QuestionError: If it is none of them.
-    """
+    """Return a photo from the path of its upload or a data URI, or from an object of one of these and a name."""
     if isinstance(sent, dict):
         name = sent.get("orig_name") or sent.get("name") or name
         sent = sent.get("path") or sent.get("photo")

@@ -27,11 +27,7 @@ class Visitors:
 
     @contextlib.contextmanager
     def answering(self, visitor: str) -> Iterator[Turn]:
-        """Count a request while it is answered; yields what waits for the turn of each of its photos.
-
-        Raises:
-            QuestionError: If there are too many.
-        """
+        """Count a request while it is answered; yields what waits for the turn of each of its photos."""
         with self._changed:
             if self._answering[visitor] >= MAX_EACH or self._answering.total() >= MAX_ALL:
                 raise QuestionError("Too many requests are being answered; try again in a minute.")

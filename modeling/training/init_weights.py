@@ -186,7 +186,9 @@ def _overlap(start: Start, splits: pd.DataFrame, images: pd.DataFrame) -> str:
     if start.splits is None or start.hashes is None:
         missing = SPLITS_NAME if start.splits is None else HASHES_NAME
         return f"could not be checked, since the weights of {start.origin.name} come without {missing}"
-    before = load_splits(start.splits)[["image_id", "split"]].merge(read_hashes(start.hashes), on="image_id")
+    before = load_splits(start.splits)[["image_id", "split"]].merge(read_hashes(start.hashes), "left", "image_id")
+    if before["hash"].isna().any():
+        return f"could not be checked, since {HASHES_NAME} lacks images of {SPLITS_NAME}"
     same_names = bool(images["sha256"][images["sha256"] != ""].isin(before["sha256"]).any())
     seen = {}
     for split, used in (("val", ["train"]), ("test", ["train", "val"])):

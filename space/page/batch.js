@@ -131,10 +131,10 @@ async function listPhotos(files) {
     if (await isZip(file)) photos.push(...(await unzip(file)).filter((photo) => !isNoPhoto(photo.name)));
     else photos.push({ name: file.name, blob: file, error: null });
     if (photos.length > MAX_PHOTOS)
-      throw new Error(`The limit is ${MAX_PHOTOS} photos; send fewer at a time.`);
+      throw new Error(`The limit is ${MAX_PHOTOS} photos; choose fewer at a time.`);
   }
   if (!photos.length)
-    throw new Error("There is no photo in it; send image files, or a zip archive of image files.");
+    throw new Error("There is no photo in it; choose image files, or a zip archive of image files.");
   return photos;
 }
 
@@ -263,7 +263,7 @@ function appendRows(body, makers) {
 export function toCsv(rows, about) {
   const answered = rows.find((row) => !row.error);
   const points = Object.keys(answered?.operating_points ?? {});
-  const provenance = rows.find((row) => row.provenance)?.provenance ?? {};
+  const { provenance } = about.model;
   const columns = [
     ...["image", "verdict", "diagnosis", "probability", "flagged", ...about.model.codes],
     ...(answered?.malignant_probability === undefined ? [] : ["malignant_probability"]),

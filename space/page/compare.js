@@ -56,6 +56,10 @@ export function compareCard(lesions, chosen, onchange, onclose) {
         row("Photo", (lesion) => picture(lesion, false)),
         row("Heat map", (lesion) => picture(lesion, true)),
         row("Result", (lesion) => result(lesion.answer)),
+        pair[0].answer.priors_choice !== pair[1].answer.priors_choice &&
+          row("Diagnoses assumed", ({ answer }) =>
+            answer.priors_choice === "equal" ? "equally common" : "as common as in the model's data",
+          ),
         pair[0].answer.differential.map(({ code, name }) =>
           row(capital(name), ({ answer }) => number(answer, code)),
         ),

@@ -25,7 +25,7 @@ export async function readSquare(blob, name, { side, kind }) {
     // Colour profiles are ignored, as in training; the Exif orientation is applied.
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", imageOrientation: "from-image" });
   } catch {
-    throw new Error(`${name} is damaged or incomplete. Send it again, or ${BY_HAND}.`);
+    throw new Error(`${name} is damaged or incomplete. Choose it again, or ${BY_HAND}.`);
   }
   try {
     const { width, height } = bitmap;
@@ -51,6 +51,8 @@ async function thumbnailOf(bitmap) {
   const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * shrink), Math.ceil(bitmap.height * shrink));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   const bytes = new Uint8Array(
     await (await canvas.convertToBlob({ type: "image/jpeg", quality: 0.8 })).arrayBuffer(),
@@ -62,7 +64,7 @@ function checkSize(width, height, name) {
   const size = `${name} has ${width} x ${height} pixels`;
   if (width * height > MAX_PIXELS) throw new Error(`${size}, more than 51 megapixels; make it smaller.`);
   if (Math.min(width, height) < MIN_SIDE_PX) {
-    throw new Error(`${size}; both sides need at least ${MIN_SIDE_PX}. Send the photograph itself.`);
+    throw new Error(`${size}; both sides need at least ${MIN_SIDE_PX}. Choose the photograph itself.`);
   }
   if (Math.max(width, height) > MAX_ASPECT_RATIO * Math.min(width, height)) {
     throw new Error(`${size}, a strip longer than ${MAX_ASPECT_RATIO}:1; crop it to the lesion.`);
@@ -71,7 +73,7 @@ function checkSize(width, height, name) {
 
 /** Refuse what a decoder should not see: too large, of a format that no browser reads, or cut off. */
 async function check(blob, name) {
-  if (blob.size === 0) throw new Error(`${name} is empty (0 bytes); send it again.`);
+  if (blob.size === 0) throw new Error(`${name} is empty (0 bytes); choose it again.`);
   if (blob.size > MAX_FILE_BYTES) throw new Error(`${name} is larger than 100 MB; save it as JPEG.`);
   const view = new DataView(await blob.slice(0, 1 << 16).arrayBuffer());
   const text = (from, length) => {
@@ -93,30 +95,29 @@ async function check(blob, name) {
       const [width, height] = webpSize(view, text(12, 4));
       checkSize(width, height, name);
     } else if (text(4, 4) === "ftyp") {
-      await checkHeic(blob, name);
+      await checkHeic(blob, name, text(8, 4));
     } else if (text(0, 4) === "II*\0" || text(0, 4) === "MM\0*") {
       throw new Error(`${name} is a TIFF file, which browsers cannot read; ${BY_HAND}.`);
     } else if (text(0, 2) === "PK") {
-      throw new Error(`${name} is an archive; send it as a batch.`);
+      throw new Error(`${name} is an archive; open it in the tab Batch.`);
     } else {
       throw new Error(
-        `${name} is not an image, or its start is damaged. Send one of JPEG, PNG, WebP, BMP or GIF.`,
+        `${name} is not an image, or its start is damaged. Choose one of JPEG, PNG, WebP, BMP or GIF.`,
       );
     }
   } catch (error) {
     if (error instanceof RangeError)
-      throw new Error(`${name} is damaged or incomplete. Send it again, or ${BY_HAND}.`);
+      throw new Error(`${name} is damaged or incomplete. Choose it again, or ${BY_HAND}.`);
     throw error;
   }
 }
 
-async function checkHeic(blob, name) {
+async function checkHeic(blob, name, brand) {
   try {
     (await createImageBitmap(blob, { resizeWidth: 8, resizeHeight: 8 })).close();
   } catch {
-    throw new Error(
-      `${name} is a HEIC photograph, which this browser cannot read; save it as JPEG (or use Safari).`,
-    );
+    const kind = brand === "avif" ? "an AVIF image that is damaged, or" : "a HEIC photograph,";
+    throw new Error(`${name} is ${kind} which this browser cannot read; save it as JPEG (or use Safari).`);
   }
 }
 
@@ -138,7 +139,7 @@ async function checkJpeg(blob, name) {
     }
   }
   while ((at = bytes.indexOf(0xff, at + 1)) >= 0) if (bytes[at + 1] === 0xd9) return;
-  throw new Error(`${name} is damaged or incomplete. Send it again, or ${BY_HAND}.`);
+  throw new Error(`${name} is damaged or incomplete. Choose it again, or ${BY_HAND}.`);
 }
 
 function webpSize(view, kind) {

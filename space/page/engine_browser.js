@@ -7,7 +7,7 @@
 import { answerOf, readModel, readOutputs, rowOf } from "./prediction.js";
 import { loadJson } from "./store.js";
 
-const RUNTIME = "onnxruntime-web-1.30.0"; // as package.json pins it
+const RUNTIME = "onnxruntime-web-RUNTIME_VERSION"; // build.mjs writes it, from package.json
 
 /**
  * Load a model.
@@ -29,15 +29,15 @@ export async function open(modelUrl, { onProgress = () => {}, origin = {} } = {}
     loadJson(here("labels.json")),
   ]);
   if (!config) throw new Error(`There is no model at ${folder}: it has no config.json. Check the address.`);
-  const model = readModel(
-    config,
-    { texts, labels },
-    {
-      id: origin.model_id ?? folder,
-      revision: origin.revision ?? null,
-      packageVersion: origin.package_version ?? "unknown",
-    },
-  );
+  if (!texts || !labels) throw new Error("A file of this page is missing: build the page again.");
+  const { model_id: id = folder, revision = null, package_version: packageVersion = "unknown" } = origin;
+  let model;
+  try {
+    model = readModel(config, { texts, labels }, { id, revision, packageVersion });
+  } catch (error) {
+    if (!/TypeError|InvalidCharacterError|RangeError/.test(error.name)) throw error;
+    throw new Error(`The model's config.json is damaged (${error.message}): publish the model again.`);
+  }
   const worker = startWorker(here("worker.js"));
   const loaded = { runtime: [0, 14.3e6], model: [0, 14e6] };
   const onPart = ({ part, loaded: bytes, total }) => {
@@ -46,7 +46,12 @@ export async function open(modelUrl, { onProgress = () => {}, origin = {} } = {}
     onProgress(done / all, `Loading the model: ${Math.round(done / 1e6)} of ${Math.round(all / 1e6)} MB`);
   };
   const job = { config, modelUrl: folder, runtimeUrl: here("ort-wasm-simd-threaded.wasm"), runtime: RUNTIME };
-  await worker.ask("open", job, onPart);
+  try {
+    await worker.ask("open", job, onPart);
+  } catch (error) {
+    worker.end();
+    throw error;
+  }
 
   const seen = new WeakMap(); // Blob → what the network made of it
   async function read({ name, blob, error = null }) {
@@ -105,24 +110,27 @@ function startWorker(url) {
     waiting.delete(id);
     return error === undefined ? resolve(result) : reject(new Error(error));
   };
-  worker.onerror = (event) => {
-    event.preventDefault();
-    const sentence =
-      "The engine of this page failed to start, or crashed: reload the page, or try another browser.";
+  let ended = null; // why nothing is answered any more
+  const end = (sentence) => {
+    ended = sentence;
+    worker.terminate();
+    URL.revokeObjectURL(starter);
     for (const { reject } of waiting.values()) reject(new Error(sentence));
     waiting.clear();
+  };
+  worker.onerror = (event) => {
+    event.preventDefault();
+    end("The engine of this page failed to start, or crashed: reload the page, or try another browser.");
   };
   return {
     ask(job, argument, onProgress) {
       return new Promise((resolve, reject) => {
+        if (ended) return void reject(new Error(ended));
         waiting.set(++count, { resolve, reject, onProgress });
         worker.postMessage({ id: count, job, argument });
       });
     },
-    end() {
-      worker.terminate();
-      URL.revokeObjectURL(starter);
-    },
+    end: () => end("This engine was closed."),
   };
 }
 
@@ -158,6 +166,7 @@ async function aboutModel(model, config, folder) {
       ),
       class_priors: model.classPriors,
       from_cache: false,
+      provenance: model.provenance,
       url: folder,
     },
     examples,

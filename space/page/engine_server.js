@@ -16,8 +16,8 @@ export function serverEngine(base) {
   async function upload(photos, signal) {
     const due = photos.filter(({ blob }) => !(Date.now() - sent.get(blob)?.at < RESEND_AFTER_MS));
     const size = due.reduce((sum, { blob }) => sum + blob.size, 0);
-    const parts = size > MAX_SENT_BYTES ? due.map((photo) => [photo]) : [due];
-    for (const part of parts.filter((one) => one.length)) {
+    const parts = size > MAX_SENT_BYTES ? due.map((photo) => [photo]) : due.length ? [due] : [];
+    for (const part of parts) {
       const form = new FormData();
       for (const { name, blob } of part) form.append("files", blob, name);
       const response = await request(`${api}/upload`, { method: "POST", body: form, signal });

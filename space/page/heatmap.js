@@ -63,6 +63,8 @@ export function flatten(layers, [height, width], sidePx) {
   const canvas = el("canvas", { width: Math.round(width * shrink), height: Math.round(height * shrink) });
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
+  context.fillStyle = "#fff"; // under transparent pixels
+  context.fillRect(0, 0, canvas.width, canvas.height);
   for (const [image, opacity] of layers) {
     context.globalAlpha = opacity;
     context.drawImage(image, 0, 0, canvas.width, canvas.height);

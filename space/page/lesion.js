@@ -92,16 +92,20 @@ export function lesionPanel({ engine, about, root }) {
   }
 
   async function openExample(example) {
+    const number = ++question;
     node.replaceChildren(working("Reading the example …"));
     try {
       const response = await fetch(example.src);
       if (!response.ok) throw new Error(String(response.status));
+      const blob = await response.blob();
+      if (number !== question) return; // other photos were chosen meanwhile
       const known =
         example.about === "not a lesion"
           ? "Example: not a lesion."
           : `Example of known diagnosis: ${example.about}.`;
-      await begin([{ name: example.name, blob: await response.blob() }], { known });
+      await begin([{ name: example.name, blob }], { known });
     } catch {
+      if (number !== question) return;
       node.replaceChildren(startView());
       fail("The example could not be loaded; try again.");
     }
@@ -335,8 +339,9 @@ export function lesionPanel({ engine, about, root }) {
   }
 
   async function saveReport() {
+    const stem = fileStem(); // another lesion may be opened meanwhile
     const html = await reportHtml(current.answer, card);
-    save(root, `${fileStem()}-report.html`, textBlob("text/html", html));
+    save(root, `${stem}-report.html`, textBlob("text/html", html));
   }
 
   function saveJson() {
@@ -344,9 +349,10 @@ export function lesionPanel({ engine, about, root }) {
   }
 
   async function saveOverlay() {
+    const stem = fileStem();
     const pictures = await card.pictures(card.shown().index);
     const canvas = pictures?.overlay ?? pictures?.photo;
-    canvas?.toBlob((blob) => save(root, `${fileStem()}-overlay.jpg`, blob), "image/jpeg", 0.92);
+    canvas?.toBlob((blob) => save(root, `${stem}-overlay.jpg`, blob), "image/jpeg", 0.92);
   }
 
   draw();

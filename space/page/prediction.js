@@ -33,7 +33,9 @@ export function readModel(config, { texts, labels }, origin) {
         "publish the model, or this page, again with one version of the package.",
     );
   }
-  const codes = config.label_names;
+  const { label_names: codes, pretrained_cfg: cfg } = config;
+  if (!Array.isArray(codes) || !["bicubic", "bilinear"].includes(cfg?.interpolation) || !cfg.input_size)
+    throw new TypeError("label_names or pretrained_cfg");
   const known = new Map(labels.map((label) => [label.code, label]));
   const label = (code) => known.get(code) ?? { code, name: code, behaviour: "unknown", malignant: false };
   return {
@@ -218,11 +220,11 @@ function malignantProbability({ codes, label }, probabilities) {
 export function answerOf(model, photos, choice) {
   if (photos.length > MAX_PHOTOS) {
     throw new Error(
-      `You sent ${photos.length} photos; at most ${MAX_PHOTOS} of one lesion are averaged. Send fewer.`,
+      `There are ${photos.length} photos; at most ${MAX_PHOTOS} of one lesion are averaged. Choose fewer.`,
     );
   }
   const read = photos.filter((photo) => !photo.error);
-  if (!read.length) throw new Error(photos.map((photo) => photo.error).join(" "));
+  if (!read.length) throw new Error(photos.map((photo) => photo.error).join(" ") || "No photo was received.");
   const priors = resolvePriors(model, choice);
   const confident = read.filter(({ reading }) => reading.reason === null);
   const used = confident.length ? confident : read;
@@ -303,7 +305,7 @@ function notKnown({ codes, label, labels }) {
 export function rowOf(model, { name, error, reading, thumbnail }, number, choice) {
   if (error) return { number, name, error };
   const prediction = predictionOf(model, reading.probs, reading.reason, resolvePriors(model, choice));
-  const { priors, notice, ...fields } = prediction;
+  const { priors, notice, provenance, ...fields } = prediction;
   return {
     number,
     name,

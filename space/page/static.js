@@ -14,7 +14,7 @@ const loading = el(
   sentence,
   bar,
 );
-host.append(loading);
+host.replaceChildren(loading);
 
 try {
   const origin = await (await fetch("page.json")).json();
@@ -23,11 +23,11 @@ try {
     sentence.textContent = text;
   };
   const engine = await open(origin.model_url, { onProgress, origin });
-  loading.remove();
+  host.replaceChildren();
   await mount(host, engine);
 } catch (error) {
   const again = el("button", { type: "button", onclick: () => location.reload() }, "Try again");
-  loading.replaceWith(el("main", {}, alertBox("The model could not be loaded", error.message), again));
+  host.replaceChildren(el("main", {}, alertBox("The model could not be loaded", error.message), again));
 }
 // After the first visit the page works without a connection.
 if ("serviceWorker" in navigator) {

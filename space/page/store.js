@@ -7,26 +7,33 @@ const openCache = async () => ("caches" in globalThis ? caches.open(NAME).catch(
 
 /**
  * @param {string} url
- * @param {{cacheFirst?: string, onProgress?: (loaded: number, total: number) => void}} options
+ * @param {{cacheFirst?: string, onProgress?: (loaded: number, total: number) => void, check?: (bytes: ArrayBuffer) => void}} options
  *   cacheFirst: a name of this content; a copy under that name is taken without asking the network.
- *   Without it, a copy is taken only where the network does not answer.
+ *   Without it, a copy is taken only where the network does not answer, or the host is out of order.
+ *   check: throws for content that must not be kept.
  * @returns {Promise<ArrayBuffer | null>} null where the server has no such file
  */
-export async function load(url, { cacheFirst, onProgress } = {}) {
+export async function load(url, { cacheFirst, onProgress, check = () => {} } = {}) {
   const cache = await openCache();
   const key = cacheFirst ? `${url}?${cacheFirst}` : url;
   if (cacheFirst) {
     const kept = await cache?.match(key);
     if (kept) return kept.arrayBuffer();
   }
-  let response;
+  let response, bytes;
   try {
     response = await fetch(url);
+    if (response.ok) bytes = await readAll(response, onProgress);
   } catch {
+    response = null; // no connection, or it broke
+  }
+  if (response === null || response.status >= 500 || response.status === 429) {
     const kept = await cache?.match(key);
     if (kept) return kept.arrayBuffer();
+  }
+  if (response === null) {
     throw new Error(
-      `${fileName(url)} could not be loaded: no connection, or the network refuses ${hostOf(url)}.`,
+      `${fileName(url)} could not be loaded: no connection to ${hostOf(url)}, or the network refuses it.`,
     );
   }
   if (response.status === 404) return null;
@@ -38,8 +45,8 @@ export async function load(url, { cacheFirst, onProgress } = {}) {
           : "Try again later."),
     );
   }
-  const bytes = await readAll(response, onProgress);
-  // A full disk is no reason not to answer.
+  check(bytes);
+  // Answers do not depend on the copy, so a full disk does not matter.
   await cache?.put(key, new Response(bytes)).catch((error) => console.warn(error));
   return bytes;
 }
@@ -72,13 +79,15 @@ export async function forgetOthers(keep) {
 }
 
 export async function loadJson(url) {
-  const bytes = await load(url);
-  if (bytes === null) return null;
-  try {
-    return JSON.parse(new TextDecoder().decode(bytes));
-  } catch {
-    throw new Error(`${fileName(url)} is damaged: it is not JSON. Publish the model again.`);
-  }
+  const parse = (bytes) => {
+    try {
+      return JSON.parse(new TextDecoder().decode(bytes));
+    } catch {
+      throw new Error(`${fileName(url)} is damaged: it is not JSON. Publish the model again.`);
+    }
+  };
+  const bytes = await load(url, { check: parse });
+  return bytes && parse(bytes);
 }
 
 function fileName(url) {

@@ -38,8 +38,9 @@ async function open({ config, modelUrl, runtimeUrl, runtime }, tell) {
   try {
     session = await ort.InferenceSession.create(content, { executionProviders: ["wasm"] });
   } catch (error) {
+    await forgetOthers([]); // the kept runtime may be damaged
     throw new Error(
-      `This browser cannot run the model (${String(error.message ?? error).slice(0, 200)}); try another one.`,
+      `This browser could not run the model (${String(error.message ?? error).slice(0, 200)}): reload the page, or try another browser.`,
     );
   }
   await forgetOthers([runtime, sha256]);

@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,39 @@ def test_after_the_first_visit_the_page_works_without_a_server(browser, model, l
     context.close()
 
 
+def test_a_host_that_is_out_of_order_neither_stops_the_page_nor_spoils_what_it_keeps(browser, model):
+    with served_static(model) as url:
+        context = browser.new_context(service_workers="block")  # so that its requests can be answered here
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        wrong = {"status": 200, "content_type": "text/html", "body": "<p>Sign in</p>"}
+
+        def visit_with(file: str, reply: dict[str, Any]) -> str:
+            page.route(f"**/{file}", lambda route: route.fulfill(**reply))
+            page.reload()
+            page.wait_for_selector("#photos, #failure")
+            page.unroute(f"**/{file}")
+            return text_of(page, "#failure") if page.locator("#failure").count() else "works"
+
+        page.wait_for_selector("#photos")
+        assert visit_with("config.json", {"status": 503}) == "works"
+        assert visit_with("config.json", {"status": 429}) == "works"
+        assert "config.json is damaged" in visit_with("config.json", wrong)
+        assert visit_with("config.json", {"status": 503}) == "works"  # the good copy is still there
+        assert "A file of this page is missing" in visit_with("labels.json", {"status": 404})
+        page.evaluate("caches.delete('lesion-model')")
+        assert "could not run the model" in visit_with("*.wasm", wrong)
+        page.reload()  # the damaged runtime was not kept
+        page.wait_for_selector("#photos")
+        page.evaluate(OPEN)
+        page.evaluate("engine.close()")
+        assert "was closed" in page.evaluate(
+            "engine.outputs(new Blob(['x'])).then(() => 'answered', (error) => error.message)"
+        )
+        context.close()
+
+
 def test_odd_examples_and_figures_of_a_model_do_not_stop_the_page(browser, tmp_path, lesions):
     folder = make_model(tmp_path / "model", onnx=True)
     (folder / "examples").mkdir()
@@ -340,6 +374,11 @@ def make_older(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def change_config(folder: Path, key: str, value: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -347,6 +386,11 @@ def make_older(folder: Path) -> None:
         (make_older, "of schema 3, and this page reads 4"),
         (lambda folder: (folder / "onnx" / "model.onnx").unlink(), "no onnx/model.onnx"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda folder: change_config(folder, "label_names", None), "config.json is damaged"),
+        (
+            lambda folder: change_config(folder, "pretrained_cfg", {"interpolation": "lanczos"}),
+            "config.json is damaged",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_used_is_explained(browser, tmp_path, change, says):
@@ -380,6 +424,26 @@ def test_the_build_allows_the_model_s_host_alone(tmp_path):
     index = (static_space.build(files) / "index.html").read_text(encoding="utf-8")
     assert "connect-src 'self' https://huggingface.co https://*.huggingface.co https://*.hf.co;" in index
     assert "MODEL_HOST" not in index
+
+
+def test_a_build_that_fails_leaves_nothing_and_builds_side_by_side_do_not_disturb_each_other(monkeypatch, tmp_path):
+    files = static_space.static_files("me/m", "0" * 40)
+    built = static_space.build(files)
+    [packages] = [folder for folder in built.parents[1].glob("npm-*") if (folder / "node_modules").is_dir()]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "skin-lesion-classifier"
+    shutil.copytree(packages, cache / packages.name)
+    runtime = next((cache / packages.name).rglob("ort-wasm-simd-threaded.wasm"))
+    runtime.rename(tmp_path / "hidden")
+    with pytest.raises(static_space.BuildError, match="ort-wasm-simd-threaded"):
+        static_space.build(files)
+    assert not list(cache.glob("page-*/dist"))
+    (tmp_path / "hidden").rename(runtime)
+    with ThreadPoolExecutor(3) as pool:
+        [folder] = set(pool.map(static_space.build, [files] * 3))
+    assert {file.name for file in folder.iterdir()} == {file.name for file in built.iterdir()}
+    assert "BUILD_ID" not in (folder / "sw.js").read_text()
+    assert "RUNTIME_VERSION" not in (folder / "engine_browser.js").read_text()
 
 
 def test_without_npm_a_sentence_says_what_to_install(monkeypatch, tmp_path):

@@ -273,8 +273,8 @@ def test_weights_that_were_trained_from_others_are_compared_only_if_those_were_o
         ({"origin": passed}, now),
     ):
         assert overlap(run, splits) == expected
+    (folder / "train_config.json").write_text(json.dumps({"origin": passed}))
     with pytest.raises(LeakageError):  # what the last run saw is refused all the same
-        (folder / "train_config.json").write_text(json.dumps({"origin": passed}))
         check_not_seen([found(folder)], table([("a2", "L1", "test")]), images(["a2", "c"]))
 
 
@@ -282,6 +282,11 @@ def test_weights_without_hashes_are_said_to_be_unchecked(folder):
     write_splits(BEFORE, folder / "splits.csv")
     origin = check_not_seen([found(folder)], BEFORE, images(["a"]))
     assert origin.overlap == "could not be checked, since the weights of first come without image_hashes.csv"
+
+
+def test_weights_whose_hashes_lack_images_are_said_to_be_unchecked(folder):
+    origin = check_not_seen([start_with(folder, BEFORE, images(["a", "b", "c"]))], BEFORE, images(["a"]))
+    assert origin.overlap == "could not be checked, since image_hashes.csv lacks images of splits.csv"
 
 
 def test_each_of_several_weights_is_compared(folder, tmp_path):
