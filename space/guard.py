@@ -106,7 +106,7 @@ class Guard:
                 self.janitor.used_bytes += size
             else:
                 self.held_bytes, scope["held_bytes"] = self.held_bytes + size, seen
-            if self.janitor.used_bytes > MAX_FOLDER_BYTES or self.held_bytes > MAX_HELD_BYTES:
+            if self.janitor.used_bytes > MAX_FOLDER_BYTES if is_upload else self.held_bytes > MAX_HELD_BYTES:
                 raise RefusedError(503, "The server holds too many uploads; try again in a few minutes.")
             return message
 

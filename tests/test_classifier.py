@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from modeling.classifier import LesionClassifier, map_ahead
 from modeling.data.decoding import decode_images
+from modeling.files import ModelFolderError
 from modeling.images import ImageError, decode_image
 from modeling.labels import NOTICE, SYNTHETIC_NOTICE
 from modeling.model_folder import read_config
@@ -104,6 +105,14 @@ def test_operating_points_and_abstention_of_the_folder_are_applied(tmp_path, les
         outputs = classifier.engine.forward(classifier.preprocess(lesion_image)[None])
         assert prediction.abstained == bool(rule.abstains(outputs.logits, outputs.features)[0])
         assert (prediction.reason is not None) == prediction.abstained
+
+
+@pytest.mark.parametrize("output", ["logits", "features"])
+def test_a_network_that_gives_numbers_that_are_not_finite_is_not_believed(classifier, lesion_image, output):
+    outputs = classifier.engine.forward(classifier.preprocess(lesion_image)[None])
+    getattr(outputs, output)[0, 0] = np.nan
+    with pytest.raises(ModelFolderError, match="not finite"):
+        classifier.predictions(outputs, outputs.probs)
 
 
 def test_a_prediction_is_json_with_notice_and_provenance(classifier, lesion_image):

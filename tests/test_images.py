@@ -279,6 +279,17 @@ def test_a_program_that_lets_incomplete_images_pass_is_told_so(monkeypatch):
         decode_image(encode(picture(), "JPEG")[:-500])
 
 
+def test_a_png_whose_checksums_do_not_fit_is_refused():
+    data = encode(picture(), "PNG")
+    places = [
+        (data.index(b"IDAT") + 8, 1 << bit) for bit in range(8)
+    ]  # some can be unpacked all the same, to other pixels
+    for place, mask in [*places, (data.index(b"IEND") - 8, 1)]:  # the last one is in the checksum itself
+        changed = bytes(value ^ mask if at == place else value for at, value in enumerate(data))
+        with pytest.raises(ImageError, match=r"damaged|incomplete"):
+            decode_image(changed)
+
+
 # ---- real photographs ----
 
 

@@ -175,6 +175,15 @@ def dangling(folder: Path) -> None:
     (folder / "2.png").symlink_to("/nowhere.png")
 
 
+def test_an_image_without_a_row_does_not_rename_the_others(tmp_path):
+    rows = "".join(f"{index}.png,MEL,ISIC_{index}\n" for index in range(4))
+    folder = with_table(tmp_path / "data", rows, "file_name,label,isic_id")
+    draw(folder / "stray.png")
+    loaded = load_images(str(folder), skip_bad_images=True, skipped_csv=tmp_path / "skipped.csv")
+    assert loaded.dataset["image_id"][:] == [f"ISIC_{index}" for index in range(4)]
+    assert "stray.png" in (tmp_path / "skipped.csv").read_text()
+
+
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
     "missing image": (ROWS + "9.png,MEL,30\n", lambda f: None, "1 × row without an image file: 9.png", ["9.png"]),
     "row twice": (ROWS + "1.png,NV,3\n", lambda f: None, "1 × image file in more than one row: 1.png", ["1.png"]),

@@ -111,6 +111,14 @@ def test_a_perfectly_separated_or_absent_diagnosis_has_no_slope():
     assert "no image" in calibration_slope(probs, np.zeros(100, bool), split)["reason"]
 
 
+def test_replicates_that_separate_a_diagnosis_do_not_widen_the_interval_without_bound():
+    shown = np.arange(60) < 8
+    log_odds = np.where(shown, 2.0, -2.0) + np.linspace(0, 0.5, 60)
+    log_odds[-1] = 2.2  # the only negative above a positive: most replicates without it are separated
+    slope = calibration_slope(1 / (1 + np.exp(-log_odds)), shown, split_of(np.arange(60)))
+    assert slope["high"] is None or slope["high"] < 50
+
+
 def test_overconfident_probabilities_have_a_slope_below_one_and_calibrated_ones_about_one(monkeypatch):
     monkeypatch.setattr(external, "N_SLOPE_REPLICATES", 20)
     rng = np.random.default_rng(3)

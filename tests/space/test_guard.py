@@ -85,6 +85,31 @@ def test_any_other_body_is_bounded_before_the_server_sees_it(announced):
         assert statuses(*(post(route, body) for body in nested)) == [400] * len(nested)
 
 
+def test_bodies_that_are_held_at_the_same_time_are_bounded_together(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_HELD_BYTES", 2_500)
+    made, client = guarded()
+    body = b'{"x": "' + b"A" * 900 + b'"}'
+
+    async def at_once(n: int) -> list[int]:
+        waiting = asyncio.Event()
+
+        async def slow():
+            yield body[:500]
+            await waiting.wait()
+            yield body[500:]
+
+        requests = [asyncio.create_task(client.post("/gradio_api/mcp/", content=slow())) for _ in range(n)]
+        await asyncio.sleep(0.1)
+        assert made.held_bytes == 500 * n
+        waiting.set()
+        return [(await request).status_code for request in requests]
+
+    assert asyncio.run(at_once(2)) == [200, 200]
+    assert 503 in asyncio.run(at_once(4))
+    assert made.held_bytes == 0
+    assert asyncio.run(at_once(2)) == [200, 200]
+
+
 def test_only_routes_that_the_page_and_its_programs_use_are_open():
     _, client = guarded()
     closed = (

@@ -16,6 +16,7 @@ from modeling.classifier import LesionClassifier
 from modeling.files import ROOT
 from modeling.formatting import percent
 from modeling.prediction import rounded
+from modeling.rows import columns_of
 from support.space import POINTS, answered, choose, make_model, served, served_static, text_of, visit, zipped
 
 pytestmark = pytest.mark.slow
@@ -296,6 +297,8 @@ def test_a_batch_of_ten_is_sorted_and_its_rows_open_with_next_and_back(browser, 
     assert len(rows) == 10
     by_name = {row["image"]: row for row in rows}
     assert [row["image"] for row in rows] == names
+    points = [point.name for point in expected.operating_points]
+    assert list(rows[0]) == [*columns_of(expected.codes, points), *expected.provenance]
     assert by_name[good[0].name]["verdict"] == expected.predict(good[0]).verdict
     assert by_name[odd.name]["abstained"] == "True"
     assert by_name["broken.jpg"]["error"]
