@@ -34,8 +34,6 @@ def format_estimate(estimate: Mapping[str, Any]) -> str:
     if "if_calibrated" in estimate:
         low, high = (format_number(estimate["if_calibrated"][bound]) for bound in ("low", "high"))
         return f"{value} ({low} to {high} if perfectly calibrated)"
-    if "low" not in estimate:
-        return value
-    if estimate["low"] is None:
+    if estimate.get("low") is None:
         return f"{value} (no interval)"
     return f"{value} ({format_number(estimate['low'])} to {format_number(estimate['high'])})"

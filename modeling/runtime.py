@@ -5,6 +5,7 @@ Import this before torch: it needs nothing but the standard library.
 
 import ctypes
 import os
+import sys
 
 # Parameters of glibc's mallopt, from its malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -22,6 +23,7 @@ def prepare_process() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _tell_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a redirect on Windows knows no →
 
 
 def prepare_server() -> None:

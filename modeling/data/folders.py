@@ -20,6 +20,7 @@ OTHER_TABLES = ("metadata.jsonl", "metadata.parquet")  # of Hugging Face's image
 FILE_COLUMN = "file_name"
 # What datasets call their own splits.
 GIVEN_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+GIVEN_NAMES |= {"training": "train", "testing": "test"}
 
 
 class Listing(NamedTuple):
@@ -42,7 +43,10 @@ def list_folder(folder: Path, files: Sequence[str]) -> Listing:
     Raises:
         DataError: If there is another table, or a folder beside those of the splits.
     """
-    if unread := [path for path in files if posixpath.basename(path) in OTHER_TABLES]:
+    # Without the table that it comes with, HAM10000 as downloaded would be part 1 against part 2.
+    tables = [path for path in files if posixpath.basename(path) == TABLE_NAME]
+    others = [path for path in files if path.endswith(".csv") and "/" not in path and not tables]
+    if unread := [*others, *(path for path in files if posixpath.basename(path) in OTHER_TABLES)]:
         raise DataError(f"{folder / unread[0]} is not read: write the table as {TABLE_NAME}, or remove it.")
     images = pd.Index([path for path in files if is_image(path)], dtype=object)  # names that are not valid text, too
     tops = {path.split("/")[0] for path in images if "/" in path}

@@ -8,7 +8,7 @@ import numpy as np
 
 from modeling import __version__
 from modeling.abstention import AbstentionRule
-from modeling.calibration import Calibration, fit_calibration, softmax
+from modeling.calibration import fit_calibration, softmax
 from modeling.data.splits import lesions_of
 from modeling.data.splits_file import load_splits
 from modeling.files import write_json
@@ -21,8 +21,8 @@ from modeling.training.options import TrainOptions, dataset_name
 from modeling.training.trainer import Fitted
 
 
-def write_model_folder(folder: Path, fitted: Fitted, options: TrainOptions, config: dict[str, Any]) -> Calibration:
-    """Calibrate the network on val, in place, and write a model folder; return the calibration.
+def write_model_folder(folder: Path, fitted: Fitted, options: TrainOptions, config: dict[str, Any]) -> None:
+    """Calibrate the network on val, in place, and write a model folder.
 
     The folder is replaced if it exists; splits.csv and the image hashes of the run are beside it. The network's raw logits
     estimate the mix of the images trained on. `config` is the content of train_config.json.
@@ -65,7 +65,6 @@ def write_model_folder(folder: Path, fitted: Fitted, options: TrainOptions, conf
     for name in (SPLITS_NAME, HASHES_NAME):
         shutil.copyfile(folder.parent / name, folder / name)
     save_model_folder(model, folder, codes=codes, lesion=lesion)
-    return calibration
 
 
 def license_of(options: TrainOptions, origin: dict[str, Any]) -> str | None:

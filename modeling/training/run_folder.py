@@ -160,7 +160,7 @@ class Checkpoints:
     folder: Path
     accelerator: Accelerator
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write the checkpoint of an optimiser step and delete all but the last two. All processes call this.
 
         If it cannot be written, earlier ones are untouched. `write` fills a folder, the same on every process.
@@ -187,7 +187,6 @@ class Checkpoints:
         finally:
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
-        return folder
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint, or None."""

@@ -184,6 +184,17 @@ def test_an_image_without_a_row_does_not_rename_the_others(tmp_path):
     assert "stray.png" in (tmp_path / "skipped.csv").read_text()
 
 
+def test_a_table_of_another_name_is_not_passed_over(tmp_path):
+    """HAM10000 as downloaded: two folders of parts, and a table beside them."""
+    for part in ("part_1", "part_2"):
+        draw(tmp_path / "data" / part / "0.png")
+    (tmp_path / "data" / "HAM10000_metadata.csv").write_text("image_id,dx\n0,mel\n")
+    with pytest.raises(
+        DataError, match=r"HAM10000_metadata\.csv is not read: write the table as metadata\.csv, or remove it"
+    ):
+        load_images(str(tmp_path / "data"))
+
+
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
     "missing image": (ROWS + "9.png,MEL,30\n", lambda f: None, "1 × row without an image file: 9.png", ["9.png"]),
     "row twice": (ROWS + "1.png,NV,3\n", lambda f: None, "1 × image file in more than one row: 1.png", ["1.png"]),
