@@ -27,7 +27,7 @@ class AbstentionRule:
     """
 
     threshold: Annotated[float, bounds(gt=-1e6, lt=1e6)]  # images with a higher score are refused
-    false_alarm_rate: Fraction  # fraction of val images above the threshold
+    false_alarm_rate: Fraction  # fraction of the images that the rule was fitted on above the threshold
     residual_weight: Positive  # brings the distance to the scale of the logits
     length: Positive  # of the features, on average over val
     centre: np.ndarray  # mean of what `_both` makes of the features of val, float32 (2 D,)

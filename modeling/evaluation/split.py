@@ -86,7 +86,7 @@ class Split:
     def by_lesion(self) -> "Split":
         """Average the probabilities over the photos of each lesion.
 
-        A group of near-duplicates may hold two labels (the splits warn of it); it then counts as two lesions.
+        A group of near-duplicates may hold two labels (the splits warn of it); it then has a row for each label.
         """
         means = pd.DataFrame(self.probs).groupby([self.lesion_ids, self.labels]).mean()
         lesion_ids, labels = (means.index.get_level_values(level).to_numpy() for level in (0, 1))

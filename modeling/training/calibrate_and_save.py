@@ -25,7 +25,7 @@ def write_model_folder(folder: Path, fitted: Fitted, options: TrainOptions, conf
     """Calibrate the network on val, in place, and write a model folder.
 
     The folder is replaced if it exists; splits.csv and the image hashes of the run are beside it. The network's raw logits
-    estimate the mix of the images trained on. `config` is the content of train_config.json.
+    estimate about the mix of train and val. `config` is the content of train_config.json.
     """
     codes, model, val = config["codes"], fitted.model, fitted.val
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C); a checkpoint has been written."""
+    """The run was asked to stop (SIGTERM, Ctrl-C); a checkpoint has been written, unless a loader process died first."""
 
 
 def explained(error: Exception) -> str | None:

@@ -166,7 +166,7 @@ def test_lesion_scores_average_the_probabilities_of_its_photos() -> None:
     assert lesions.probs == pytest.approx(np.array([[0.65, 0.35], [0.2, 0.8]]))
 
 
-def test_a_near_duplicate_group_with_two_labels_counts_as_two_lesions() -> None:
+def test_a_near_duplicate_group_with_two_labels_has_a_row_for_each() -> None:
     probs = np.array([[0.9, 0.1], [0.2, 0.8]])
     lesions = Split(("A", "B"), probs, np.array([0, 1]), np.array(["x", "x"])).by_lesion()
     assert (lesions.labels.tolist(), lesions.lesion_ids.tolist()) == ([0, 1], ["x", "x"])

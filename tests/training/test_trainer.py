@@ -1,6 +1,7 @@
 """modeling/training/trainer.py: on coloured squares and timm's smallest network, in this process."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -170,7 +171,12 @@ def test_the_best_epoch_is_kept_and_of_equal_scores_the_first(tmp_path):
 def test_patience_ends_training_and_the_original_recipe_has_none(tmp_path):
     def falling():
         values = iter(np.linspace(0.9, 0.1, 9))
-        return lambda predictions, references: dict.fromkeys(("balanced_accuracy", "accuracy"), float(next(values)))
+
+        def score(predictions, references):
+            value = float(next(values))
+            return {"balanced_accuracy": value, "accuracy": 1 - value}  # rises
+
+        return score
 
     patient = trainer(tmp_path / "a", "--epochs", "8", "--patience", "2", score=falling())
     patient.train()
@@ -180,6 +186,8 @@ def test_patience_ends_training_and_the_original_recipe_has_none(tmp_path):
     assert original.progress.epoch == 4
     assert isinstance(original.optimizer.optimizer, torch.optim.Adam)
     assert original.ema is None
+    assert original.max_grad_norm == math.inf
+    assert original.progress.best_epoch == 3
     assert {line["learning_rate"] for line in log(tmp_path / "b")} == {0.005}
 
 
