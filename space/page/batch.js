@@ -1,6 +1,6 @@
 // The tab "Batch": many photos, each a lesion of its own; a table sorted by what is flagged, whose rows open.
 
-import { alertBox, button, capital, el, goTo, percent, save, textBlob, unbroken } from "./dom.js";
+import { alertBox, button, capital, el, goTo, percent, picker, save, textBlob, unbroken } from "./dom.js";
 import { photoField } from "./photofield.js";
 import { isZip, unzip } from "./zip.js";
 
@@ -19,12 +19,30 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
     take: (files) => add(files),
     help: [`Up to ${MAX_PHOTOS} photos, as files or in zip archives. ${engine.privacy}`],
   });
+  let priors = "equal";
+  const choice =
+    about.model.class_priors &&
+    picker(
+      "batch-priors",
+      "How common are the diagnoses where these photos come from?",
+      [
+        ["equal", "Equally common"],
+        ["dataset", "As in the training data"],
+      ],
+      priors,
+      (value) => {
+        priors = value;
+        if (chosen) add(chosen);
+      },
+    );
   const place = el("div", { class: "panel-content" });
-  const node = el("div", { class: "panel-content" }, field, place);
+  const node = el("div", { class: "panel-content" }, field, choice, place);
   let stop = null; // an AbortController while a batch runs
+  let chosen = null; // the files of the batch that is shown
 
   async function add(files) {
     stop?.abort();
+    chosen = files;
     stop = new AbortController();
     const { signal } = stop;
     let photos;
@@ -54,7 +72,7 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
       status.textContent = `${rows.length} of ${photos.length} photos`;
     };
     try {
-      await engine.batch(photos, { priors: "equal" }, onRow, signal);
+      await engine.batch(photos, { priors }, onRow, signal);
       if (!signal.aborted) draw(photos, rows);
     } catch (error) {
       if (!signal.aborted) fail(error.message, rows.length ? () => draw(photos, rows) : null);
@@ -72,6 +90,7 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
   function clearButton(text) {
     const clear = () => {
       stop?.abort();
+      chosen = null;
       place.replaceChildren();
       field.querySelector(".choose").focus();
     };
@@ -101,7 +120,7 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
         place.querySelectorAll(".open")[at]?.focus();
       };
       showTab("lesion");
-      openRow(photo, { at, of: answered.length, go: open, back });
+      openRow(photo, { at, of: answered.length, go: open, back, priors });
     };
     place.replaceChildren(
       el(

@@ -247,12 +247,13 @@ export function lesionPanel({ engine, about, root }) {
   }
 
   function openRow(photo, row) {
+    priors = row.priors;
     const known = lesions.find((lesion) => lesion.row && lesion.photos[0].blob === photo.blob);
     if (!known) return begin([photo], { row });
     current = known;
     current.row = row;
     compared = null;
-    if (current.answer) draw();
+    if (current.answer?.priors_choice === priors) draw();
     else ask();
   }
 

@@ -293,6 +293,12 @@ def test_a_batch_of_ten_is_sorted_and_its_rows_open_with_next_and_back(browser, 
         page.click("#row-back")
         assert page.locator("#batch").is_visible()
         assert page.evaluate("document.activeElement.textContent") == names[1]
+        page.select_option("#batch-priors", "dataset")
+        at_mix = expected.with_priors("dataset").predict(next(file for file in good if names[0].endswith(file.name)))
+        shown = percent(rounded(at_mix.probability))
+        expect(page.locator(".batch tbody tr").first.locator(".number").first).to_have_text(shown)
+        page.locator(".batch .open").first.click()
+        page.wait_for_selector(".priors[open]")
     rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == 10
     by_name = {row["image"]: row for row in rows}
