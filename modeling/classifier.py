@@ -1,7 +1,6 @@
 """LesionClassifier: the public interface of a trained model. Image in, answer out; stateless and thread-safe."""
 
 import copy
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -93,7 +92,7 @@ class LesionClassifier:
             network = open_engine(source, config, device=None if device is None else str(device), engine=engine)
             classifier = cls(network, config, source)
             # Untrusted weights, preprocessing and thresholds must give an answer together; tried once.
-            prediction = classifier.predict(Image.new("RGB", (8, 8), (192, 144, 128)))
+            classifier.predict(Image.new("RGB", (8, 8), (192, 144, 128)))
         except ModelFolderError:
             raise
         except Exception as error:  # of an engine or numpy: whatever it is, this model cannot answer
@@ -102,8 +101,6 @@ class LesionClassifier:
                 f"({type(error).__name__}: {str(error)[:300]}); "
                 "download the folder again, or update skin-lesion-classifier."
             ) from error
-        if not math.isfinite(prediction.probability):
-            raise ModelFolderError(f"{source.path}: the weights give no finite probability; download the folder again.")
         return classifier.with_priors(priors)
 
     def with_priors(self, choice: PriorsChoice) -> Self:
@@ -226,7 +223,7 @@ class LesionClassifier:
             outputs: Of the upright images; they decide on abstention.
             probs: Their probabilities (N, C) at equal priors, or the mean over the eight views.
         """
-        if not (np.isfinite(outputs.logits).all() and np.isfinite(outputs.features).all()):
+        if not all(np.isfinite(values).all() for values in (outputs.logits, outputs.features, probs)):
             raise ModelFolderError(f"{self.source.path}: the network gives numbers that are not finite for this image.")
         reasons = self.abstention.reasons(outputs.logits, outputs.features) if self.abstention else [None] * len(probs)
         return [self.prediction(row, reason) for row, reason in zip(probs, reasons, strict=True)]

@@ -259,7 +259,7 @@ def test_a_network_is_built_only_after_its_weights_are_seen_to_be_there(folder):
 def test_weights_that_give_no_number_are_refused(folder):
     rewrite(folder, lambda tensors: tensors["classifier.bias"].fill_(float("nan")))
     rehash(folder)
-    with pytest.raises(ModelFolderError, match="no finite probability"):
+    with pytest.raises(ModelFolderError, match="numbers that are not finite"):
         LesionClassifier.from_pretrained(folder, device="cpu")
 
 

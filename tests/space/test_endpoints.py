@@ -118,7 +118,7 @@ def test_what_cannot_be_answered_gets_a_sentence_and_the_server_goes_on(url, cap
         ("explain", [], "There is no photo"),
         ("batch", [[]], "no photo in what you sent"),
         ("batch", [], "photos are missing"),
-        ("page_answer", [[]], "No photo came"),
+        ("page_answer", [[]], "No photo was received"),
         ("page_answer", [[sent] * 9], "at most 8"),
     ):
         with pytest.raises(AnswerError, match=sentence) as error:

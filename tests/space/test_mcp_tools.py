@@ -89,7 +89,7 @@ def test_mistakes_of_an_assistant_get_sentences_that_repeat_nothing_of_the_photo
             "is no photo": ("classify", {"photo": [secret]}),
             "send the path": ("explain", {}),
             "photos are missing": ("batch", {"photos": secret}),
-            "More than 200": ("batch", {"photos": [data_uri(b"PK" + bytes(300))] * 201}),
+            "The limit is 200": ("batch", {"photos": [data_uri(b"PK" + bytes(300))] * 201}),
             "There is no": ("batch", {"photos": [{"photo": 3}]}),
             "not an image": ("classify", {"photo": data_uri(secret.encode())}),
             "priors": ("classify", {"photo": data_uri(b"x"), "priors": secret}),
