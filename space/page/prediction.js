@@ -2,8 +2,8 @@
 // Sentences come from texts.json, names of diagnoses from labels.json; the build copies both from modeling/.
 
 import { percent as unbrokenPercent } from "./dom.js";
+import { MAX_PHOTOS_A_LESION } from "./engine.js";
 
-const MAX_PHOTOS = 8;
 const TINY = 1e-12;
 export const CONFIG_SCHEMA = 4;
 
@@ -218,9 +218,9 @@ function malignantProbability({ codes, label }, probabilities) {
  * @param {"equal" | "dataset"} choice
  */
 export function answerOf(model, photos, choice) {
-  if (photos.length > MAX_PHOTOS) {
+  if (photos.length > MAX_PHOTOS_A_LESION) {
     throw new Error(
-      `There are ${photos.length} photos; at most ${MAX_PHOTOS} of one lesion are averaged. Choose fewer.`,
+      `There are ${photos.length} photos; at most ${MAX_PHOTOS_A_LESION} of one lesion are averaged. Choose fewer.`,
     );
   }
   const read = photos.filter((photo) => !photo.error);
