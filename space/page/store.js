@@ -83,7 +83,7 @@ export async function loadJson(url) {
     try {
       return JSON.parse(new TextDecoder().decode(bytes));
     } catch {
-      throw new Error(`${fileName(url)} is damaged: it is not JSON. Publish the model again.`);
+      throw new Error(`${fileName(url)} is damaged: it is not JSON. Reload the page, or publish it again.`);
     }
   };
   const bytes = await load(url, { check: parse });
