@@ -43,7 +43,7 @@ export function headline(answer, pictureOf, known) {
   const state = stateOf(answer);
   const [word, thresholds, diagnosis] = verdictParts(answer.verdict);
   const shown = answer.photos.findIndex((photo) => photo.used);
-  const source = pictureOf(Math.max(shown, 0));
+  const source = pictureOf(shown);
   return el(
     "section",
     { class: `card headline ${state}`, "aria-label": "Answer" },
@@ -108,7 +108,7 @@ function photoLines(answer) {
   return lines;
 }
 
-export function probabilityTable(answer) {
+function probabilityTable(answer) {
   const rows = answer.differential.map((row) =>
     el(
       "tr",

@@ -1,10 +1,10 @@
 // The tab "Batch": many photos, each a lesion of its own; a table sorted by what is flagged, whose rows open.
 
 import { alertBox, button, capital, el, goTo, percent, picker, save, textBlob, unbroken } from "./dom.js";
+import { MAX_PHOTOS_A_BATCH } from "./engine.js";
 import { photoField } from "./photofield.js";
 import { isZip, unzip } from "./zip.js";
 
-export const MAX_PHOTOS = 200;
 const ROWS_A_FRAME = 20; // of the table: 200 at once would stop the page for a tenth of a second
 
 /**
@@ -17,7 +17,7 @@ export function batchPanel({ engine, about, root, openRow, showTab }) {
     title: "Many photos, each a lesion of its own",
     accept: "image/*,.heic,.heif,.tif,.tiff,.bmp,.zip",
     take: (files) => add(files),
-    help: [`Up to ${MAX_PHOTOS} photos, as files or in zip archives. ${engine.privacy}`],
+    help: [`Up to ${MAX_PHOTOS_A_BATCH} photos, as files or in zip archives. ${engine.privacy}`],
   });
   let priors = "equal";
   const choice =
@@ -149,8 +149,8 @@ async function listPhotos(files) {
   for (const file of files) {
     if (await isZip(file)) photos.push(...(await unzip(file)).filter((photo) => !isNoPhoto(photo.name)));
     else photos.push({ name: file.name, blob: file, error: null });
-    if (photos.length > MAX_PHOTOS)
-      throw new Error(`The limit is ${MAX_PHOTOS} photos; choose fewer at a time.`);
+    if (photos.length > MAX_PHOTOS_A_BATCH)
+      throw new Error(`The limit is ${MAX_PHOTOS_A_BATCH} photos; choose fewer at a time.`);
   }
   if (!photos.length)
     throw new Error("There is no photo in it; choose image files, or a zip archive of image files.");
@@ -279,7 +279,7 @@ function appendRows(body, makers) {
 }
 
 /** The columns of the server's table (modeling/rows.py); cells that a spreadsheet would run as a formula are made harmless. */
-export function toCsv(rows, about) {
+function toCsv(rows, about) {
   const answered = rows.find((row) => !row.error);
   const points = Object.keys(answered?.operating_points ?? {});
   const { provenance } = about.model;

@@ -81,10 +81,7 @@ function number(answer, code) {
 }
 
 function picture({ answer, sourceOf }, withHeat) {
-  const index = Math.max(
-    answer.photos.findIndex((photo) => photo.used),
-    0,
-  );
+  const index = answer.photos.findIndex((photo) => photo.used);
   const photo = answer.photos[index];
   const source = sourceOf(index);
   if (!source) return "cannot be shown";

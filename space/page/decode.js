@@ -9,6 +9,7 @@ const MAX_ASPECT_RATIO = 10;
 const BAND_ROWS = 128;
 const THUMBNAIL_PX = 96;
 const BY_HAND = "save it as JPEG or PNG";
+let canvasCheck = null; // a promise; once a visit
 
 /**
  * @param {Blob} blob
@@ -20,6 +21,7 @@ const BY_HAND = "save it as JPEG or PNG";
  */
 export async function readSquare(blob, name, { side, kind }) {
   await check(blob, name);
+  await (canvasCheck ??= checkCanvas());
   let bitmap;
   try {
     // Colour profiles are ignored, as in training; the Exif orientation is applied.
@@ -44,6 +46,20 @@ export async function readSquare(blob, name, { side, kind }) {
   } finally {
     bitmap.close();
   }
+}
+
+/** Refuse a browser that falsifies what is read from a canvas, as protections against tracking do. */
+async function checkCanvas() {
+  const known = new ImageData(64, 64);
+  known.data.forEach((_, i) => (known.data[i] = i % 4 === 3 ? 255 : (97 * i + (i >> 6)) % 256));
+  const context = new OffscreenCanvas(64, 64).getContext("2d", { willReadFrequently: true });
+  context.drawImage(await createImageBitmap(known), 0, 0);
+  const read = context.getImageData(0, 0, 64, 64).data;
+  if (known.data.every((value, i) => value === read[i])) return;
+  throw new Error(
+    "This browser changes the pixels that a page reads, as a protection against tracking: " +
+      "switch it off for this page, or use another browser.",
+  );
 }
 
 async function thumbnailOf(bitmap) {

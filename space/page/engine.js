@@ -1,4 +1,4 @@
-// The two engines have one form. Types only; see engine_server.js and engine_browser.js.
+// The two engines, engine_server.js and engine_browser.js, have one form and the same limits.
 
 /**
  * @typedef {object} Photo
@@ -18,4 +18,5 @@
  *   signal: AbortSignal) => Promise<void>} batch one row for each photo, in order
  */
 
-export {};
+export const MAX_PHOTOS_A_LESION = 8;
+export const MAX_PHOTOS_A_BATCH = 200;

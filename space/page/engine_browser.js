@@ -35,8 +35,8 @@ export async function open(modelUrl, { onProgress = () => {}, origin = {} } = {}
   try {
     model = readModel(config, { texts, labels }, { id, revision, packageVersion });
   } catch (error) {
-    if (!/TypeError|InvalidCharacterError|RangeError/.test(error.name)) throw error;
-    throw new Error(`The model's config.json is damaged (${error.message}): publish the model again.`);
+    if (error.constructor === Error) throw error; // a sentence
+    throw new Error("The model's config.json is damaged, or of another version: publish the model again.");
   }
   const worker = startWorker(here("worker.js"));
   const loaded = { runtime: [0, 14.3e6], model: [0, 14e6] };

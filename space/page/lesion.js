@@ -3,6 +3,7 @@
 import { asJson, headline, probabilityCard, stateOf, takeAwayButtons, thresholdCard } from "./answer.js";
 import { compareCard } from "./compare.js";
 import { alertBox, button, el, goTo, picker, save, textBlob, working } from "./dom.js";
+import { MAX_PHOTOS_A_LESION } from "./engine.js";
 import { fileDialogue, IMAGES, photoField } from "./photofield.js";
 import { pictureCard } from "./picture.js";
 import { reportHtml } from "./report.js";
@@ -144,7 +145,7 @@ export function lesionPanel({ engine, about, root }) {
       priors = choice;
       ask();
     });
-    card = answer.photos.some((photo) => photo.used) ? pictureCard(answer, sourceOf) : null;
+    card = pictureCard(answer, sourceOf);
     const numbers = [probabilities, thresholdCard(answer)];
     const take = takeAwayButtons({
       report: saveReport,
@@ -291,7 +292,8 @@ export function lesionPanel({ engine, about, root }) {
       accept: IMAGES,
       take: start,
       help: [
-        "A close-up through a dermatoscope: sharp, the whole lesion. Up to 8 photos of the same lesion are averaged.",
+        "A close-up through a dermatoscope: sharp, the whole lesion. " +
+          `Up to ${MAX_PHOTOS_A_LESION} photos of the same lesion are averaged.`,
         engine.privacy,
       ],
     });

@@ -2,8 +2,8 @@
 // Sentences come from texts.json, names of diagnoses from labels.json; the build copies both from modeling/.
 
 import { percent as unbrokenPercent } from "./dom.js";
+import { MAX_PHOTOS_A_LESION } from "./engine.js";
 
-const MAX_PHOTOS = 8;
 const TINY = 1e-12;
 export const CONFIG_SCHEMA = 4;
 
@@ -34,8 +34,14 @@ export function readModel(config, { texts, labels }, origin) {
     );
   }
   const { label_names: codes, pretrained_cfg: cfg } = config;
-  if (!Array.isArray(codes) || !["bicubic", "bilinear"].includes(cfg?.interpolation) || !cfg.input_size)
-    throw new TypeError("label_names or pretrained_cfg");
+  const points = lesion.operating_points ?? [];
+  const classPriors = lesion.class_priors ?? null;
+  const isWhole =
+    ["bicubic", "bilinear"].includes(cfg.interpolation) &&
+    [cfg.input_size, cfg.mean, cfg.std].every((channels) => channels.length === 3) &&
+    points.every((point) => point.codes.every((code) => codes.includes(code))) &&
+    codes.every((code) => classPriors === null || classPriors[code] > 0);
+  if (!isWhole) throw new TypeError("config.json is not as modeling/config.py describes it");
   const known = new Map(labels.map((label) => [label.code, label]));
   const label = (code) => known.get(code) ?? { code, name: code, behaviour: "unknown", malignant: false };
   return {
@@ -44,9 +50,9 @@ export function readModel(config, { texts, labels }, origin) {
     labels,
     texts,
     origin,
-    points: lesion.operating_points ?? [],
+    points,
     abstention: lesion.abstention ? readRule(lesion.abstention) : null,
-    classPriors: lesion.class_priors ?? null,
+    classPriors,
     license: lesion.license ?? null,
     notice: lesion.synthetic ? `${texts.notice} ${texts.synthetic_notice}` : texts.notice,
     provenance: {
@@ -64,9 +70,10 @@ function readRule(rule) {
     new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
   const centre = floats(rule.centre);
   const all = floats(rule.directions);
+  const { length } = centre;
+  if (!length || all.length % length) throw new RangeError("directions of another length than the centre");
   const directions = [];
-  for (let from = 0; from < all.length; from += centre.length)
-    directions.push(all.subarray(from, from + centre.length));
+  for (let from = 0; from < all.length; from += length) directions.push(all.subarray(from, from + length));
   return { ...rule, centre, directions };
 }
 
@@ -98,10 +105,13 @@ export function readOutputs(model, { logits, features, evidence, grid }) {
   const powers = Array.from(logits, (logit) => Math.exp(logit - highest));
   const total = sum(powers);
   const rule = model.abstention;
-  const abstains = rule !== null && oodScore(rule, logits, features) > rule.threshold;
-  const reason = abstains
-    ? filled(model.texts.reason, { percent: `${(100 * (1 - rule.false_alarm_rate)).toFixed(0)} %` })
-    : null;
+  const score = rule && oodScore(rule, logits, features);
+  if (Number.isNaN(total + score))
+    throw new Error("The network gives numbers that are not finite for this photo: publish the model again.");
+  const reason =
+    rule && score > rule.threshold
+      ? filled(model.texts.reason, { percent: `${(100 * (1 - rule.false_alarm_rate)).toFixed(0)} %` })
+      : null;
   return { probs: powers.map((power) => power / total), reason, ...readEvidence(model, evidence, grid) };
 }
 
@@ -218,9 +228,9 @@ function malignantProbability({ codes, label }, probabilities) {
  * @param {"equal" | "dataset"} choice
  */
 export function answerOf(model, photos, choice) {
-  if (photos.length > MAX_PHOTOS) {
+  if (photos.length > MAX_PHOTOS_A_LESION) {
     throw new Error(
-      `There are ${photos.length} photos; at most ${MAX_PHOTOS} of one lesion are averaged. Choose fewer.`,
+      `There are ${photos.length} photos; at most ${MAX_PHOTOS_A_LESION} of one lesion are averaged. Choose fewer.`,
     );
   }
   const read = photos.filter((photo) => !photo.error);

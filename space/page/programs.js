@@ -1,6 +1,7 @@
 // The tab "API": how a program asks the same engine.
 
 import { codeBlock, el } from "./dom.js";
+import { MAX_PHOTOS_A_BATCH } from "./engine.js";
 
 export function programsPanel(about, engine) {
   const parts = engine.kind === "server" ? serverParts(about) : browserParts(about);
@@ -19,7 +20,7 @@ function serverParts({ model }) {
       "p",
       {},
       "Three endpoints reply in JSON: /classify (one photo), /explain (one photo, with the heat map of a diagnosis) " +
-        "and /batch (up to 200 photos). Send files; addresses are not fetched.",
+        `and /batch (up to ${MAX_PHOTOS_A_BATCH} photos). Send files; addresses are not fetched.`,
     ),
     el("h3", {}, "Python"),
     codeBlock(`from gradio_client import Client, handle_file

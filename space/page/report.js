@@ -134,7 +134,6 @@ function heads(...texts) {
 }
 
 async function pictures(answer, card, abstained) {
-  if (!card) return null;
   const used = answer.photos.map((photo, index) => ({ photo, index })).filter(({ photo }) => photo.used);
   const several = used.length > 1;
   const figures = [];

@@ -3,6 +3,7 @@
 import { alertBox, el } from "./dom.js";
 import { open } from "./engine_browser.js";
 import { mount } from "./page.js";
+import { loadJson } from "./store.js";
 
 const host = document.getElementById("lesion-page");
 const sentence = el("p", { role: "status" }, "Loading …");
@@ -17,7 +18,8 @@ const loading = el(
 host.replaceChildren(loading);
 
 try {
-  const origin = await (await fetch("page.json")).json();
+  const origin = await loadJson(new URL("page.json", location.href).href);
+  if (!origin) throw new Error("A file of this page is missing: build the page again.");
   const onProgress = (fraction, text) => {
     bar.value = fraction;
     sentence.textContent = text;

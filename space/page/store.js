@@ -1,6 +1,6 @@
 // Files of the model and the runtime: fetched with their progress, and kept in the browser's cache for later visits.
 
-const NAME = "lesion-model";
+const NAME = `lesion-model-${new URL(".", import.meta.url).pathname}`; // a copy of the page elsewhere has its own
 
 // Only on https and on localhost, and where the visitor allows it; elsewhere files are fetched at every visit.
 const openCache = async () => ("caches" in globalThis ? caches.open(NAME).catch(() => null) : null);
@@ -83,7 +83,7 @@ export async function loadJson(url) {
     try {
       return JSON.parse(new TextDecoder().decode(bytes));
     } catch {
-      throw new Error(`${fileName(url)} is damaged: it is not JSON. Publish the model again.`);
+      throw new Error(`${fileName(url)} is damaged: it is not JSON. Reload the page, or publish it again.`);
     }
   };
   const bytes = await load(url, { check: parse });

@@ -1,5 +1,7 @@
 // Photos out of zip archives, read without writing anything to disk.
 
+import { MAX_PHOTOS_A_BATCH } from "./engine.js";
+
 const MAX_ENTRIES = 1000;
 const MAX_UNPACKED_BYTES = 500e6;
 
@@ -35,7 +37,7 @@ export async function unzip(file) {
   const size = tail.getUint32(end + 12, true);
   const start = tail.getUint32(end + 16, true);
   if (count > MAX_ENTRIES || size > 1e6)
-    throw new Error(`${file.name} lists too many files; pack at most 200 photos.`);
+    throw new Error(`${file.name} lists too many files; pack at most ${MAX_PHOTOS_A_BATCH} photos.`);
   const list = new DataView(await file.slice(start, start + size).arrayBuffer());
   const entries = [];
   let at = 0;

@@ -16,12 +16,13 @@ import pytest
 import static_space
 from answers import Photo, answer_lesion
 from PIL import Image
+from starlette.responses import Response
 
 from modeling.classifier import LesionClassifier
 from modeling.files import ModelFolderError
 from modeling.model_folder import released_model
 from support.corpus import make_corpus
-from support.space import POINTS, answered, drawings, make_model, served_static, text_of, visit
+from support.space import POINTS, answered, drawings, make_model, pixels_of, served_static, text_of, visit
 
 pytestmark = pytest.mark.slow
 
@@ -239,14 +240,67 @@ def test_a_blob_alone_is_enough(engine, python, lesions):
     assert verdict == python.predict(lesions[0]).verdict
 
 
+def test_transparent_pixels_are_white_in_thumbnails_and_pictures(engine, tmp_path):
+    Image.new("RGBA", (40, 30)).save(tmp_path / "clear.png")
+    engine.locator("#probe").set_input_files(tmp_path / "clear.png")
+    pictures = engine.evaluate(
+        """async () => {
+          const [file] = document.querySelector("#probe").files;
+          const { flatten } = await import("/heatmap.js");
+          const picture = flatten([[await createImageBitmap(file), 1]], [30, 40], 100);
+          return [(await engine.outputs(file)).thumbnail, picture.toDataURL("image/jpeg")];
+        }"""
+    )
+    assert [pixels_of(picture).min() for picture in pictures] == [255, 255]
+
+
+def test_a_browser_that_falsifies_pixels_is_refused(engine, lesions):
+    engine.locator("#probe").set_input_files(lesions[0])
+    said = engine.evaluate(
+        """async () => {
+          const { prototype } = OffscreenCanvasRenderingContext2D;
+          const { getImageData } = prototype;
+          prototype.getImageData = function (...box) {
+            const image = getImageData.apply(this, box);
+            image.data[4000] ^= 1;
+            return image;
+          };
+          const { readSquare } = await import("/decode.js");
+          const told = (error) => error.message;
+          const [file] = document.querySelector("#probe").files;
+          const square = await readSquare(file, "a.jpg", { side: 64, kind: "bicubic" }).catch(told);
+          prototype.getImageData = getImageData;
+          return square;
+        }"""
+    )
+    assert "changes the pixels that a page reads" in said
+
+
+def test_no_photo_and_numbers_that_are_not_finite_get_a_sentence(engine):
+    assert engine.evaluate("engine.answer([]).catch((error) => error.message)") == "No photo was received."
+    said = engine.evaluate(
+        """async () => {
+          const { readOutputs } = await import("/prediction.js");
+          try {
+            return readOutputs({ codes: ["MEL", "NV"], abstention: null }, { logits: [NaN, 0], features: [1], grid: [0, 0] });
+          } catch (error) {
+            return error.message;
+          }
+        }"""
+    )
+    assert "not finite" in said
+
+
 def test_every_odd_file_gets_a_sentence_or_an_answer(engine, lesions, tmp_path):
     corpus = make_corpus(tmp_path)
+    (tmp_path / "broken.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(100))
     files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     results = browser_answers(engine, files)
     assert len(results) >= len(corpus)
     for result in results:
         assert "answer" in result or (len(result["error"]) > 20 and result["error"].endswith((".", ")"))), result
         assert "undefined" not in str(result.get("error"))
+        assert ("an AVIF image" in str(result.get("error"))) == (result["name"] == "broken.avif")
     assert "answer" in browser_answers(engine, [lesions[0]])[0]  # it goes on
 
 
@@ -299,14 +353,26 @@ def test_the_policy_refuses_every_other_host_in_page_and_worker(browser, model):
         assert all("127.0.0.2" in one for one in refused)
 
 
-def test_after_the_first_visit_the_page_works_without_a_server(browser, model, lesions):
+@pytest.mark.parametrize("path", ["/", "/index.html"])  # of which some hosts know the second alone
+def test_after_the_first_visit_the_page_works_without_a_server(browser, model, lesions, monkeypatch, path):
+    app = static_space.page_app(model)
+    is_down = False
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        lost = scope["type"] == "http" and (is_down or (scope["path"] == "/" != path))
+        await (Response(status_code=503 if is_down else 404) if lost else app)(scope, receive, send)
+
+    monkeypatch.setattr(static_space, "page_app", lambda model: host)
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(120_000)
     with served_static(model) as url:
-        page.goto(url)
+        page.goto(url + path)
         page.wait_for_selector("#photos")
         page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        is_down = True
+        page.reload()
+        page.wait_for_selector("#photos")
     page.reload()
     page.wait_for_selector("#photos")
     assert answered(page, lesions[0])
@@ -321,21 +387,18 @@ def test_a_host_that_is_out_of_order_neither_stops_the_page_nor_spoils_what_it_k
         page.goto(url)
         wrong = {"status": 200, "content_type": "text/html", "body": "<p>Sign in</p>"}
 
-        def visit_with(file: str, reply: dict[str, Any]) -> str:
-            page.route(f"**/{file}", lambda route: route.fulfill(**reply))
-            page.reload()
-            page.wait_for_selector("#photos, #failure")
-            page.unroute(f"**/{file}")
-            return text_of(page, "#failure") if page.locator("#failure").count() else "works"
-
         page.wait_for_selector("#photos")
-        assert visit_with("config.json", {"status": 503}) == "works"
-        assert visit_with("config.json", {"status": 429}) == "works"
-        assert "config.json is damaged" in visit_with("config.json", wrong)
-        assert visit_with("config.json", {"status": 503}) == "works"  # the good copy is still there
-        assert "A file of this page is missing" in visit_with("labels.json", {"status": 404})
-        page.evaluate("caches.delete('lesion-model')")
-        assert "could not run the model" in visit_with("*.wasm", wrong)
+        assert visit_with(page, "config.json", {"status": 503}) == "works"
+        assert visit_with(page, "config.json", {"status": 429}) == "works"
+        assert "config.json is damaged: it is not JSON" in visit_with(page, "config.json", wrong)
+        assert visit_with(page, "config.json", {"status": 503}) == "works"  # the good copy is still there
+        for file in ("labels.json", "page.json"):
+            assert "A file of this page is missing" in visit_with(page, file, {"status": 404})
+        throws = 'export function mount(host) { host.append("half"); throw new Error("It broke."); }'
+        said = visit_with(page, "page.js", {"content_type": "text/javascript", "body": throws})
+        assert said == "The model could not be loaded It broke."
+        assert page.evaluate("caches.delete('lesion-model-/')")
+        assert "could not run the model" in visit_with(page, "*.wasm", wrong)
         page.reload()  # the damaged runtime was not kept
         page.wait_for_selector("#photos")
         page.evaluate(OPEN)
@@ -343,7 +406,23 @@ def test_a_host_that_is_out_of_order_neither_stops_the_page_nor_spoils_what_it_k
         assert "was closed" in page.evaluate(
             "engine.outputs(new Blob(['x'])).then(() => 'answered', (error) => error.message)"
         )
+        breaks = """async () => {
+          const { load } = await import("/store.js");
+          const body = new ReadableStream({ start: (stream) => stream.error(new TypeError("network error")) });
+          window.fetch = async () => new Response(body);
+          return load("https://models.example/model.onnx", { onProgress() {} }).catch((error) => error.message);
+        }"""
+        assert "model.onnx could not be loaded: no connection to models.example" in page.evaluate(breaks)
         context.close()
+
+
+def visit_with(page, file: str, reply: dict[str, Any]) -> str:
+    """Load the page again, with another reply for a file; return what it says of a failure, or "works"."""
+    page.route(f"**/{file}", lambda route: route.fulfill(**reply))
+    page.reload()
+    page.wait_for_selector("#photos, #failure")
+    page.unroute(f"**/{file}")
+    return text_of(page, "#failure") if page.locator("#failure").count() else "works"
 
 
 def test_odd_examples_and_figures_of_a_model_do_not_stop_the_page(browser, tmp_path, lesions):
@@ -374,11 +453,6 @@ def make_older(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def change_config(folder: Path, key: str, value: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {key: value}))
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -386,11 +460,6 @@ def change_config(folder: Path, key: str, value: Any) -> None:
         (make_older, "of schema 3, and this page reads 4"),
         (lambda folder: (folder / "onnx" / "model.onnx").unlink(), "no onnx/model.onnx"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
-        (lambda folder: change_config(folder, "label_names", None), "config.json is damaged"),
-        (
-            lambda folder: change_config(folder, "pretrained_cfg", {"interpolation": "lanczos"}),
-            "config.json is damaged",
-        ),
     ],
 )
 def test_a_model_that_cannot_be_used_is_explained(browser, tmp_path, change, says):
@@ -403,6 +472,32 @@ def test_a_model_that_cannot_be_used_is_explained(browser, tmp_path, change, say
         assert says in text_of(page, "#failure")
         assert page.get_by_role("button", name="Try again").is_visible()
         page.close()
+
+
+DAMAGED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("", {"label_names": None}),
+    ("", {"pretrained_cfg": None}),
+    ("pretrained_cfg", {"interpolation": "lanczos"}),
+    ("pretrained_cfg", {"std": None}),
+    ("lesion", {"operating_points": {}}),
+    ("lesion", {"operating_points": [{"codes": ["XYZ"]}]}),
+    ("lesion", {"class_priors": {"MEL": 1}}),
+    ("lesion", {"abstention": {"centre": "?", "directions": ""}}),
+    ("lesion", {"abstention": {"centre": "", "directions": "AAAA" * 4}}),
+)
+
+
+def test_a_damaged_config_json_is_called_so_and_no_error_of_the_language_is_shown(browser, model):
+    config = json.loads((model / "config.json").read_text())
+    with served_static(model) as url:
+        context = browser.new_context(service_workers="block")
+        page = context.new_page()
+        page.goto(url)
+        for part, change in DAMAGED:
+            damaged = config | (change if not part else {part: config[part] | change})
+            said = visit_with(page, "config.json", {"json": damaged})
+            assert "config.json is damaged, or of another version: publish" in said, change
+        context.close()
 
 
 # ---- The static Space ----------------------------------------------------------------------------------------------------
@@ -424,6 +519,7 @@ def test_the_build_allows_the_model_s_host_alone(tmp_path):
     index = (static_space.build(files) / "index.html").read_text(encoding="utf-8")
     assert "connect-src 'self' https://huggingface.co https://*.huggingface.co https://*.hf.co;" in index
     assert "MODEL_HOST" not in index
+    assert "If this stays, reload the page." in index  # where a script is missing
 
 
 def test_a_build_that_fails_leaves_nothing_and_builds_side_by_side_do_not_disturb_each_other(monkeypatch, tmp_path):

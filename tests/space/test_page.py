@@ -37,7 +37,11 @@ def picky(tmp_path_factory, lesions, ood_score) -> tuple[Path, list[Path]]:
     scores = {file: ood_score(easy, file) for file in lesions}
     ordered = sorted(scores, key=scores.__getitem__, reverse=True)
     between = (scores[ordered[0]] + scores[ordered[1]]) / 2
-    return make_model(folder / "model", threshold=between, **options), ordered
+    model = make_model(folder / "model", threshold=between, **options)
+    (model / "examples").mkdir()
+    shutil.copy(ordered[1], model / "examples" / "one.jpg")
+    (model / "examples" / "examples.json").write_text('{"examples": [{"file": "one.jpg", "diagnosis": "NV"}]}')
+    return model, ordered
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +155,10 @@ def test_without_an_answer_the_photo_is_in_colour_and_the_numbers_are_folded_awa
 
 
 def test_priors_change_the_probabilities_and_not_the_flag(browser, page_url, picky, expected):
-    _, (_, good, *_) = picky
+    _, (_, good, other, *_) = picky
     with visit(browser, page_url) as page:
+        answered(page, other)
+        page.click("#new-lesion")
         answered(page, good)
         page.get_by_text("How common are the diagnoses where this photo comes from?").first.click()
         page.evaluate("document.querySelector('#verdict').removeAttribute('id')")
@@ -161,6 +167,9 @@ def test_priors_change_the_probabilities_and_not_the_flag(browser, page_url, pic
         assert answered(page) == at_mix.verdict
         assert at_mix.flagged == expected.predict(good).flagged
         assert page.get_by_label("As in the training data").is_checked()
+        page.click("#compare-lesions")
+        assumed = page.locator(".comparison tr", has_text="Diagnoses assumed").locator("td").all_inner_texts()
+        assert assumed == ["equally common", "as common as in the model's data"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -239,7 +248,15 @@ def test_report_and_print_are_one_page_each_and_show_all_photos(browser, page_ur
         answered(page, *good)
         html = saved(page, "#save-report", tmp_path / "report.html").read_text(encoding="utf-8")
         data = json.loads(saved(page, "#save-json", tmp_path / "answer.json").read_text(encoding="utf-8"))
-        saved(page, "#save-overlay", tmp_path / "overlay.jpg")
+        for kind in ("overlay.jpg", "report.html"):
+            with page.expect_download() as download:  # named after this lesion, whatever is opened meanwhile
+                page.evaluate(
+                    "(id) => ['#save-' + id, '#new-lesion'].forEach((one) => document.querySelector(one).click())",
+                    kind.partition(".")[0],
+                )
+            assert download.value.suggested_filename == f"{good[0].stem}-{kind}"
+            page.locator("#which-lesion").select_option(index=1)
+            page.wait_for_selector("#verdict")
         page.emulate_media(media="print")
         assert page.locator("#verdict").is_visible()
         assert page.locator(".toolbar").is_hidden()
@@ -407,6 +424,26 @@ def test_each_tab_has_an_address_and_arrow_keys_walk_them(browser, page_url):
             assert page.locator(f"#{tab}").is_visible()
         page.evaluate("location.hash = '#model'")
         page.wait_for_selector("#model:not([hidden])")
+
+
+def test_an_example_that_loads_slowly_does_not_replace_a_photo_that_was_dropped_meanwhile(browser, page_url, picky):
+    _, (_, good, other, _) = picky
+    with visit(browser, page_url) as page:
+        page.click(".sample")
+        answered(page)
+        assert "Example of known diagnosis: melanocytic nevus." in text_of(page, ".headline")
+        page.click("#new-lesion")
+        held = []
+        page.route("**/one.jpg", lambda route: held.append(route))
+        page.click(".sample")
+        page.wait_for_selector("#working")
+        drop(page, other.read_bytes(), "dropped.jpg")
+        answered(page)
+        for route in held:
+            route.fulfill(body=good.read_bytes(), content_type="image/jpeg")
+        assert len(held) == 1
+        page.wait_for_timeout(500)
+        assert page.locator("#original").get_attribute("alt") == "Photo dropped.jpg"
 
 
 # ---- Widths ----------------------------------------------------------------------------------------------------------
