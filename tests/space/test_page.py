@@ -162,11 +162,11 @@ def test_priors_change_the_probabilities_and_not_the_flag(browser, page_url, pic
         answered(page, good)
         page.get_by_text("How common are the diagnoses where this photo comes from?").first.click()
         page.evaluate("document.querySelector('#verdict').removeAttribute('id')")
-        page.get_by_label("As in the training data").check()
+        page.get_by_role("radio", name="As in the training data").check()
         at_mix = expected.with_priors("dataset").predict(good)
         assert answered(page) == at_mix.verdict
         assert at_mix.flagged == expected.predict(good).flagged
-        assert page.get_by_label("As in the training data").is_checked()
+        assert page.get_by_role("radio", name="As in the training data").is_checked()
         page.click("#compare-lesions")
         assumed = page.locator(".comparison tr", has_text="Diagnoses assumed").locator("td").all_inner_texts()
         assert assumed == ["equally common", "as common as in the model's data"]
@@ -441,7 +441,7 @@ def test_an_example_that_loads_slowly_does_not_replace_a_photo_that_was_dropped_
         answered(page)
         for route in held:
             route.fulfill(body=good.read_bytes(), content_type="image/jpeg")
-        assert len(held) == 1
+        assert held
         page.wait_for_timeout(500)
         assert page.locator("#original").get_attribute("alt") == "Photo dropped.jpg"
 
