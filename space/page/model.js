@@ -226,7 +226,7 @@ function noAnswer({ abstention }, names) {
   return table(
     "How often it gives no answer",
     [
-      ["Pictures", ""],
+      ["Images", ""],
       ["No answer", ""],
     ],
     rows,
