@@ -369,7 +369,8 @@ def test_after_the_first_visit_the_page_works_without_a_server(browser, model, l
     with served_static(model) as url:
         page.goto(url + path)
         page.wait_for_selector("#photos")
-        page.evaluate("navigator.serviceWorker.ready.then(() => 1)")
+        ready = "Promise.race([navigator.serviceWorker.ready, new Promise((_, no) => setTimeout(no, 30000, 'not installed'))])"
+        page.evaluate(f"{ready}.then(() => 1)")
         is_down = True
         page.reload()
         page.wait_for_selector("#photos")
