@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,11 +201,7 @@ def parse_options(arguments: list[str]) -> TrainOptions:
 
 
 def read_config(path: Path) -> list[str]:
-    """Return the options of a YAML file as arguments of the command line; null is the default, as in train_config.json.
-
-    Raises:
-        ValueError: If it does not hold lines such as `epochs: 30`.
-    """
+    """Return the options of a YAML file as arguments; null is the default. Raises ValueError, as `parse_options` does."""
     try:
         # This loader leaves words as they are; plain YAML reads 042 as 34 and `no` as False.
         content = dict(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {})
@@ -214,6 +211,10 @@ def read_config(path: Path) -> list[str]:
         ) from error
     arguments: list[str] = []
     for name, value in content.items():
+        if not all(isinstance(one, str) for one in (value if isinstance(value, list) else [value])):
+            raise ValueError(
+                f"--config {path}: {shortened(name)} must be a value or a list of values, not a structure."
+            )
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)] if value else []
         elif value not in ("", "~", "null"):
@@ -275,7 +276,7 @@ def resolve(options: TrainOptions) -> TrainOptions:
 
 def dataset_name(options: TrainOptions) -> str:
     """Return the name of the dataset in files that others see; of a folder without its path."""
-    return Path(options.dataset).resolve().name if Path(options.dataset).is_dir() else options.dataset
+    return Path(options.dataset).resolve().name if os.path.isdir(options.dataset) else options.dataset
 
 
 def checkpoint_interval(text: str) -> tuple[float, float]:

@@ -99,7 +99,7 @@ def make_readers(model_folder: Path, scratch: Path) -> dict[str, Reader]:
         # What opens must answer, and the answer must be text that can be sent.
         answer = classifier.predict(picture).to_dict()
         json.dumps([answer, classifier.notice], allow_nan=False, ensure_ascii=False).encode()
-        assert abs(sum(answer["probabilities"].values()) - 1) < 1e-6
+        assert abs(sum(answer["probabilities"].values()) - 1) < 1e-5  # each is rounded to six digits, and never to 0
         return True
 
     heavy = shutil.copytree(model_folder, scratch / "heavy")

@@ -167,6 +167,8 @@ def test_options_can_come_from_a_file_and_the_command_line_wins(tmp_path):
         ("1: 2\n", "unknown option '--1=2'"),
         ("epoch: 2\n", "unknown option '--epoch=2'"),
         ("config: other.yaml\n", "unknown option '--config=other.yaml'"),
+        ("dataset: [[demo]]\n", "'dataset' must be a value or a list of values, not a structure."),
+        ("epochs: {a: 1}\n", "'epochs' must be a value or a list of values, not a structure."),
         ("dataset: [demo, demo]\n", "unknown option 'demo'"),
         ("learning_rate: inf\n", "--learning_rate: input should be a finite number"),
         ("learning_rate: nan\n", "--learning_rate: input should be"),
